@@ -1,0 +1,123 @@
+"""The sweep as a graph: one rule per notebook, run through papermill. Start it with `make reproduce`.
+
+A job's output is the JSON record that its notebook writes last; the executed notebook is its log. A rule lists the
+modules its notebook uses, so editing one of them reruns its jobs; editing a study key reruns the jobs that use it.
+"""
+
+from itertools import combinations
+from pathlib import Path
+
+from sdd_utils import notebooks, study as studies
+
+STUDY = config.get("study", "embedded")
+S = studies.load(STUDY)
+NAME = Path(STUDY).stem
+RUN = config.get("run", f"work/{NAME}")
+PUBLISH = config.get("publish", f"results/{NAME}")
+RECORDS, LOGS = f"{RUN}/records", f"{RUN}/notebooks"
+TUNED = [(n, seed) for n in S.finetune_block_sizes for seed in S.seeds]
+PAIRS = [*combinations(S.data_sets, 2)]
+
+wildcard_constraints:
+    n=r"\d+", seed=r"\d+", data="|".join(S.data_sets), other="|".join(S.data_sets)
+
+
+def uses(notebook, *modules):
+    """A rule's code: its notebook and the modules of sdd_utils that the notebook calls."""
+    return [f"notebooks/{notebook}.ipynb", *(f"sdd_utils/{module}.py" for module in modules)]
+
+
+def parameters(notebook, **which):
+    """A job's parameters: the study's keys that the notebook takes, and what the job is run on."""
+    return studies.parameters_of(STUDY, notebook=notebook) | {"study": NAME, "run": RUN} | which
+
+
+def execute(notebook, log, params, threads):
+    notebooks.execute(notebook, out=Path(log), parameters=dict(params.values), threads=threads)
+
+
+DATA = ["sdd_utils/data.py", "sdd_utils/pydoc_names.txt"]
+TASKS = [*map(str, sorted(Path("sdd_utils/tasks").glob("*.*")))] + ["sdd_utils/facts.py", *DATA]
+
+
+rule all:
+    input: f"{RECORDS}/results.json"
+
+rule model:
+    output: touch(f"{RUN}/model.found")
+    params: model=S.model
+    message: "find or convert the model {params.model}"
+    run:
+        from sdd_utils import models
+        models.find(params.model)
+
+rule similarity:
+    input: uses("01_similarity_analysis", "similarity", "models"), DATA, rules.model.output
+    output: f"{RECORDS}/similarity.json"
+    log: f"{LOGS}/similarity.ipynb"
+    params: values=parameters("01_similarity_analysis")
+    message: "01 similarity"
+    resources: mem_mb=3000
+    run: execute("01_similarity_analysis", log[0], params, threads)
+
+rule pruning:
+    input: uses("02_pruning", "pruning", "evaluation", "models"), TASKS, rules.similarity.output
+    output: f"{RECORDS}/pruning-n{{n}}.json", f"{RUN}/checkpoints/n{{n}}/manifest.json"
+    log: f"{LOGS}/pruning-n{{n}}.ipynb"
+    params: values=lambda w: parameters("02_pruning", block_size=int(w.n))
+    message: "02 pruning, n = {wildcards.n}"
+    resources: mem_mb=3000
+    run: execute("02_pruning", log[0], params, threads)
+
+rule distillation:
+    input: uses("03_self_data_distillation", "distillation", "generation", "models"), DATA, rules.model.output
+    output: f"{RECORDS}/distillation-{{data}}.json"
+    log: f"{LOGS}/distillation-{{data}}.ipynb"
+    params: values=lambda w: parameters("03_self_data_distillation", data_set=w.data)
+    message: "03 self-data distillation of {wildcards.data}"
+    resources: mem_mb=3000
+    run: execute("03_self_data_distillation", log[0], params, threads)
+
+rule finetuning:
+    input: uses("04_sft_vs_self_distill", "finetuning", "evaluation", "models"), TASKS, rules.distillation.output,
+        rules.pruning.output
+    output: f"{RECORDS}/finetuning-n{{n}}-{{data}}-s{{seed}}.json"
+    log: f"{LOGS}/finetuning-n{{n}}-{{data}}-s{{seed}}.ipynb"
+    params: values=lambda w: parameters("04_sft_vs_self_distill", block_size=int(w.n), data_set=w.data, seed=int(w.seed))
+    message: "04 SFT and Self-Data FT, n = {wildcards.n}, {wildcards.data}, seed {wildcards.seed}"
+    resources: mem_mb=3500
+    run: execute("04_sft_vs_self_distill", log[0], params, threads)
+
+rule merging:
+    input: uses("05_model_merging", "merging", "finetuning", "evaluation", "models"), TASKS,
+        expand(rules.finetuning.output, data=["{data}", "{other}"], allow_missing=True)
+    output: f"{RECORDS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.json"
+    log: f"{LOGS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.ipynb"
+    params: values=lambda w: parameters("05_model_merging", block_size=int(w.n), data_set=w.data,
+        other_data_set=w.other, seed=int(w.seed))
+    message: "05 SLERP of {wildcards.data} and {wildcards.other}, n = {wildcards.n}, seed {wildcards.seed}"
+    resources: mem_mb=3000
+    run: execute("05_model_merging", log[0], params, threads)
+
+rule embedding_similarity:
+    input: uses("06_embedding_similarity", "embeddings", "generation", "finetuning", "models"), DATA, rules.finetuning.output
+    output: f"{RECORDS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.json"
+    log: f"{LOGS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.ipynb"
+    params: values=lambda w: parameters("06_embedding_similarity", block_size=int(w.n), data_set=w.data, seed=int(w.seed))
+    message: "06 embedding similarity, n = {wildcards.n}, {wildcards.data}, seed {wildcards.seed}"
+    resources: mem_mb=3000
+    run: execute("06_embedding_similarity", log[0], params, threads)
+
+rule results:
+    input: uses("08_results", "results", "grid", "report", "paper", "plots"), rules.similarity.output,
+        expand(rules.pruning.output, n=[0, *S.block_sizes]), expand(rules.distillation.output, data=S.data_sets),
+        [expand(r, n=n, seed=seed, data=S.data_sets) for n, seed in TUNED
+            for r in (rules.finetuning.output, rules.embedding_similarity.output)],
+        [expand(rules.merging.output, n=n, seed=seed, data=a, other=b) for n, seed in TUNED for a, b in PAIRS]
+    output: f"{RECORDS}/results.json"
+    log: f"{LOGS}/results.ipynb"
+    params: values=parameters("08_results", publish=PUBLISH)
+    message: "08 results: tables, figures and pages into {PUBLISH}"
+    run:
+        execute("08_results", log[0], params, threads)
+        notebooks.publish(Path(RUN), out=Path(PUBLISH))

@@ -1,0 +1,152 @@
+"""Every data set as the same columns: `id, instruction, context, response, answer`, all of them strings.
+
+`answer` is what a response can be checked against; it is "" where nothing is checkable. Both data sets are made on
+the spot, without a download:
+
+gsm_symbolic
+    Grade-school word problems with worked answers, from the templates of GSM-Symbolic (Mirzadeh et al.,
+    arXiv 2410.05229) as implemented by reasoning-gym. Train and test share the templates, never a problem.
+pydoc
+    What a name of Python's standard library does, answered by its own docstring. `pydoc_names.txt` fixes the names
+    and their order: public functions, classes and methods whose cleaned docstring (6 to 60 words) is the same text in
+    Python 3.11, 3.12 and 3.13, starts with a capital, ends a sentence and holds no markup, one name per text, at most
+    20 names per top-level module, no module of one platform, shuffled once with seed 0. Every fifth name is a test row.
+"""
+
+import functools
+import hashlib
+import inspect
+import json
+import pkgutil
+import re
+from pathlib import Path
+
+COLUMNS = ("id", "instruction", "context", "response", "answer")
+SPLITS = ("train", "test")
+MAX_WORDS = 60  # of a question, a worked answer or a docstring: short enough to train on a laptop
+MIN_DOC_WORDS = 6  # a shorter docstring only repeats the name
+
+# reasoning-gym seeds item i with seed + i, so the two pools must lie further apart than their sizes.
+GSM_SEED = {"train": 0, "test": 1_000_000}
+GSM_CANDIDATES = {"train": 6000, "test": 2000}
+GSM_SUFFIX = " Give the result as your final answer. Do not include units."
+
+PYDOC_NAMES = Path(__file__).with_name("pydoc_names.txt")
+PYDOC_TEST_EVERY = 5
+
+
+def names() -> tuple[str, ...]:
+    """The data sets that `load` knows."""
+    return tuple(_DATA_SETS)
+
+
+def load(name: str, *, split: str, rows: int) -> list[dict]:
+    """The first `rows` rows of a data set in its fixed order, as dicts with the keys `COLUMNS`.
+
+    The train rows also serve as calibration text. Raises ValueError for an unknown data set or split, and where the
+    data set has fewer rows.
+    """
+    if name not in _DATA_SETS:
+        raise ValueError(f"data set {name!r} is unknown: use one of {', '.join(names())} (study key data_sets)")
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown: use one of {', '.join(SPLITS)}")
+    found = _DATA_SETS[name](split)
+    if not 0 < rows <= len(found):
+        raise ValueError(f"{rows} rows of {name} {split} cannot be had: ask for 1 to {len(found)}")
+    return [dict(row) for row in found[:rows]]
+
+
+def fingerprint(rows: list[dict]) -> str:
+    """The sha256 (hex) of the rows as canonical JSON: equal exactly when columns, values and order are."""
+    text = json.dumps(rows, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def last_number(text: str) -> str | None:
+    """The last number in a text without thousands separators ("1,200" gives "1200"), or None."""
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return found[-1].replace(",", "") if found else None
+
+
+@functools.cache
+def _gsm_symbolic(split: str) -> list[dict]:
+    """The candidates of a split that pass the fixed rules, in candidate order."""
+    seen = {question for question, _, _ in _gsm_candidates("train")} if split == "test" else set()
+    rows = []
+    for index, (question, response, answer) in enumerate(_gsm_candidates(split)):
+        short = max(len(question.split()), len(response.split())) <= MAX_WORDS
+        if short and question not in seen and last_number(response) == answer:
+            rows.append(_row(f"gsm_symbolic-{split}-{index:05d}", question, response, answer))
+        seen.add(question)
+    return rows
+
+
+@functools.cache
+def _gsm_candidates(split: str) -> list[tuple[str, str, str]]:
+    """Question, worked answer (ending in "#### " and the number) and answer of every candidate of a split."""
+    import reasoning_gym  # here, for its import takes longer than everything else in this module
+
+    size = GSM_CANDIDATES[split]
+    problems = reasoning_gym.create_dataset("gsm_symbolic", seed=GSM_SEED[split], size=size)
+    return [
+        (
+            " ".join(problem["question"].removesuffix(GSM_SUFFIX).split()),
+            "\n".join(" ".join(line.split()) for line in problem["metadata"]["answer_cot"].strip().splitlines()),
+            problem["answer"],
+        )
+        for problem in (problems[index] for index in range(size))
+    ]
+
+
+@functools.cache
+def _pydoc(split: str) -> list[dict]:
+    """The names of a split that this Python documents, in the order of `pydoc_names.txt`."""
+    rows, seen = [], set()
+    for index, name in enumerate(PYDOC_NAMES.read_text(encoding="utf-8").split()):
+        thing = _resolve(name)
+        response = clean_docstring(getattr(thing, "__doc__", None) or "")
+        if response is None or response in seen:
+            continue
+        seen.add(response)
+        if (split == "test") == (index % PYDOC_TEST_EVERY == PYDOC_TEST_EVERY - 1):
+            shown = name.removeprefix("builtins.")
+            asks = f"What is the class {shown} for?" if inspect.isclass(thing) else f"What does {shown} do?"
+            rows.append(_row(f"pydoc-{name}", asks, response, ""))
+    return rows
+
+
+def _resolve(name: str) -> object | None:
+    """What a qualified name stands for, or None in a Python that lacks it."""
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return None
+
+
+def clean_docstring(text: str) -> str | None:
+    """The leading prose of a docstring as one line of `MIN_DOC_WORDS` to `MAX_WORDS` words, or None.
+
+    Signature lines are dropped. The prose ends at the first paragraph that is indented, holds a doctest or an underline,
+    introduces one (it ends in a colon), or would exceed the limit.
+    """
+    words = []
+    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
+        lines = [line for line in paragraph.splitlines() if not _is_signature(line)]
+        more = " ".join(lines).split()
+        code = any(line.startswith((" ", "\t")) or re.search(r">>>|^\W*--", line) for line in lines)
+        if code or paragraph.rstrip().endswith(":") or len(words) + len(more) > MAX_WORDS:
+            break
+        words += more
+    return " ".join(words) if len(words) >= MIN_DOC_WORDS else None
+
+
+def _is_signature(line: str) -> bool:
+    """Whether a line is `name(arguments)`, perhaps with what it returns, and not prose."""
+    return bool(re.match(r"[\w.]+\(.*?\)( ?(->|--|=) ?.*)?$", line.strip()))
+
+
+def _row(key: str, instruction: str, response: str, answer: str) -> dict:
+    return dict(zip(COLUMNS, (key, instruction, "", response, answer), strict=True))
+
+
+_DATA_SETS = {"gsm_symbolic": _gsm_symbolic, "pydoc": _pydoc}

@@ -1,0 +1,157 @@
+"""Self-data distillation: the unpruned model rewrites every response, and a rewrite is kept only if it is right.
+
+The template, the banned phrases and the conditional selection follow SDFT (Yang et al. 2402.13669), the parent
+method the paper builds on (paper, section 3). Nothing is dropped: a rejected rewrite falls back to the original
+response, so the distilled set has exactly the rows of the original.
+"""
+
+import re
+from collections import Counter
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+
+from sdd_utils.generation import generate_file, render
+from sdd_utils.models import sha256
+
+BANNED_PHRASES = ("reference answer", "your response", "my response", "your own response", "now it's your turn")
+
+_GENERAL = (
+    "Below are an instruction that describes a task and a reference answer. Use the reference answer as a guide "
+    "and write your own response to the instruction.\n\n"
+    "### Instruction:\n{instruction}\n\n### Reference Answer:\n{response}\n\n### Response:\n"
+)
+_MATH_SYSTEM = "You are an expert in math. Below are a math question and its reference answer."
+_MATH = (
+    "Write your own step-by-step solution, with the reference answer as a guide. End with '#### ' and the number.\n\n"
+    "### Question:\n{instruction}\n\n### Reference Answer:\n{response}\n"
+)
+_MATH_OPENING = "Let's solve this step by step:\n"  # the parent method opens the math turn too; the wording is ours
+MATH_DATA_SETS = ("gsm_symbolic",)
+
+# Not glued to a letter, digit or point on its left ("v2", "1.2.3") nor an exponent's mantissa; a unit may follow.
+_NUMBER = re.compile(
+    r"(?<![\w.])[-−]?\$?(?:\d{1,3}(?:,\d{3})+(?![\d,]*\d)|\d+)(?:\.\d+)?(?!\d|\.\d|[eE][-+]?\d)|(?<![\w.])[-−]?\$?\.\d+(?!\d)"
+)
+
+
+def question_of(row: dict) -> str:
+    """The instruction, with its context below it where there is one."""
+    return f"{row['instruction']}\n\n{row['context']}" if row["context"] else row["instruction"]
+
+
+def rewrite_messages(row: dict, data_set: str) -> list[dict]:
+    """The conversation that asks the unpruned model for its own version of a response."""
+    fields = {"instruction": question_of(row), "response": row["response"]}
+    if data_set in MATH_DATA_SETS:
+        return [
+            {"role": "system", "content": _MATH_SYSTEM},
+            {"role": "user", "content": _MATH.format(**fields)},
+            {"role": "assistant", "content": _MATH_OPENING},
+        ]
+    return [{"role": "user", "content": _GENERAL.format(**fields)}]
+
+
+def opening(data_set: str) -> str:
+    """The pre-filled start of the assistant's turn, which belongs to the response."""
+    return _MATH_OPENING if data_set in MATH_DATA_SETS else ""
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number in a text: thousands commas, decimals, signs and `$` understood; None if there is none.
+
+    "5 10" ends in 10, "1,234.50." in 1234.5 and "$-3" or "-$3" in -3; a hyphen after a digit or letter
+    ("10-5") is no sign.
+    """
+    matches = list(_NUMBER.finditer(text.replace("$-", "-$").replace("$−", "-$")))
+    if not matches:
+        return None
+    return Decimal(re.sub(r"[$,]", "", matches[-1].group()).replace("−", "-"))
+
+
+def select(row: dict, *, data_set: str, text: str, finish: str) -> tuple[str, str]:
+    """Conditional selection: the response to train on, and the reason of the choice.
+
+    Reasons: `kept`, or why the original is used: `truncated`, `empty`, `banned phrase`, `no answer`, `wrong answer`.
+    """
+    reason = _verdict(row, data_set=data_set, text=text.strip(), finish=finish)
+    return (text.strip() if reason == "kept" else row["response"]), reason
+
+
+def _verdict(row: dict, *, data_set: str, text: str, finish: str) -> str:
+    if finish != "stop":
+        return "truncated"
+    if not text.removeprefix(opening(data_set).strip()).strip():
+        return "empty"
+    if any(phrase in text.lower() for phrase in BANNED_PHRASES):
+        return "banned phrase"
+    if not row["answer"]:
+        return "kept"
+    number = last_number(text)
+    if number is None:
+        return "no answer"
+    return "kept" if number == last_number(row["answer"]) else "wrong answer"
+
+
+def distill(model, tokenizer, rows: list[dict], *, data_set: str, path: Path, **settings) -> list[dict]:
+    """Rewrite every response and write the distilled set, one JSON line per row as batches finish.
+
+    A rerun keeps the finished lines and generates the rest; see `generation.generate` for `settings`.
+
+    Returns:
+        rows {id, response, source: "distilled" | "original", reason, finish, n_tokens, seed, rewrite}, in the order
+        of `rows`.
+    """
+    by_id = {row["id"]: row for row in rows}
+    prompts = {id_: render(tokenizer, rewrite_messages(row, data_set)) for id_, row in by_id.items()}
+    return generate_file(
+        model,
+        tokenizer,
+        prompts,
+        path=path,
+        finish_row=lambda output: _distilled_row(by_id[output["id"]], data_set, output),
+        depends_on=[rows, sha256(Path(__file__))],
+        **settings,
+    )
+
+
+def _distilled_row(row: dict, data_set: str, output: dict) -> dict:
+    text = opening(data_set) + output["text"]
+    response, reason = select(row, data_set=data_set, text=text, finish=output["finish"])
+    source = "distilled" if reason == "kept" else "original"
+    kept = {name: output[name] for name in ("finish", "n_tokens", "seed")}
+    return {"id": row["id"], "response": response, "source": source, "reason": reason, **kept, "rewrite": text}
+
+
+def ngram_overlap(text: str, reference: str, *, n: int = 8) -> float:
+    """Share of a text's word n-grams that also stand in the reference, 0..1; 0 for a text shorter than n words."""
+
+    def grams(words: list[str]) -> list[tuple]:
+        return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+    own, known = grams(text.split()), set(grams(reference.split()))
+    return sum(gram in known for gram in own) / len(own) if own else 0.0
+
+
+def statistics(rows: list[dict], distilled: list[dict]) -> dict:
+    """Rates (0..1) and lengths (words) that say what distillation changed.
+
+    `copy` is the share of *all* rows whose training response is word for word the original's although it counts
+    as distilled: where it is high, the two arms train on the same data.
+    """
+    pairs = list(zip(rows, distilled, strict=True))
+    if any(row["id"] != other["id"] for row, other in pairs):
+        raise ValueError("the distilled set does not belong to these rows: delete it and run 03 again")
+    kept = [(row, other) for row, other in pairs if other["source"] == "distilled"]
+    copies = [row["response"].split() == other["response"].split() for row, other in kept]
+    return {
+        "rows": len(pairs),
+        "fallback_rate": 1 - len(kept) / len(pairs),
+        "copy_rate": sum(copies) / len(pairs),
+        "truncation_rate": sum(other["finish"] == "length" for other in distilled) / len(pairs),
+        "overlap_8gram": float(np.mean([ngram_overlap(o["response"], r["response"]) for r, o in kept] or [0.0])),
+        "reasons": dict(sorted(Counter(other["reason"] for other in distilled).items())),
+        "words_original": [len(row["response"].split()) for row in rows],
+        "words_distilled": [len(other["response"].split()) for other in distilled],
+    }

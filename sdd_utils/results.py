@@ -1,0 +1,171 @@
+"""Records: one JSON file per job that says what came out and how it was made; and the statistics over them.
+
+A record is written last, under a temporary name, and renamed: if it is there, the job is finished.
+"""
+
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from sdd_utils.study import ROOT
+
+_VERSIONS_OF = ("torch", "transformers", "peft", "trl", "lm-eval", "sentence-transformers", "datasets", "papermill")
+_STARTED = psutil.Process().create_time()
+_RSS_UNITS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+
+
+def write_record(path: Path, *, step: str, params: dict, metrics: dict) -> Path:
+    """Write a finished job's record.
+
+    Raises:
+        ValueError: a NaN or an infinity anywhere: such a number means that the job went wrong.
+    """
+    record = {
+        "step": step,
+        "study": params["study"],
+        "params": params,
+        "metrics": metrics,
+        "provenance": provenance(seed=params.get("seed")),
+    }
+    try:
+        text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
+    except ValueError as error:
+        raise ValueError(
+            f"record {path.name} would hold NaN or infinity: something went wrong before, nothing was written"
+        ) from error
+    return write_whole(path, _one_line_lists(text) + "\n")
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text file completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as scratch:
+        scratch.write(text)
+    os.chmod(scratch.name, 0o644)
+    os.replace(scratch.name, path)
+    return path
+
+
+def _one_line_lists(text: str) -> str:
+    """Lists of plain numbers take one line, not one line a number."""
+    number = r"-?\d[\d.eE+-]*"
+    return re.sub(rf"\[\s+{number}(?:,\s+{number})*\s+\]", lambda m: re.sub(r"\s+", " ", m.group()), text)
+
+
+def provenance(*, seed: int | None) -> dict:
+    """Commit, versions, device, threads and cost of the running process."""
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return {
+        "commit": commit,
+        "dirty": bool(changes),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS_OF},
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else torch.cpu.get_capabilities()["cpu_name"],
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "started": datetime.fromtimestamp(_STARTED, UTC).isoformat(timespec="seconds"),
+        "wall_s": round(time.time() - _STARTED, 1),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _RSS_UNITS_PER_MB),
+    }
+
+
+def _device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def read_record(path: Path, *, made_by: str) -> dict:
+    """Read a record.
+
+    Args:
+        made_by: the notebook that makes it, for the message.
+
+    Raises:
+        FileNotFoundError: there is none yet; says which notebook and command make it.
+        ValueError: it is not a record.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path.name} does not exist yet: run notebooks/{made_by}.ipynb first, or 'make reproduce' for all"
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not complete JSON: delete it and run notebooks/{made_by}.ipynb") from error
+    return record
+
+
+def read_records(folder: Path) -> list[dict]:
+    """Every record of a folder, in the order of their file names."""
+    return [read_record(path, made_by="08_results") for path in sorted(folder.glob("*.json"))]
+
+
+def of_step(records: Iterable[dict], step: str) -> list[dict]:
+    """The records of one step."""
+    return [record for record in records if record["step"] == step]
+
+
+def averaged_tasks(scores: dict[str, dict]) -> list[str]:
+    """The tasks that enter an average: those scored in 0..1 where more is better."""
+    return [task for task, score in scores.items() if score["higher_is_better"]]
+
+
+def average(scores: dict[str, dict]) -> float:
+    """Mean score over tasks, 0..1."""
+    return float(np.mean([scores[task]["value"] for task in averaged_tasks(scores)]))
+
+
+def recovery(scores: dict[str, dict], original: dict[str, dict]) -> float:
+    """Average score over the original's average score (paper, section 4); 1 is full recovery."""
+    return average(scores) / average(original)
+
+
+def bootstrap_recovery(
+    scores: dict[str, dict], original: dict[str, dict], *, draws: int = 2000, seed: int = 0
+) -> np.ndarray:
+    """(draws,) recovery over resamples of the documents, the same documents for both models.
+
+    It says how far another set of documents could move the number, not another training seed.
+    """
+    rng = np.random.default_rng(seed)  # one seed for every call: differences between two arms are paired as well
+    ours, theirs = np.zeros(draws), np.zeros(draws)
+    for task in averaged_tasks(original):
+        pair = np.array([scores[task]["documents"], original[task]["documents"]], dtype=float)
+        n = pair.shape[1]
+        counts = rng.multinomial(n, [1 / n] * n, size=draws) / n
+        ours += counts @ pair[0]
+        theirs += counts @ pair[1]
+    return ours / theirs
+
+
+def interval(draws: np.ndarray, *, level: float = 0.95) -> list[float]:
+    """Central interval of a bootstrap distribution."""
+    return [float(q) for q in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])]
+
+
+def bootstrap_mean(values: np.ndarray, *, draws: int = 2000, seed: int = 0) -> dict:
+    """Mean of a sample with its 95 % bootstrap interval."""
+    values = np.asarray(values, dtype=float)
+    counts = np.random.default_rng(seed).multinomial(len(values), [1 / len(values)] * len(values), size=draws)
+    return {"mean": float(values.mean()), "interval": interval(counts @ values / len(values)), "n": len(values)}
