@@ -32,6 +32,12 @@ def parameters(notebook, **which):
     return studies.parameters_of(STUDY, notebook=notebook) | {"study": NAME, "run": RUN} | which
 
 
+def tuned(notebook, wildcards, **which):
+    """Parameters of a job on one fine-tuned model."""
+    which |= {"block_size": int(wildcards.n), "data_set": wildcards.data, "seed": int(wildcards.seed)}
+    return parameters(notebook, **which)
+
+
 def execute(notebook, log, params, threads):
     notebooks.execute(notebook, out=Path(log), parameters=dict(params.values), threads=threads)
 
@@ -83,7 +89,7 @@ rule finetuning:
         rules.pruning.output
     output: f"{RECORDS}/finetuning-n{{n}}-{{data}}-s{{seed}}.json"
     log: f"{LOGS}/finetuning-n{{n}}-{{data}}-s{{seed}}.ipynb"
-    params: values=lambda w: parameters("04_sft_vs_self_distill", block_size=int(w.n), data_set=w.data, seed=int(w.seed))
+    params: values=lambda w: tuned("04_sft_vs_self_distill", w)
     message: "04 SFT and Self-Data FT, n = {wildcards.n}, {wildcards.data}, seed {wildcards.seed}"
     resources: mem_mb=3500
     run: execute("04_sft_vs_self_distill", log[0], params, threads)
@@ -93,8 +99,7 @@ rule merging:
         expand(rules.finetuning.output, data=["{data}", "{other}"], allow_missing=True)
     output: f"{RECORDS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.json"
     log: f"{LOGS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.ipynb"
-    params: values=lambda w: parameters("05_model_merging", block_size=int(w.n), data_set=w.data,
-        other_data_set=w.other, seed=int(w.seed))
+    params: values=lambda w: tuned("05_model_merging", w, other_data_set=w.other)
     message: "05 SLERP of {wildcards.data} and {wildcards.other}, n = {wildcards.n}, seed {wildcards.seed}"
     resources: mem_mb=3000
     run: execute("05_model_merging", log[0], params, threads)
@@ -103,7 +108,7 @@ rule embedding_similarity:
     input: uses("06_embedding_similarity", "embeddings", "generation", "finetuning", "models"), DATA, rules.finetuning.output
     output: f"{RECORDS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.json"
     log: f"{LOGS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.ipynb"
-    params: values=lambda w: parameters("06_embedding_similarity", block_size=int(w.n), data_set=w.data, seed=int(w.seed))
+    params: values=lambda w: tuned("06_embedding_similarity", w)
     message: "06 embedding similarity, n = {wildcards.n}, {wildcards.data}, seed {wildcards.seed}"
     resources: mem_mb=3000
     run: execute("06_embedding_similarity", log[0], params, threads)

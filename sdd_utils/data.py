@@ -1,16 +1,20 @@
 """Every data set as the same columns: `id, instruction, context, response, answer`, all of them strings.
 
-`answer` is what a response can be checked against; it is "" where nothing is checkable. Both data sets are made on
-the spot, without a download:
+`answer` is what a response can be checked against; it is "" where nothing is checkable. Both data sets are
+made on the spot, without a download:
 
 gsm_symbolic
     Grade-school word problems with worked answers, from the templates of GSM-Symbolic (Mirzadeh et al.,
-    arXiv 2410.05229) as implemented by reasoning-gym. Train and test share the templates, never a problem.
+    arXiv 2410.05229) as implemented by reasoning-gym. A problem is left out where the question or the worked
+    answer is longer than 60 words, the answer is negative (the story then makes no sense) or not the last
+    number of the worked answer, or the question came before. Train and test share the templates, never a
+    problem.
 pydoc
-    What a name of Python's standard library does, answered by its own docstring. `pydoc_names.txt` fixes the names
-    and their order: public functions, classes and methods whose cleaned docstring (6 to 60 words) is the same text in
-    Python 3.11, 3.12 and 3.13, starts with a capital, ends a sentence and holds no markup, one name per text, at most
-    20 names per top-level module, no module of one platform, shuffled once with seed 0. Every fifth name is a test row.
+    What a name of Python's standard library does, answered by its own docstring. `pydoc_names.txt` fixes the
+    names and their order: public functions, classes and methods whose cleaned docstring (6 to 60 words) is
+    the same text in Python 3.11, 3.12 and 3.13, starts with a capital, ends a sentence and holds no markup;
+    one name per text, at most 20 names per top-level module, no module of one platform, shuffled once with
+    seed 0. Every fifth name is a test row.
 """
 
 import functools
@@ -43,11 +47,12 @@ def names() -> tuple[str, ...]:
 def load(name: str, *, split: str, rows: int) -> list[dict]:
     """The first `rows` rows of a data set in its fixed order, as dicts with the keys `COLUMNS`.
 
-    The train rows also serve as calibration text. Raises ValueError for an unknown data set or split, and where the
-    data set has fewer rows.
+    The train rows also serve as calibration text. Raises ValueError for an unknown data set or split, and
+    where the data set has fewer rows.
     """
     if name not in _DATA_SETS:
-        raise ValueError(f"data set {name!r} is unknown: use one of {', '.join(names())} (study key data_sets)")
+        known = ", ".join(names())
+        raise ValueError(f"data set {name!r} is unknown: use one of {known} (study key data_sets)")
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown: use one of {', '.join(SPLITS)}")
     found = _DATA_SETS[name](split)
@@ -75,7 +80,8 @@ def _gsm_symbolic(split: str) -> list[dict]:
     rows = []
     for index, (question, response, answer) in enumerate(_gsm_candidates(split)):
         short = max(len(question.split()), len(response.split())) <= MAX_WORDS
-        if short and question not in seen and last_number(response) == answer:
+        sound = last_number(response) == answer and not answer.startswith("-")
+        if short and sound and question not in seen:
             rows.append(_row(f"gsm_symbolic-{split}-{index:05d}", question, response, answer))
         seen.add(question)
     return rows
@@ -88,14 +94,14 @@ def _gsm_candidates(split: str) -> list[tuple[str, str, str]]:
 
     size = GSM_CANDIDATES[split]
     problems = reasoning_gym.create_dataset("gsm_symbolic", seed=GSM_SEED[split], size=size)
-    return [
-        (
-            " ".join(problem["question"].removesuffix(GSM_SUFFIX).split()),
-            "\n".join(" ".join(line.split()) for line in problem["metadata"]["answer_cot"].strip().splitlines()),
-            problem["answer"],
-        )
-        for problem in (problems[index] for index in range(size))
-    ]
+    return [_tidy(problems[index]) for index in range(size)]
+
+
+def _tidy(problem: dict) -> tuple[str, str, str]:
+    """Question without the appended instruction, worked answer and answer, white space collapsed."""
+    question = " ".join(problem["question"].removesuffix(GSM_SUFFIX).split())
+    lines = problem["metadata"]["answer_cot"].strip().splitlines()
+    return question, "\n".join(" ".join(line.split()) for line in lines), problem["answer"]
 
 
 @functools.cache
@@ -126,8 +132,8 @@ def _resolve(name: str) -> object | None:
 def clean_docstring(text: str) -> str | None:
     """The leading prose of a docstring as one line of `MIN_DOC_WORDS` to `MAX_WORDS` words, or None.
 
-    Signature lines are dropped. The prose ends at the first paragraph that is indented, holds a doctest or an underline,
-    introduces one (it ends in a colon), or would exceed the limit.
+    Signature lines are dropped. The prose ends at the first paragraph that holds an indented line, a doctest
+    or an underline, introduces something (it ends in a colon), or would exceed the limit.
     """
     words = []
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):

