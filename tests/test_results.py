@@ -1,0 +1,113 @@
+"""Records are whole or absent and never hold NaN; recovery and its interval are the textbook's."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sdd_utils import grid, paper, report, results
+from sdd_utils.study import record_path
+
+PARAMS = {"study": "tiny", "run": "r", "seed": 4, "tasks": {"facts": 3}}
+
+
+def score(documents, **changes):
+    base = {"metric": "acc", "higher_is_better": True, "documents": documents, "value": float(np.mean(documents))}
+    return base | {"stderr": 0.1, "n": len(documents), "chance": 0.25} | changes
+
+
+def test_record_says_how_it_was_made(tmp_path):
+    path = results.write_record(
+        tmp_path / "a.json", step="pruning", params=PARAMS, metrics={"map": [[1.5, 2.0], [3, 4]]}
+    )
+    record = results.read_record(path, made_by="02_pruning")
+    assert record["params"] == PARAMS
+    assert record["metrics"] == {"map": [[1.5, 2.0], [3, 4]]}
+    made = record["provenance"]
+    assert made["seed"] == 4
+    assert {"commit", "dirty", "versions", "device", "threads", "started", "wall_s", "peak_rss_mb"} <= set(made)
+    assert made["versions"]["torch"].startswith("2.13")
+    assert made["peak_rss_mb"] > 50
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), [1.0, float("nan")]])
+def test_nan_is_refused_and_nothing_is_written(tmp_path, bad):
+    with pytest.raises(ValueError, match="would hold NaN or infinity"):
+        results.write_record(tmp_path / "a.json", step="pruning", params=PARAMS, metrics={"x": bad})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_and_broken_records_name_the_mend(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a.json does not exist yet: run notebooks/02_pruning.ipynb first"):
+        results.read_record(tmp_path / "a.json", made_by="02_pruning")
+    (tmp_path / "a.json").write_text('{"step": ')
+    with pytest.raises(ValueError, match="not complete JSON: delete it"):
+        results.read_record(tmp_path / "a.json", made_by="02_pruning")
+
+
+def test_recovery_is_the_ratio_of_averages_and_leaves_losses_out():
+    original = {"a": score([1, 1, 0, 1]), "b": score([1, 0]), "nll": score([[3, 1]], higher_is_better=False)}
+    pruned = {"a": score([1, 0, 0, 1]), "b": score([0, 0]), "nll": score([[9, 1]], higher_is_better=False)}
+    assert results.recovery(pruned, original) == pytest.approx((0.5 + 0) / (0.75 + 0.5))
+    assert results.recovery(original, original) == 1
+    with pytest.raises(ValueError, match="scores 0 on every task"):
+        results.recovery(original, {"a": score([0, 0])})
+
+
+def test_bootstrap_is_paired_by_document():
+    rng = np.random.default_rng(0)
+    documents = rng.integers(0, 2, 200).tolist()
+    same = results.bootstrap_recovery({"a": score(documents)}, {"a": score(documents)})
+    assert np.all(same == 1)  # the same documents on both sides: no spread at all
+    other = results.bootstrap_recovery({"a": score(documents[::-1])}, {"a": score(documents)})
+    assert other.std() > 0.01
+
+
+def test_intervals_cover_the_truth():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for repetition in range(300):
+        low, high = results.bootstrap_mean(rng.normal(0.3, 1, 60), draws=400, seed=repetition)["interval"]
+        covered += low <= 0.3 <= high
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+def study_records():
+    def pruning(n, documents):
+        accounting = {"layers": 5 - n, "parameters": 10 - n, "cut_parameters": n / 10, "cut_matmul": n / 10}
+        metrics = {"scores": {"a": score(documents)}, "accounting": accounting}
+        return {"step": "pruning", "params": {"block_size": n}, "metrics": metrics}
+
+    arms = {"sft": {"scores": {"a": score([1, 0, 0, 0])}}, "self_data_ft": {"scores": {"a": score([1, 1, 0, 0])}}}
+    params = {"block_size": 2, "data_set": "d", "seed": 0}
+    tuned = {"step": "finetuning", "params": params, "metrics": {"arms": arms}}
+    return [pruning(0, [1, 1, 1, 1]), pruning(2, [0, 0, 0, 1]), tuned]
+
+
+def test_grid_and_tables_come_from_the_records():
+    rows = grid.grid(study_records())
+    found = {row["arm"]: row["recovery"] for row in rows}
+    assert found == {"original": 1.0, "no_ft": 0.25, "sft": 0.25, "self_data_ft": 0.5}
+    original = grid.original_scores(study_records())
+    table = report.recovery_table(rows, original)
+    assert table["Self-Data FT - SFT (points)"][0].startswith("+25.0 [")
+    assert list(report.score_table(rows)["model"]) == ["Original", "No FT", "SFT", "Self-Data FT"]
+
+
+def test_several_seeds_are_averaged_by_document():
+    records = study_records()
+    second = json.loads(json.dumps(records[-1]))
+    second["params"]["seed"] = 1
+    second["metrics"]["arms"]["sft"]["scores"]["a"] = score([0, 0, 0, 0])
+    row = next(row for row in grid.grid([*records, second]) if row["arm"] == "sft")
+    assert (row["seeds"], row["scores"]["a"]["documents"]) == (2, [0.5, 0, 0, 0])
+
+
+def test_published_numbers_have_sources():
+    assert all(published.source and published.unit for published in paper.NUMBERS)
+    assert paper.number("recovery_self_data_ft").value - paper.number("recovery_sft").value == pytest.approx(9.5)
+
+
+def test_record_names_are_for_people():
+    path = record_path("r", "finetuning", block_size=4, data_set="pydoc", seed=0)
+    assert path.name == "finetuning-n4-pydoc-s0.json"

@@ -1,0 +1,106 @@
+"""Studies and notebook parameters: a wrong one is a sentence that names value, allowed values and mend."""
+
+import subprocess
+import sys
+import tomllib
+
+import nbformat
+import pytest
+import yaml
+
+from sdd_utils import notebooks, study
+
+NAMES = sorted(path.stem for path in study.NOTEBOOKS.glob("*.ipynb"))
+
+
+def write(tmp_path, **changes):
+    values = yaml.safe_load((study.STUDIES / "embedded.yaml").read_text()) | changes
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lora_rnk": 8}, "unknown key 'lora_rnk': did you mean 'lora_rank'"),
+        ({"lora_rank": None}, "missing key"),
+        ({"train_rows": "many"}, "study key 'train_rows' is 'many': it must be a int"),
+        ({"train_rows": 0}, "'train_rows' is 0: it must be a whole number of at least 1"),
+        ({"block_sizes": [-2, 4, 6]}, "holds -2: a block size is a whole number of at least 1"),
+        ({"finetune_block_sizes": [8]}, "holds 8: add it to 'block_sizes'"),
+        ({"slerp_t": [1.5]}, "holds 1.5: SLERP's t lies in 0..1"),
+        ({"seeds": [0, 0]}, "names something twice"),
+    ],
+)
+def test_bad_keys_are_named(tmp_path, changes, said):
+    with pytest.raises(ValueError, match=said):
+        study.load(write(tmp_path, **changes))
+
+
+def test_unknown_study_is_named_by_the_command_too():
+    command = [sys.executable, "-m", "sdd_utils.reproduce", "embeded"]
+    done = subprocess.run(command, cwd=study.ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: study 'embeded' is unknown: use one of embedded")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook_defaults_are_the_embedded_study(name):
+    values, defaults = study.parameters_of("embedded", notebook=name), study.defaults_of(name)
+    assert {key: defaults[key] for key in values} == values
+    assert defaults["study"] == "embedded"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_keep_their_contract(name):
+    cells = nbformat.read(study.NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert "parameters" in code[0].metadata.tags
+    assert all("#" in line for line in code[0].source.splitlines())  # each parameter has its comment
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert not any("def " in cell.source or "snakemake" in cell.source for cell in code)
+    assert sorted(len(cell.source.splitlines()) for cell in code)[len(code) // 2] <= 10
+    kinds = [cell.cell_type for cell in cells]
+    assert all(
+        kinds[i - 1] == "markdown" and kinds[i + 1] == "markdown" for i, k in enumerate(kinds[:-1]) if k == "code"
+    )
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"blok_size": 4}, "unknown key 'blok_size': did you mean 'block_size'"),
+        ({"block_size": "four"}, "must be a int"),
+    ],
+)
+def test_misspelt_notebook_parameters_are_errors_before_anything_runs(tmp_path, parameters, said):
+    with pytest.raises(ValueError, match=said):
+        notebooks.execute("02_pruning", out=tmp_path / "out.ipynb", parameters=parameters)
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_plain_papermill_is_told_as_well(tmp_path):
+    """papermill itself injects a misspelt parameter without complaint, so the notebook has to."""
+    namespace = study.defaults_of("02_pruning") | {"blok_size": 4, "In": ["", "# Parameters\nblok_size = 4\n"]}
+    with pytest.raises(ValueError, match="unknown key 'blok_size'"):
+        study.checked_parameters("02_pruning", namespace)
+    harmless = study.defaults_of("02_pruning") | {"start": 3, "In": ["start = 3"]}  # a cell run twice by hand
+    assert "start" not in study.checked_parameters("02_pruning", harmless)
+
+
+def test_environments_pin_the_same_versions():
+    project = tomllib.loads((study.ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    conda = yaml.safe_load((study.ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
+    lock = (study.ROOT / "requirements.lock").read_text().lower().splitlines()
+    assert sorted(wanted) == sorted(line for line in conda if not line.startswith("-"))
+    assert [pin for pin in wanted if "==" in pin and pin not in lock] == []
+
+
+def test_readme_shows_the_committed_tables():
+    readme = (study.ROOT / "README.md").read_text()
+    tables = study.ROOT / "results" / "embedded" / "tables"
+    for name in ("recovery", "paper_vs_ours", "scores"):
+        assert (tables / f"{name}.md").read_text().strip() in readme, name

@@ -1,0 +1,82 @@
+"""Every notebook end to end on a tiny random model, through Snakemake and papermill, killed once on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+import yaml
+
+from sdd_utils import study
+
+TINY = {
+    "data_sets": ["gsm_symbolic", "pydoc"], "train_rows": 6, "calibration_rows": 4, "calibration_batch": 4,
+    "block_sizes": [2], "finetune_block_sizes": [2], "rewrite_tokens": 8, "generation_batch": 4, "lora_rank": 2,
+    "max_length": 2000, "tasks": {"facts": 12, "gsm_symbolic": 2, "gsm_symbolic_mc": 4, "pydoc_nll": 3},
+    "answer_prompts": 3, "answer_tokens": 6, "epochs": 1,
+}  # fmt: skip
+EXPECTED = {"similarity": 1, "pruning": 2, "distillation": 2, "finetuning": 2, "merging": 1}
+EXPECTED |= {"embedding_similarity": 2, "results": 1}
+
+
+@pytest.fixture(scope="module")
+def command(model_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    values = yaml.safe_load((study.STUDIES / "embedded.yaml").read_text()) | TINY | {"model": str(model_folder)}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    run = [sys.executable, "-m", "sdd_utils.reproduce", str(folder / "tiny.yaml")]
+    return folder, [*run, "--run", str(folder / "run"), "--publish", str(folder / "published")]
+
+
+def run_until_killed(command, wanted):
+    """Start the study and kill it, with everything it started, as soon as the wanted file is there."""
+    process = subprocess.Popen(
+        command, cwd=study.ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.time() + 120
+    while not wanted.exists() and time.time() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
+    folder, run = command
+    similarity = folder / "run" / "records" / "similarity.json"
+    run_until_killed(run, similarity)
+    before = similarity.read_bytes()
+    done = subprocess.run(run, cwd=study.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "| n |" in " ".join(done.stdout.split())
+
+    records = [json.loads(path.read_text()) for path in (folder / "published" / "records").glob("*.json")]
+    assert {step: sum(r["step"] == step for r in records) for step in EXPECTED} == EXPECTED
+    assert all(record["study"] == "tiny" and record["provenance"]["threads"] == 1 for record in records)
+    assert json.loads(similarity.read_text())["metrics"] == json.loads(before)["metrics"]
+    executed = list((folder / "published" / "notebooks").glob("*.ipynb"))
+    assert len(executed) == len(records) == len(list((folder / "published" / "html").glob("*.html")))
+    for path in executed:
+        cells = nbformat.read(path, as_version=4).cells
+        assert not any(out.output_type == "error" for cell in cells for out in cell.get("outputs", []))
+        assert any("image/png" in str(cell.get("outputs")) for cell in cells), path.name
+    for name in ("recovery.md", "scores.csv", "paper_vs_ours.md"):
+        assert (folder / "published" / "tables" / name).stat().st_size > 50
+    for suffix in ("png", "pdf"):
+        assert (folder / "published" / "figures" / f"recovery.{suffix}").stat().st_size > 1000
+
+    (study.NOTEBOOKS / "02_pruning.ipynb").touch()  # touched, not edited
+    again = subprocess.run(run, cwd=study.ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_notebook_before_its_inputs_says_which_notebook_makes_them(command, tmp_path):
+    from sdd_utils import notebooks
+
+    with pytest.raises(Exception, match=r"similarity.json does not exist yet: run notebooks/01_similarity_analysis"):
+        notebooks.execute("02_pruning", out=tmp_path / "out.ipynb", parameters={"run": str(tmp_path / "empty")})
+    assert not (tmp_path / "empty" / "records").exists()
