@@ -1,7 +1,8 @@
 """The sweep as a graph: one rule per notebook, run through papermill. Start it with `make reproduce`.
 
 A job's output is the JSON record that its notebook writes last; the executed notebook is its log. A rule lists the
-modules its notebook uses, so editing one of them reruns its jobs; editing a study key reruns the jobs that use it.
+modules that make its numbers, so editing one of them reruns its jobs; editing a study key reruns the jobs that use
+it. Figures are drawn again from the records by 08, so `plots` is an input of that job alone.
 """
 
 from itertools import combinations
@@ -114,7 +115,7 @@ rule embedding_similarity:
     run: execute("06_embedding_similarity", log[0], params, threads)
 
 rule results:
-    input: uses("08_results", "results", "grid", "report", "paper", "plots"), rules.similarity.output,
+    input: uses("08_results", "results", "grid", "report", "paper", "plots", "similarity"), rules.similarity.output,
         expand(rules.pruning.output, n=[0, *S.block_sizes]), expand(rules.distillation.output, data=S.data_sets),
         [expand(r, n=n, seed=seed, data=S.data_sets) for n, seed in TUNED
             for r in (rules.finetuning.output, rules.embedding_similarity.output)],

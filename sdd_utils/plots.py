@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, with one marker each, so that no line is told by colour alone.
@@ -39,8 +40,8 @@ _STYLE = {
 
 def figure(columns: int = 1, *, width: float = 6.4, height: float = 3.8, **subplots) -> tuple[Figure, np.ndarray]:
     """A figure in the project's style and its axes, always as a flat array."""
-    with plt.rc_context(_STYLE):
-        drawn, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, **subplots)
+    plt.rcParams.update(_STYLE)
+    drawn, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, **subplots)
     return drawn, axes.ravel()
 
 
@@ -61,8 +62,8 @@ def similarity_heatmap(angular_map: np.ndarray, blocks: list[dict]) -> Figure:
     for block in blocks:
         end = block["start"] + block["block_size"]
         axis.plot(end, block["start"], "s", mfc="none", mec="#D55E00", mew=2, ms=8)
-        axis.annotate(f"n={block['block_size']}", (end, block["start"]), (-14, 14), textcoords="offset points",
-                      ha="right", arrowprops={"arrowstyle": "-", "color": "#D55E00"})  # fmt: skip
+        axis.annotate(f"n = {block['block_size']}: [{block['start']}, {end})", (end, block["start"]), (1, end + 0.5),
+                      arrowprops={"arrowstyle": "-", "color": "#D55E00", "shrinkB": 5})  # fmt: skip
     axis.grid(False)
     axis.set(
         xlabel="state after the block, l + n",
@@ -86,6 +87,8 @@ def distance_curves(curves: dict[int, np.ndarray], blocks: list[dict]) -> Figure
         title="How much each block of n layers does",
     )
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:.2g}"))
+    axis.yaxis.set_minor_formatter(ticker.StrMethodFormatter("{x:.2g}"))
     axis.legend(ncols=2)
     return drawn
 
