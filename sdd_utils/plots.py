@@ -59,10 +59,11 @@ def similarity_heatmap(angular_map: np.ndarray, blocks: list[dict]) -> Figure:
     drawn, (axis,) = figure(width=5.6, height=4.6)
     shown = np.ma.masked_array(angular_map, mask=np.tril(np.ones_like(angular_map, dtype=bool)))
     image = axis.imshow(shown, cmap="cividis", origin="lower")
-    for block in blocks:
+    for index, block in enumerate(blocks):
         end = block["start"] + block["block_size"]
         axis.plot(end, block["start"], "s", mfc="none", mec="#D55E00", mew=2, ms=8)
-        axis.annotate(f"n = {block['block_size']}: [{block['start']}, {end})", (end, block["start"]), (1, end + 0.5),
+        axis.annotate(f"n = {block['block_size']}: layers [{block['start']}, {end})", (end, block["start"]),
+                      (0.03, 0.93 - 0.08 * index), textcoords="axes fraction",
                       arrowprops={"arrowstyle": "-", "color": "#D55E00", "shrinkB": 5})  # fmt: skip
     axis.grid(False)
     axis.set(
