@@ -3,6 +3,7 @@
 Each function takes plain data, draws one figure and returns it; `save` writes it as PNG and PDF.
 """
 
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -55,16 +56,15 @@ def save(drawn: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def similarity_heatmap(angular_map: np.ndarray, blocks: list[dict]) -> Figure:
-    """The angular map: row l, column l + n; each chosen block is a marked cell."""
+    """The angular map: row l, column l + n; each chosen block is a marked cell, named in the legend."""
     drawn, (axis,) = figure(width=5.6, height=4.6)
     shown = np.ma.masked_array(angular_map, mask=np.tril(np.ones_like(angular_map, dtype=bool)))
     image = axis.imshow(shown, cmap="cividis", origin="lower")
-    for index, block in enumerate(blocks):
+    for block, marker in zip(blocks, cycle("sohDv^"), strict=False):
         end = block["start"] + block["block_size"]
-        axis.plot(end, block["start"], "s", mfc="none", mec="#D55E00", mew=2, ms=8)
-        axis.annotate(f"n = {block['block_size']}: layers [{block['start']}, {end})", (end, block["start"]),
-                      (0.03, 0.93 - 0.08 * index), textcoords="axes fraction",
-                      arrowprops={"arrowstyle": "-", "color": "#D55E00", "shrinkB": 5})  # fmt: skip
+        name = f"n = {block['block_size']}: layers [{block['start']}, {end})"
+        axis.plot(end, block["start"], ls="", marker=marker, mfc="none", mec="#D55E00", mew=2, ms=8, label=name)
+    axis.legend(loc="upper left", title="chosen blocks")
     axis.grid(False)
     axis.set(
         xlabel="state after the block, l + n",
