@@ -92,7 +92,7 @@ rule finetuning:
     log: f"{LOGS}/finetuning-n{{n}}-{{data}}-s{{seed}}.ipynb"
     params: values=lambda w: tuned("04_sft_vs_self_distill", w)
     message: "04 SFT and Self-Data FT, n = {wildcards.n}, {wildcards.data}, seed {wildcards.seed}"
-    resources: mem_mb=3500
+    resources: mem_mb=4000
     run: execute("04_sft_vs_self_distill", log[0], params, threads)
 
 rule merging:

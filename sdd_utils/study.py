@@ -11,6 +11,8 @@ from pathlib import Path
 import nbformat
 import yaml
 
+from sdd_utils import data
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 STUDIES = ROOT / "studies"
@@ -100,6 +102,9 @@ def _check_values(values: dict) -> None:
     extra = [n for n in values["finetune_block_sizes"] if n not in values["block_sizes"]]
     if extra:
         raise ValueError(f"study key 'finetune_block_sizes' holds {extra[0]}: add it to 'block_sizes' as well")
+    unknown = [name for name in values["data_sets"] if name not in data.names()]
+    if unknown:
+        raise ValueError(f"study key 'data_sets' holds {unknown[0]!r}: use one of {', '.join(data.names())}")
     bad_t = [t for t in values["slerp_t"] if not isinstance(t, int | float) or not 0 <= t <= 1]
     if bad_t:
         raise ValueError(f"study key 'slerp_t' holds {bad_t[0]!r}: SLERP's t lies in 0..1")
