@@ -43,6 +43,18 @@ def publish(run: Path, *, out: Path) -> None:
     for name in ("records", "notebooks", "html"):
         shutil.rmtree(out / name, ignore_errors=True)
     shutil.copytree(run / "records", out / "records")
-    shutil.copytree(run / "notebooks", out / "notebooks")
-    for executed in sorted((out / "notebooks").glob("*.ipynb")):
-        to_html(executed, out=out / "html" / f"{executed.stem}.html")
+    (out / "notebooks").mkdir(parents=True)
+    for executed in sorted((run / "notebooks").glob("*.ipynb")):
+        kept = out / "notebooks" / executed.name
+        nbformat.write(_without_log(nbformat.read(executed, as_version=4)), kept)
+        to_html(kept, out=out / "html" / f"{executed.stem}.html")
+
+
+def _without_log(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """An executed notebook without progress bars, warnings and places on this machine; the run's own copy has them."""
+    for name in ("input_path", "output_path"):
+        executed.metadata.get("papermill", {}).pop(name, None)
+    for cell in executed.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    return executed

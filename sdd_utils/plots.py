@@ -191,7 +191,7 @@ def recovery_grid(rows: list[dict]) -> Figure:
     Args:
         rows: {data_set, block_size, arm, recovery, interval}; rows without a data set belong to every panel.
     """
-    data_sets = sorted({row["data_set"] for row in rows if row["data_set"]})
+    data_sets = sorted({row["data_set"] for row in rows if row["arm"] == "sft"})
     drawn, axes = figure(len(data_sets), width=4.6 * len(data_sets), sharey=True)
     for axis, data_set in zip(axes, data_sets, strict=True):
         for shift, arm in enumerate(("no_ft", "sft", "self_data_ft")):

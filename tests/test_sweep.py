@@ -62,6 +62,7 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
     for path in executed:
         cells = nbformat.read(path, as_version=4).cells
         assert not any(out.output_type == "error" for cell in cells for out in cell.get("outputs", []))
+        assert str(study.ROOT) not in path.read_text()
         assert any("image/png" in str(cell.get("outputs")) for cell in cells), path.name
     for name in ("recovery.md", "scores.csv", "paper_vs_ours.md"):
         assert (folder / "published" / "tables" / name).stat().st_size > 50
