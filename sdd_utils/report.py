@@ -124,8 +124,8 @@ def comparison(records: list[dict], rows: list[dict]) -> pd.DataFrame:
         mean = bootstrap_mean(values)
         ours[f"embedding_{arm}"] = f"{mean['mean']:.2f} [{mean['interval'][0]:.2f}, {mean['interval'][1]:.2f}]"
     pruned = next(r for r in of_step(records, "pruning") if r["params"]["block_size"] == n)["metrics"]["accounting"]
-    ours["layers_n6"] = f"{pruned['layers']} (n = {n})"
-    ours["parameters_n6"] = f"{pruned['parameters'] / 1e9:.3f} (n = {n})"
+    ours["layers_n6"] = f"{pruned['layers']} layers (n = {n})"
+    ours["parameters_n6"] = f"{pruned['parameters'] / 1e9:.3f} billion (n = {n})"
     ours["cut_n6"] = f"{percent(pruned['cut_parameters'])} (matmul count {percent(pruned['cut_matmul'])})"
     return pd.DataFrame(
         {
