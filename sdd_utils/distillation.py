@@ -118,10 +118,22 @@ def distill(model, tokenizer, rows: list[dict], *, data_set: str, path: Path, **
 
 def _distilled_row(row: dict, data_set: str, output: dict) -> dict:
     text = opening(data_set) + output["text"]
+    answered = until_answer(text) if data_set in MATH_DATA_SETS else None
+    if answered:
+        text, output = answered, output | {"finish": "stop"}
     response, reason = select(row, data_set=data_set, text=text, finish=output["finish"])
     source = "distilled" if reason == "kept" else "original"
     kept = {name: output[name] for name in ("finish", "n_tokens", "seed")}
     return {"id": row["id"], "response": response, "source": source, "reason": reason, **kept, "rewrite": text}
+
+
+def until_answer(text: str) -> str | None:
+    """A worked solution up to its first finished "#### number" line, or None if it has none.
+
+    Small models repeat that line until they run out of tokens; what stands before is a whole answer.
+    """
+    match = re.search(r"^####[^\n]*\d[^\n]*(?=\n)", text, flags=re.MULTILINE)
+    return text[: match.end()] if match else None
 
 
 def ngram_overlap(text: str, reference: str, *, n: int = 8) -> float:

@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+import transformers  # a lazy module: naming its classes at the top would take seconds, even to tell a wrong name
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from sdd_utils.study import ROOT
 
@@ -70,10 +70,13 @@ def _converted(name: str) -> Path:
     entry = CATALOGUE[name]
     gguf = _package_file(**entry)
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(
-        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, trust_remote_code=False
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        **source,
+        quantization_config=transformers.GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+        trust_remote_code=False,
     )
-    tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     version = importlib.metadata.version(entry["package"])
     recipe = {"package": entry["package"], "version": version, "gguf_sha256": sha256(gguf), "dequantised": True}
     return save(model, tokenizer, folder=folder, parent=name, recipe=recipe)
@@ -103,7 +106,7 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load(name: str | Path, *, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, object]:
+def load(name: str | Path, *, dtype: torch.dtype | None = None) -> tuple["transformers.PreTrainedModel", object]:
     """Load a model in evaluation mode, and its tokenizer with a padding token.
 
     Args:
@@ -113,7 +116,7 @@ def load(name: str | Path, *, dtype: torch.dtype | None = None) -> tuple[PreTrai
     folder = find(str(name))
     if load_config(folder).is_encoder_decoder:
         raise ValueError(f"model {str(name)!r} is an encoder-decoder: use a decoder-only causal language model")
-    model = AutoModelForCausalLM.from_pretrained(
+    model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype or best_dtype(), trust_remote_code=False, use_safetensors=True
     )
     return model.to(device()).eval(), load_tokenizer(folder)
@@ -121,7 +124,9 @@ def load(name: str | Path, *, dtype: torch.dtype | None = None) -> tuple[PreTrai
 
 def load_tokenizer(name: str | Path):
     """The tokenizer of a model, left-padded, with a padding token (its end-of-sequence token if it has none)."""
-    tokenizer = AutoTokenizer.from_pretrained(find(str(name)), trust_remote_code=False, padding_side="left")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        find(str(name)), trust_remote_code=False, padding_side="left"
+    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -129,7 +134,7 @@ def load_tokenizer(name: str | Path):
 
 def load_config(name: str | Path):
     """The configuration of a model, without its weights."""
-    return AutoConfig.from_pretrained(find(str(name)), trust_remote_code=False)
+    return transformers.AutoConfig.from_pretrained(find(str(name)), trust_remote_code=False)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import torch
 
 from sdd_utils.study import ROOT
 
@@ -68,6 +67,8 @@ def _one_line_lists(text: str) -> str:
 
 def provenance(*, seed: int | None) -> dict:
     """Commit, versions, device, threads and cost of the running process."""
+    import torch  # here, so that a missing record is told without waiting for it
+
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     return {
         "commit": commit,
@@ -84,9 +85,7 @@ def provenance(*, seed: int | None) -> dict:
     }
 
 
-def _device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def _cpu_name(torch) -> str:
     return torch.cpu.get_capabilities().get("cpu_name", platform.machine())
 
 

@@ -5,10 +5,10 @@ The schema is the dataclass below; `studies/embedded.yaml` comments every key.
 
 import ast
 import difflib
+import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import nbformat
 import yaml
 
 from sdd_utils import data
@@ -112,8 +112,8 @@ def _check_values(values: dict) -> None:
 
 def defaults_of(notebook: str) -> dict:
     """Names and values of the cell tagged `parameters` of `notebooks/<notebook>.ipynb`."""
-    cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
-    source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text())["cells"]
+    source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
     return _assignments(source)
 
 

@@ -66,6 +66,12 @@ def test_conditional_selection(text, finish, reason):
     assert response == (text if reason == "kept" else MATH["response"])
 
 
+def test_a_solution_ends_with_its_first_finished_answer_line():
+    assert distillation.until_answer("3 + 4 = 7\n#### 7\n#### 7\n####") == "3 + 4 = 7\n#### 7"
+    assert distillation.until_answer("3 + 4 = 7\n#### 7") is None  # cut here, the number could go on
+    assert distillation.until_answer("### 7\nno\n####\n") is None
+
+
 def test_the_template_shows_context_instruction_and_reference():
     row = MATH | {"context": "the context"}
     for data_set in ("gsm_symbolic", "pydoc"):

@@ -40,7 +40,8 @@ def test_scores_say_how_they_were_made(model, tokenizer):
 
 def test_unknown_task_is_named():
     with pytest.raises(ValueError, match=r"task 'fact' is unknown: use one of facts, gsm_symbolic"):
-        evaluation.task_manager({"fact": 3})
+        evaluation.check_tasks({"fact": 3})
+    evaluation.check_tasks({"facts": 3, "arc_challenge": 5, "mmlu": 2, "gsm8k": 1})
 
 
 def test_ratio_estimate_against_the_bootstrap():
