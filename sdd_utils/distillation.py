@@ -1,7 +1,7 @@
 """Self-data distillation: the unpruned model rewrites every response, and a rewrite is kept only if it is right.
 
 The template, the banned phrases and the conditional selection follow SDFT (Yang et al. 2402.13669), the parent
-method the paper builds on (paper, section 3). Nothing is dropped: a rejected rewrite falls back to the original
+method the paper builds on (arXiv 2410.09982). Nothing is dropped: a rejected rewrite falls back to the original
 response, so the distilled set has exactly the rows of the original.
 """
 

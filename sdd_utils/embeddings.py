@@ -1,6 +1,6 @@
 """How far a model's answers moved: cosine between sentence embeddings of its answers and the original model's.
 
-The paper uses this as its measure of distribution shift; it does not name the sentence encoder (paper, section 5).
+The paper uses this as its measure of distribution shift; the sentence encoder is not published where we could read it (arXiv 2410.09982).
 """
 
 import importlib.metadata

@@ -1,7 +1,7 @@
 """Fine-tune a pruned model with LoRA, one arm per source of responses, on equal budgets.
 
 SFT trains on the original responses and Self-Data FT on the distilled ones; everything else is the same: rows,
-order, steps, template, seed. The loss is cross-entropy on response tokens only (paper, section 3).
+order, steps, template, seed. The loss is cross-entropy on response tokens only (arXiv 2410.09982).
 """
 
 import hashlib

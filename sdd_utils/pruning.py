@@ -1,7 +1,7 @@
 """Remove a block of decoder layers, and account for the parameters and FLOPs that go with it.
 
 Convention: 0-based, half-open. Block (start, n) is layers [start, start + n); embeddings, final norm and LM head
-stay (paper, section 2).
+stay (arXiv 2410.09982).
 """
 
 import copy

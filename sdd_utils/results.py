@@ -136,7 +136,7 @@ def average(scores: dict[str, dict]) -> float:
 
 
 def recovery(scores: dict[str, dict], original: dict[str, dict]) -> float:
-    """Average score over the original's average score (paper, section 4); 1 is full recovery."""
+    """Average score over the original's average score (arXiv 2410.09982); 1 is full recovery."""
     if average(original) == 0:
         raise ValueError("the original model scores 0 on every task: recovery needs tasks that it can solve")
     return average(scores) / average(original)

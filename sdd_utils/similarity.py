@@ -2,7 +2,7 @@
 
 State l is the *input* of decoder layer l, so state 0 is the embedding output and state L the last layer's own
 output, before the final norm. The distance between states l and l + n says how much the n layers [l, l + n) do
-(paper, section 2; Gromov et al. 2403.17887, equations 6 and 7). One pass serves every block size.
+(arXiv 2410.09982; Gromov et al. 2403.17887, equations 6 and 7). One pass serves every block size.
 """
 
 from collections.abc import Callable
