@@ -7,7 +7,7 @@ gsm_symbolic
     Grade-school word problems with worked answers, from the templates of GSM-Symbolic (Mirzadeh et al.,
     arXiv 2410.05229) as implemented by reasoning-gym. A problem is left out where the question or the worked
     answer is longer than 60 words, the answer is negative (the story then makes no sense) or not the last
-    number of the worked answer, or the question came before. Train and test share the templates, never a
+    line of the worked answer, or the question came before. Train and test share the templates, never a
     problem.
 pydoc
     What a name of Python's standard library does, answered by its own docstring. `pydoc_names.txt` fixes the
@@ -67,12 +67,6 @@ def fingerprint(rows: list[dict]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def last_number(text: str) -> str | None:
-    """The last number in a text without thousands separators ("1,200" gives "1200"), or None."""
-    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
-    return found[-1].replace(",", "") if found else None
-
-
 @functools.cache
 def _gsm_symbolic(split: str) -> list[dict]:
     """The candidates of a split that pass the fixed rules, in candidate order."""
@@ -80,7 +74,7 @@ def _gsm_symbolic(split: str) -> list[dict]:
     rows = []
     for index, (question, response, answer) in enumerate(_gsm_candidates(split)):
         short = max(len(question.split()), len(response.split())) <= MAX_WORDS
-        sound = last_number(response) == answer and not answer.startswith("-")
+        sound = response.endswith(f"#### {answer}") and not answer.startswith("-")
         if short and sound and question not in seen:
             rows.append(_row(f"gsm_symbolic-{split}-{index:05d}", question, response, answer))
         seen.add(question)

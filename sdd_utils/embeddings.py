@@ -1,8 +1,10 @@
 """How far a model's answers moved: cosine between sentence embeddings of its answers and the original model's.
 
-The paper uses this as its measure of distribution shift; the sentence encoder is not published where we could read it (arXiv 2410.09982).
+This is the measure of distribution shift in arXiv 2410.09982; which sentence encoder it used is not published where
+we could read it.
 """
 
+import functools
 import importlib.metadata
 from pathlib import Path
 
@@ -22,12 +24,17 @@ def encoder_path(name: str) -> str:
     return str(Path(next(f for f in files if f.name == "modules.json").locate()).parent)
 
 
+@functools.cache
+def _load(encoder: str) -> SentenceTransformer:
+    return SentenceTransformer(encoder_path(encoder), device="cpu", trust_remote_code=False)
+
+
 def similarities(answers: list[str], references: list[str], *, encoder: str) -> np.ndarray:
     """(answers,) cosine in -1..1 between each answer and its reference.
 
     An empty answer is embedded like any other text, as a model that falls silent has moved, too.
     """
-    model = SentenceTransformer(encoder_path(encoder), device="cpu", trust_remote_code=False)
+    model = _load(encoder)
     left = model.encode(answers, normalize_embeddings=True, show_progress_bar=False)
     right = model.encode(references, normalize_embeddings=True, show_progress_bar=False)
     return pairwise_cos_sim(left, right).numpy()

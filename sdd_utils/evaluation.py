@@ -4,6 +4,7 @@ Every score says its metric, filter, shots, template, task version, number of do
 keeps each document's value, so that models can be compared document by document.
 """
 
+import functools
 import math
 import re
 from pathlib import Path
@@ -34,11 +35,21 @@ def check_tasks(tasks: dict[str, int]) -> None:
     """
     unknown = set(tasks) - set(local_tasks())
     if unknown:
-        folder = Path(lm_eval.__file__).parent / "tasks"
-        known = {name for path in folder.rglob("*.y*ml") for name in _NAMES.findall(path.read_text("utf-8"))}
-        for task in sorted(unknown - known):
+        for task in sorted(unknown - _lm_eval_names()):
             allowed = f"one of {', '.join(local_tasks())}, or a task of lm-eval ('lm-eval ls tasks' lists them)"
             raise ValueError(f"task {task!r} is unknown: use {allowed} (study key tasks)")
+
+
+@functools.cache
+def _lm_eval_names() -> set[str]:
+    folder = Path(lm_eval.__file__).parent / "tasks"
+    return {name for path in folder.rglob("*.y*ml") for name in _NAMES.findall(path.read_text("utf-8"))}
+
+
+@functools.cache
+def _task_manager(*, stock: bool) -> TaskManager:
+    """Index of our tasks, and of lm-eval's own where they are needed; made once, as theirs takes long."""
+    return TaskManager(include_path=str(TASKS), include_defaults=stock)
 
 
 class SharedContextLM(HFLM):
@@ -128,7 +139,7 @@ def evaluate(model, tokenizer, *, tasks: dict[str, int], chat_tasks: list[str], 
         documents}, where `documents` holds one value each, or a pair (nats, words) for perplexities.
     """
     check_tasks(tasks)
-    manager = TaskManager(include_path=str(TASKS), include_defaults=not set(tasks) <= set(local_tasks()))
+    manager = _task_manager(stock=not set(tasks) <= set(local_tasks()))
     wrapped = SharedContextLM(
         pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device), add_bos_token=False
     )

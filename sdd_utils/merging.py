@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -28,6 +29,11 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return 1.0 if norms == 0 else float((a @ b / norms).clamp(-1.0, 1.0))
 
 
+def falls_back(angle: float) -> bool:
+    """Whether tensors at this angle (radians) are so nearly parallel that SLERP is LERP."""
+    return abs(math.cos(angle)) > LERP_ABOVE
+
+
 def slerp(a: Tensor, b: Tensor, t: float) -> tuple[Tensor, float]:
     """Interpolate between two tensors, from a (t = 0) to b (t = 1), in a's dtype.
 
@@ -36,11 +42,10 @@ def slerp(a: Tensor, b: Tensor, t: float) -> tuple[Tensor, float]:
     Returns:
         the tensor, and the angle w in radians.
     """
-    cos = cosine(a, b)
-    angle = math.acos(cos)
+    angle = math.acos(cosine(a, b))
     if t in (0, 1):
         return (a, b)[int(t)].clone(), angle
-    if abs(cos) > LERP_ABOVE:
+    if falls_back(angle):
         weight_a, weight_b = 1.0 - t, t
     else:
         weight_a, weight_b = math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
@@ -59,19 +64,19 @@ def merge(a: Path, b: Path, *, out: Path, t: float) -> dict:
         ValueError: the checkpoints do not hold the same tensors.
     """
     check_same_shape(a, b)
+    where_in_b = {name: b / shard for name, (_, shard) in _shapes(b).items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         _copy_context(a, scratch)
         angles = {}
         for shard in sorted(a.glob("*.safetensors")):
-            angles |= _merge_shard(shard, b, out=scratch / shard.name, t=t)
+            angles |= _merge_shard(shard, where_in_b, out=scratch / shard.name, t=t)
         write_manifest(scratch, parent=a.name, recipe={"merge": "slerp", "a": a.name, "b": b.name, "t": t})
         replace_folder(scratch, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    fell_back = [abs(math.cos(angle)) > LERP_ABOVE for angle in angles.values()]
-    return {"angles": angles, "lerp_share": sum(fell_back) / len(fell_back)}
+    return {"angles": angles, "lerp_share": sum(map(falls_back, angles.values())) / len(angles)}
 
 
 def _copy_context(a: Path, out: Path) -> None:
@@ -114,14 +119,19 @@ def check_same_shape(a: Path, b: Path) -> None:
         )
 
 
-def _merge_shard(shard: Path, b: Path, *, out: Path, t: float) -> dict[str, float]:
+def _merge_shard(shard: Path, where_in_b: dict[str, Path], *, out: Path, t: float) -> dict[str, float]:
+    """Write one shard of the merge, tensor by tensor in the order of its header; returns the angles in radians."""
     header, raw = read_header(shard)
     entries = sorted((entry["data_offsets"][0], name) for name, entry in header.items() if name != "__metadata__")
-    shards_of_b, angles = {name: where for name, (_, where) in _shapes(b).items()}, {}
-    with safe_open(shard, framework="pt") as file_a, out.open("wb") as target:
+    angles = {}
+    with ExitStack() as stack:
+        file_a = stack.enter_context(safe_open(shard, framework="pt"))
+        shards_of_b = {where_in_b[name] for _, name in entries}
+        files_b = {path: stack.enter_context(safe_open(path, framework="pt")) for path in shards_of_b}
+        target = stack.enter_context(out.open("wb"))
         target.write(raw)
         for _, name in entries:
-            with safe_open(b / shards_of_b[name], framework="pt") as file_b:
-                merged, angles[name] = slerp(file_a.get_tensor(name), file_b.get_tensor(name), t)
-            target.write(merged.contiguous().view(torch.uint8).numpy().data if merged.ndim else merged.numpy().data)
+            other = files_b[where_in_b[name]].get_tensor(name)
+            merged, angles[name] = slerp(file_a.get_tensor(name), other, t)
+            target.write(merged.reshape(-1).view(torch.uint8).numpy().data)
     return angles

@@ -9,6 +9,8 @@ import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sdd_utils import study as studies
@@ -38,22 +40,17 @@ def main() -> int:
     return status
 
 
-class _lock:
-    """A lock on a run's folder that the system releases when the process ends, however it ends."""
-
-    def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.file = (folder / ".lock").open("w")
-
-    def __enter__(self) -> bool:
+@contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """A lock on a run's folder that the system releases when the process ends, however it ends; False if taken."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
         except BlockingIOError:
-            return False
-        return True
-
-    def __exit__(self, *_):
-        self.file.close()
+            free = False
+        yield free
 
 
 def _snakemake(study: str, *, run: str, publish: str, further: list[str]) -> int:

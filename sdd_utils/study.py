@@ -108,6 +108,8 @@ def _check_values(values: dict) -> None:
     bad_t = [t for t in values["slerp_t"] if not isinstance(t, int | float) or not 0 <= t <= 1]
     if bad_t:
         raise ValueError(f"study key 'slerp_t' holds {bad_t[0]!r}: SLERP's t lies in 0..1")
+    if not any(0 < t < 1 for t in values["slerp_t"]):
+        raise ValueError(f"study key 'slerp_t' is {values['slerp_t']}: name a point between 0 and 1, the parents apart")
 
 
 def defaults_of(notebook: str) -> dict:

@@ -29,6 +29,7 @@ def write(tmp_path, **changes):
         ({"train_rows": 0}, "'train_rows' is 0: it must be a whole number of at least 1"),
         ({"block_sizes": [-2, 4, 6]}, "holds -2: a block size is a whole number of at least 1"),
         ({"finetune_block_sizes": [8]}, "holds 8: add it to 'block_sizes'"),
+        ({"slerp_t": [0.0, 1.0]}, "name a point between 0 and 1"),
         ({"slerp_t": [1.5]}, "holds 1.5: SLERP's t lies in 0..1"),
         ({"data_sets": ["gsm9k"]}, "holds 'gsm9k': use one of gsm_symbolic, pydoc"),
         ({"seeds": [0, 0]}, "names something twice"),
