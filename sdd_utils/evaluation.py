@@ -140,9 +140,8 @@ def evaluate(model, tokenizer, *, tasks: dict[str, int], chat_tasks: list[str], 
     """
     check_tasks(tasks)
     manager = _task_manager(stock=not set(tasks) <= set(local_tasks()))
-    wrapped = SharedContextLM(
-        pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device), add_bos_token=False
-    )
+    # Whether a text starts with a BOS token is the tokenizer's to say: Llama's adds one, SmolLM2's does not.
+    wrapped = SharedContextLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device))
     return {
         task: _score(wrapped, manager, task=task, limit=limit, chat=task in chat_tasks) for task, limit in tasks.items()
     }

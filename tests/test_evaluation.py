@@ -1,5 +1,7 @@
 """Scores: shared contexts give lm-eval's own log-likelihoods; offline tasks load; estimates are the bootstrap's."""
 
+import copy
+
 import numpy as np
 import pytest
 from lm_eval.models.huggingface import HFLM
@@ -51,3 +53,21 @@ def test_ratio_estimate_against_the_bootstrap():
     draws = [pairs[rng.integers(0, 300, 300)].sum(axis=0) for _ in range(2000)]
     spread = np.std([a / b for a, b in draws])
     assert evaluation._ratio_estimate(pairs.tolist())["stderr"] == pytest.approx(spread, rel=0.1)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_scored_texts_start_with_one_bos_where_the_tokenizer_adds_one(model, tokenizer, monkeypatch, adds_bos):
+    from tokenizers.processors import TemplateProcessing
+
+    own = copy.deepcopy(tokenizer)
+    if adds_bos:
+        bos = (own.bos_token, own.bos_token_id)
+        own.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    seen = []
+    plain = evaluation.SharedContextLM._score_choices
+    spy = lambda self, contexts, choices: seen.extend(contexts) or plain(self, contexts, choices)  # noqa: E731
+    monkeypatch.setattr(evaluation.SharedContextLM, "_score_choices", spy)
+    evaluation.evaluate(model, own, tasks={"facts": 4}, chat_tasks=["facts"] if adds_bos else [], batch_size=2)
+    evaluation.evaluate(model, own, tasks={"facts": 4}, chat_tasks=[], batch_size=2)
+    starts = {tuple(token == own.bos_token_id for token in context[:2]) for context in seen}
+    assert starts == ({(True, False)} if adds_bos else {(False, False)})
