@@ -62,7 +62,7 @@ def test_equal_budgets_and_a_finished_adapter_is_found_again(model_folder, token
     assert reports["sft"]["rows"] == reports["self_data_ft"]["rows"] == 6
     assert reports["sft"]["steps"] == reports["self_data_ft"]["steps"] == 3
     assert reports["sft"]["trained_tokens"] == sum(map(sum, sets["sft"]["completion_mask"]))
-    monkeypatch.setattr(SFTTrainer, "train", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(SFTTrainer, "train", lambda self, **_: pytest.fail("trained again"))
     again = finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "sft", **SETTINGS)
     assert again == reports["sft"]
     with pytest.raises(pytest.fail.Exception, match="trained again"):
