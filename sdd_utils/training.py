@@ -31,6 +31,7 @@ PROFILE = ROOT / "profiles" / "fsdp2.yaml"
 # About two minutes of an 8B model on one 80 GB GPU, against a second or two for the checkpoint (adapter and Adam's
 # moments). A training of fewer steps writes one, at its end.
 SAVE_STEPS = 100
+WORKER = ["-m", "sdd_utils.training"]
 
 
 def run(folder: Path, data: Dataset, *, adapter: Path, key: str, settings: dict) -> dict:
@@ -65,7 +66,7 @@ def launch(job: dict, data: Dataset, *, processes: int) -> dict:
     data.save_to_disk(place / "data")
     (place / "job.json").write_text(json.dumps(job | {"data": str(place / "data")}))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(PROFILE)]
-    command += ["--num_processes", str(processes), "-m", "sdd_utils.training", str(place / "job.json")]
+    command += ["--num_processes", str(processes), *WORKER, str(place / "job.json")]
     log = place / "log.txt"
     with log.open("w") as file:
         status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode

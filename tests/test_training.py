@@ -1,0 +1,153 @@
+"""A killed training resumes, batches hold no padding, and two processes train as one does: each against plain runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen3Config
+from trl import SFTTrainer
+
+from sdd_utils import training
+
+SETTINGS = {"lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_targets": "all-linear", "learning_rate": 1e-2}
+SETTINGS |= {"epochs": 2, "batch_size": 4, "seed": 3}
+
+
+@pytest.fixture
+def data():
+    """Ten rows of 9 to 36 tokens: three steps an epoch, the last one of two rows."""
+    rows = [{"input_ids": list(range(5, 14 + 3 * i)), "completion_mask": [0] * 4 + [1] * (5 + 3 * i)} for i in range(10)]
+    return Dataset.from_list(rows)
+
+
+def job_of(folder: Path, adapter: Path, **changes) -> dict:
+    return {"folder": str(folder), "adapter": str(adapter), "key": "k", "settings": SETTINGS | changes}
+
+
+def weights(adapter: Path) -> dict:
+    return load_file(adapter / "adapter_model.safetensors")
+
+
+def spied(monkeypatch, *, die_at: int | None = None) -> list[dict]:
+    """Every training step's inputs and, after it, the gradients; the step numbered `die_at` is not survived."""
+    seen, plain = [], SFTTrainer.training_step
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        if self.state.global_step == die_at:
+            raise KeyboardInterrupt
+        batch = {name: tensor.clone() for name, tensor in inputs.items() if torch.is_tensor(tensor)}
+        loss = plain(self, model, inputs, *args, **kwargs)
+        grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+        seen.append({"step": self.state.global_step, "inputs": batch, "grads": grads})
+        return loss
+
+    monkeypatch.setattr(SFTTrainer, "training_step", training_step)
+    return seen
+
+
+def test_every_epoch_holds_each_row_once_and_fillers_only_complete_its_last_batch(data):
+    order = training.schedule(data, epochs=2, batch_size=4, seed=3)
+    assert len(order) == 24
+    for epoch in (order.select(range(12)), order.select(range(12, 24))):
+        assert sorted(epoch["input_ids"][:10], key=len) == data["input_ids"]
+        assert epoch["input_ids"][10:] == [[0], [0]]
+        assert epoch["completion_mask"][10:] == [[0], [0]]
+    assert order["input_ids"][:10] != order["input_ids"][12:22]
+    assert len(training.schedule(data, epochs=1, batch_size=5, seed=3)) == 10
+
+
+def test_an_interrupted_training_resumes_and_ends_bit_for_bit_the_same(model_folder, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_STEPS", 2)
+    dropout = {"lora_dropout": 0.1}  # so that the random state must come back as well
+    whole = training.train(job_of(model_folder, tmp_path / "whole", **dropout), data)
+    job = job_of(model_folder, tmp_path / "cut", **dropout)
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        spied(context, die_at=5)
+        training.train(job, data)
+    place = training.checkpoints(job, processes=1)
+    assert [folder.name for folder in place.glob("c*-*")] == ["complete-4"]
+    (place / "checkpoint-5").mkdir()
+    (place / "checkpoint-5" / "adapter_model.safetensors").write_bytes(b"half")
+    with monkeypatch.context() as context:
+        seen = spied(context)
+        resumed = training.train(job, data)
+    assert [entry["step"] for entry in seen] == [4, 5]
+    assert resumed == whole
+    assert len(whole["loss"]) == whole["steps"] == 6
+    before, after = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
+    assert not [path for path in (tmp_path / "cut").iterdir() if path.suffix in (".bin", ".pt", ".pth")]
+
+
+def test_batches_without_padding_train_as_padded_ones_do(model_folder, data, tmp_path, monkeypatch):
+    free, plain_arguments = spied(monkeypatch), training._arguments
+    report = training.train(job_of(model_folder, tmp_path / "free"), data)
+    monkeypatch.undo()
+
+    def padded_arguments(*args, **kwargs):
+        arguments = plain_arguments(*args, **kwargs)
+        arguments.padding_free = False
+        return arguments
+
+    padded = spied(monkeypatch)
+    monkeypatch.setattr(training, "_arguments", padded_arguments)
+    expected = training.train(job_of(model_folder, tmp_path / "padded"), data)
+    assert all(len(entry["inputs"]["input_ids"]) == 1 and "attention_mask" not in entry["inputs"] for entry in free)
+    for step, reference in zip(free, padded, strict=True):
+        rows = reference["inputs"]
+        assert len(rows["input_ids"]) == 4
+        real = rows["attention_mask"].bool()
+        assert torch.equal(step["inputs"]["input_ids"][0], rows["input_ids"][real])  # same rows, same order
+        for name, gradient in reference["grads"].items():
+            torch.testing.assert_close(step["grads"][name], gradient, atol=1e-5, rtol=1e-4)
+    assert [step for step, _ in report["loss"]] == [step for step, _ in expected["loss"]] == [1, 2, 3, 4, 5, 6]
+    torch.testing.assert_close(torch.tensor(report["loss"]), torch.tensor(expected["loss"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(weights(tmp_path / "free"), weights(tmp_path / "padded"), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("config", [LlamaConfig, MistralConfig, Qwen3Config, Gemma3TextConfig])
+def test_rows_of_one_sequence_do_not_see_each_other(config):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "initializer_range": 0.3, "pad_token_id": 0}
+    sliding = {} if config is LlamaConfig else {"sliding_window": 4}
+    model = AutoModelForCausalLM.from_config(config(**sizes, **sliding), attn_implementation="sdpa").eval()
+    rows = [torch.randint(1, 64, (1, length)) for length in (7, 1, 9)]
+    positions = torch.cat([torch.arange(row.shape[1]) for row in rows])[None]
+    with torch.no_grad():
+        together = model(torch.cat(rows, dim=1), position_ids=positions, use_cache=False).logits
+        apart = torch.cat([model(row, use_cache=False).logits for row in rows], dim=1)
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-4)
+
+
+def test_two_sharding_processes_killed_and_resumed_train_as_one_does(model_folder, data, tmp_path, monkeypatch):
+    one = training.train(job_of(model_folder, tmp_path / "one"), data)
+    monkeypatch.setattr(training, "WORKER", [str(Path(__file__).with_name("fsdp_on_cpu.py"))])
+    monkeypatch.setenv("PYTHONPATH", str(training.ROOT))
+    job = job_of(model_folder, tmp_path / "two")
+    place = training.checkpoints(job, processes=2)
+    with monkeypatch.context() as context, pytest.raises(RuntimeError, match="a rerun resumes"):
+        context.setenv("DIE_AFTER", "3")
+        training.launch(job, data, processes=2)
+    assert [folder.name for folder in place.glob("c*-*")] == ["complete-2"], (place / "log.txt").read_text()
+    logs = []
+    monkeypatch.setattr(training.shutil, "rmtree", lambda path, **_: logs.append(path))
+    two = training.launch(job, data, processes=2)
+    log = (place / "log.txt").read_text() if (place / "log.txt").is_file() else ""
+    assert two["steps"] == one["steps"] == 6
+    torch.testing.assert_close(torch.tensor(two["loss"]), torch.tensor(one["loss"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), atol=1e-5, rtol=1e-4)
+    configs = [json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("one", "two")]
+    assert configs[0] == configs[1]
+    assert "trains step 2\n" not in log
+
+
+def test_processes_that_cannot_share_a_batch_are_told_apart_from_work(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(ValueError, match="batch_size = 4 cannot be shared equally by 3 GPUs: make it a multiple of 3"):
+        training.run(tmp_path, data, adapter=tmp_path / "a", key="k", settings=SETTINGS)
