@@ -38,11 +38,14 @@ def test_the_trainer_sees_those_labels(model_folder, tokenizer, tmp_path, monkey
     monkeypatch.setattr(SFTTrainer, "compute_loss", spy)
     sets = finetuning.paired_sets(tokenizer, ROWS, DISTILLED, max_length=500)
     finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "a", **SETTINGS)
-    trained = sorted(tuple(row[row != -100].tolist()) for batch in seen for row in batch["labels"])
+    trained = []
+    for batch in seen:  # one sequence: a row starts where positions do
+        starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
+        trained += [tuple(row[row != -100].tolist()) for row in batch["labels"][0].tensor_split(starts[1:])]
     expected = [
         tuple(i for i, m in zip(row["input_ids"], row["completion_mask"], strict=True) if m) for row in sets["sft"]
     ]
-    assert trained == sorted(expected)
+    assert sorted(trained) == sorted(expected)
 
 
 def test_both_arms_hold_the_same_rows_and_long_ones_leave_both(tokenizer):
