@@ -1,5 +1,6 @@
 """A killed training resumes, batches hold no padding, and two processes train as one does: each against plain runs."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,19 @@ def test_an_interrupted_training_resumes_and_ends_bit_for_bit_the_same(model_fol
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
     assert not [path for path in (tmp_path / "cut").iterdir() if path.suffix in (".bin", ".pt", ".pth")]
+
+
+def test_a_checkpoint_that_carries_code_is_refused(model_folder, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_STEPS", 2)
+    job = job_of(model_folder, tmp_path / "a")
+    with monkeypatch.context() as context:
+        spied(context, die_at=2)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(job, data)
+    optimizer = training.checkpoints(job, processes=1) / "complete-2" / "optimizer.pt"
+    torch.save({"state": Path(tmp_path)}, optimizer)  # any class that is no tensor
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        training.train(job, data)
 
 
 def test_batches_without_padding_train_as_padded_ones_do(model_folder, data, tmp_path, monkeypatch):
