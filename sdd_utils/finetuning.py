@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
@@ -159,13 +159,3 @@ def _save(trainer: SFTTrainer, data: Dataset, *, adapter: Path, epochs: int, key
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return report
-
-
-def load_tuned(folder: Path, adapter: Path, *, dtype: torch.dtype | None = None):
-    """A checkpoint with an adapter merged into it, and its tokenizer.
-
-    The merge is done in float32: in bfloat16 most of a small update would round away.
-    """
-    model, tokenizer = models.load(folder, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    return merged.to(dtype or models.best_dtype()).eval(), tokenizer

@@ -106,19 +106,27 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load(name: str | Path, *, dtype: torch.dtype | None = None) -> tuple["transformers.PreTrainedModel", object]:
+def load(
+    name: str | Path, *, adapter: Path | None = None, dtype: torch.dtype | None = None
+) -> tuple["transformers.PreTrainedModel", object]:
     """Load a model in evaluation mode, and its tokenizer with a padding token.
 
     Args:
         name: see `find`.
+        adapter: a LoRA adapter to merge into the weights. The merge is done in float32: in bfloat16 most of a
+            small update would round away.
         dtype: compute dtype, by default `best_dtype()`.
     """
-    folder = find(str(name))
+    folder, dtype = find(str(name)), dtype or best_dtype()
     if load_config(folder).is_encoder_decoder:
         raise ValueError(f"model {str(name)!r} is an encoder-decoder: use a decoder-only causal language model")
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype or best_dtype(), trust_remote_code=False, use_safetensors=True
+        folder, dtype=torch.float32 if adapter else dtype, trust_remote_code=False, use_safetensors=True
     )
+    if adapter:
+        import peft  # here, for its import takes seconds and most loads need none
+
+        model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().to(dtype)
     return model.to(device()).eval(), load_tokenizer(folder)
 
 

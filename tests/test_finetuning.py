@@ -81,6 +81,6 @@ def test_merged_adapter_is_the_adapted_model(model_folder, tokenizer, tmp_path):
     with torch.no_grad():
         before = base(ids).logits.clone()
         adapted = PeftModel.from_pretrained(base, tmp_path / "a")(ids).logits
-        merged = finetuning.load_tuned(model_folder, tmp_path / "a", dtype=torch.float32)[0](ids).logits
+        merged = models.load(model_folder, adapter=tmp_path / "a", dtype=torch.float32)[0](ids).logits
     torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(merged, before, atol=1e-3)
