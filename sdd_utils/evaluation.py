@@ -12,6 +12,7 @@ from pathlib import Path
 import lm_eval
 import numpy as np
 import torch
+from datasets.exceptions import DatasetsError
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tqdm.auto import tqdm
@@ -41,6 +42,28 @@ def check_tasks(tasks: dict[str, int]) -> None:
         for task in sorted(unknown - _lm_eval_names()):
             allowed = f"one of {', '.join(local_tasks())}, or a task of lm-eval ('lm-eval ls tasks' lists them)"
             raise ValueError(f"task {task!r} is unknown: use {allowed} (study key tasks)")
+
+
+def fetch(tasks: dict[str, int]) -> str:
+    """Download the documents of the tasks that are not ours; says how many tasks there are, groups unfolded.
+
+    Raises:
+        ValueError: an unknown task.
+        FileNotFoundError: a task's data set cannot be reached.
+    """
+    check_tasks(tasks)
+    try:
+        return f"{len(_manager_for(tasks).load(list(tasks))['tasks'])} tasks"
+    except (ConnectionError, OSError, DatasetsError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(
+            f"the documents of {', '.join(tasks)} cannot all be had: {reason}; once the hub is reachable, run the "
+            "same command again"
+        ) from error
+
+
+def _manager_for(tasks: dict[str, int]) -> TaskManager:
+    return _task_manager(stock=not set(tasks) <= set(local_tasks()))
 
 
 @functools.cache
@@ -161,7 +184,7 @@ def evaluate(
 
 def score(model, tokenizer, *, tasks: dict, shots: dict, chat_tasks: list, batch_size: int) -> dict[str, dict]:
     """`evaluate` for a model that is loaded."""
-    manager = _task_manager(stock=not set(tasks) <= set(local_tasks()))
+    manager = _manager_for(tasks)
     # Whether a text starts with a BOS token is the tokenizer's to say: Llama's adds one, SmolLM2's does not.
     wrapped = SharedContextLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device))
     return {

@@ -38,7 +38,7 @@ def run_until_killed(command, wanted):
     process = subprocess.Popen(
         command, cwd=study.ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.time() + 120
+    deadline = time.time() + 400
     while not wanted.exists() and time.time() < deadline:
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
