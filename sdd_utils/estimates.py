@@ -116,11 +116,9 @@ def resident(s: Setting, *models: int) -> float:
 
 
 def decode_seconds(s: Setting, n: int, *, rows: int, context: float, new: float, batch: int) -> float:
-    """Seconds of generating `new` tokens for each of `rows` prompts of `context` tokens, which are read first.
+    """Seconds of reading `rows` prompts of `context` tokens and generating `new` tokens for each.
 
-    Args:
-        batch: rows decoded at once where the machine has no continuous batching.
-    """
+    `batch` rows are decoded at once where the machine has no continuous batching."""
     batch = s.machine.sequences or batch
     rounds = max(rows / batch, 1) if s.machine.sequences else ceil(rows / batch)
     cached = cache_bytes(s, n, min(rows, batch) * (context + new / 2))
@@ -147,8 +145,7 @@ def evaluation(s: Setting, n: int) -> Estimate:
 
 
 def layer_bytes(s: Setting, n: int, tokens: float) -> float:
-    """Bytes of one layer's intermediate results: its linear maps' inputs and outputs, half as much again for norms,
-    rotary embedding and attention."""
+    """Bytes of what one layer computes: its linear maps' inputs and outputs, half as much again for the rest."""
     return tokens * 1.5 * s.shapes[n].layer_width * s.machine.dtype_bytes
 
 
@@ -162,13 +159,16 @@ def training_memory(s: Setting, n: int) -> list[tuple[str, str, float]]:
             f"{own.layers} layers x {tokens:,} tokens x {own.hidden:,} inputs x {width} bytes",
             own.layers * tokens * own.hidden * width,
         )
-    logits = f"{tokens:,} tokens x {own.vocabulary:,} words x ({width} + 4 + 4) bytes"
     return [
         ("weights", f"{own.parameters:,} parameters x {width} bytes", s.bytes_of(n)),
         ("LoRA, gradients, Adam", f"{own.adapter:,} parameters x (4 + 4 + 8) bytes", own.adapter * 16),
         ("kept for backward", *kept),
         ("one layer at work", layer, layer_bytes(s, n, tokens)),
-        ("logits, copy, gradient", logits, tokens * own.vocabulary * (width + 4 + 4)),
+        (
+            "logits, copy, gradient",
+            f"{tokens:,} tokens x {own.vocabulary:,} words x ({width} + 4 + 4) bytes",
+            tokens * own.vocabulary * (width + 8),
+        ),
         ("process", f"stated for {s.machine.name}", s.machine.process_bytes),
     ]
 

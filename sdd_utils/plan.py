@@ -21,7 +21,8 @@ MILLION, GB, HOUR = 1e6, 1e9, 3600
 LARGE = 1e9  # parameters from which a GPU is taken for granted
 LEFT_OUT = (
     "attention between tokens (a few per cent up to 2048 tokens), rows dropped by length, speculative decoding, "
-    "rewrites that fall back, trainer checkpoints, data sets, queues, failures and downloads"
+    "rewrites that fall back, memory an inference engine reserves beyond its need, trainer checkpoints, data sets, "
+    "queues, failures and downloads"
 )
 
 
@@ -169,6 +170,8 @@ def memory_table(s: Setting) -> str:
 
 def setting(study, *, hardware: str | None) -> tuple[Setting, str]:
     """Everything the estimates need, and where the architecture is from."""
+    if hardware:
+        estimates.machine(hardware)  # a wrong name is told before anything is counted
     config, origin = architecture.find(study.model)
     sizes = {0, *study.block_sizes, *(job["block_size"] for job in _scaling(study))}
     shapes = {
