@@ -55,9 +55,8 @@ def machine(name: str) -> SimpleNamespace:
     """A machine of `throughput.yaml`; ValueError, in one sentence, for an unknown one."""
     machines = yaml.safe_load((HERE / "throughput.yaml").read_text(encoding="utf-8"))
     if name not in machines:
-        raise ValueError(
-            f"hardware {name!r} is unknown: use one of {', '.join(machines)}, or add it to sdd_utils/throughput.yaml"
-        )
+        known = f"one of {', '.join(machines)}, or add it to sdd_utils/throughput.yaml"
+        raise ValueError(f"hardware {name!r} is unknown: use {known}")
     return SimpleNamespace(name=name, **machines[name])
 
 
@@ -159,16 +158,13 @@ def training_memory(s: Setting, n: int) -> list[tuple[str, str, float]]:
             f"{own.layers} layers x {tokens:,} tokens x {own.hidden:,} inputs x {width} bytes",
             own.layers * tokens * own.hidden * width,
         )
+    logits = f"{tokens:,} tokens x {own.vocabulary:,} words x ({width} + 4 + 4) bytes"
     return [
         ("weights", f"{own.parameters:,} parameters x {width} bytes", s.bytes_of(n)),
         ("LoRA, gradients, Adam", f"{own.adapter:,} parameters x (4 + 4 + 8) bytes", own.adapter * 16),
         ("kept for backward", *kept),
         ("one layer at work", layer, layer_bytes(s, n, tokens)),
-        (
-            "logits, copy, gradient",
-            f"{tokens:,} tokens x {own.vocabulary:,} words x ({width} + 4 + 4) bytes",
-            tokens * own.vocabulary * (width + 8),
-        ),
+        ("logits, copy, gradient", logits, tokens * own.vocabulary * (width + 4 + 4)),
         ("process", f"stated for {s.machine.name}", s.machine.process_bytes),
     ]
 
