@@ -19,6 +19,8 @@ RECORDS, LOGS = f"{RUN}/records", f"{RUN}/notebooks"
 TUNED = [(n, seed) for n in S.finetune_block_sizes for seed in S.seeds]
 PAIRS = [*combinations(S.data_sets, 2)]
 
+localrules: all, model  # on a cluster, where Snakemake runs: that machine has the network
+
 wildcard_constraints:
     n=r"\d+", seed=r"\d+", data="|".join(S.data_sets), other="|".join(S.data_sets)
 
