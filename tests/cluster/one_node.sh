@@ -22,6 +22,7 @@ done
 kept=work/cluster
 state=$(mktemp -d)
 chmod 755 "$state"
+export SLURM_CONF=$state/slurm.conf  # before anything below can speak to another cluster
 mkdir -p "$kept" "$state"/{bin,spool,ctld,munge}
 daemons=() sweep=
 stop() {  # whatever happened: the sweep, the jobs, the daemons in turn, the directory
@@ -38,7 +39,6 @@ trap 'exit 130' INT TERM
 # --- a cluster of one node -------------------------------------------------------------------------------------------
 free_port() { "$python" -c "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])"; }
 host=$(hostname -s)
-export SLURM_CONF=$state/slurm.conf
 cat > "$SLURM_CONF" << CONF
 ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
@@ -61,6 +61,7 @@ SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
 GresTypes=gpu
 ReturnToService=2
+MinJobAge=86400
 NodeName=$host NodeAddr=127.0.0.1 CPUs=16 RealMemory=256000 Gres=gpu:2
 PartitionName=all Nodes=$host Default=YES MaxTime=INFINITE
 CONF
@@ -96,6 +97,7 @@ wait_for 60 "the node does not come up" node_is_idle
 sinfo --format="%P %N %c cores %m MB %G %T"
 
 # --- the study -------------------------------------------------------------------------------------------------------
+export HF_HUB_OFFLINE=1  # no network but loopback
 log=$kept/run.log
 run=("$python" -m sdd_utils.reproduce "$study" --run "$state/run" --publish "$state/published"
     --profile profiles/slurm --slurm-init-seconds-before-status-checks 10)
