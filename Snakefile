@@ -22,6 +22,8 @@ MAIN = [(n, name, rows, seed) for n, seed in TUNED for name, rows in S.data_sets
 SCALING = [(n, name, rows, seed) for n, seed in TUNED if n in S.scaling.get("block_sizes", [])
     for name in S.scaling["data_sets"] for rows in S.scaling["rows"]]
 
+localrules: all, model  # on a cluster, where Snakemake runs: that machine has the network
+
 wildcard_constraints:
     n=r"\d+", seed=r"\d+", rows=r"\d+|all", data="|".join(S.data_sets), other="|".join(S.data_sets)
 
