@@ -90,8 +90,9 @@ def evaluate(
     from lm_eval.tasks import TaskManager
 
     arguments = _engine(model, dtype=dtype)
-    lora = {"lora_local_path": adapter, "max_lora_rank": _lora(adapter)["max_lora_rank"]} if adapter else {}
-    wrapped = VLLM(pretrained=arguments.pop("model"), batch_size="auto", **arguments, **lora)
+    wrapped = VLLM(
+        pretrained=arguments.pop("model"), batch_size="auto", lora_local_path=adapter, **arguments, **_lora(adapter)
+    )
     stock = not set(tasks) <= {path.stem for path in TASKS.glob("*.yaml")}
     manager = TaskManager(include_path=str(TASKS), include_defaults=stock)
     results = {}
@@ -184,10 +185,19 @@ def _tensor_parallel(model: str) -> int:
 
 
 def _lora(adapter: str | None) -> dict:
+    """Arguments that make room for an adapter, on the modules it has and no other.
+
+    Were the language-model head prepared for one as well, vLLM would fail on a prompt's log-likelihoods on a CPU, and
+    leave the head's part out of them on a GPU (vLLM issues 16668 and 51594).
+    """
     if adapter is None:
         return {}
-    rank = json.loads((Path(adapter) / "adapter_config.json").read_text())["r"]
-    return {"enable_lora": True, "max_lora_rank": next(size for size in LORA_RANKS if size >= rank)}
+    config = json.loads((Path(adapter) / "adapter_config.json").read_text())
+    modules = config["target_modules"]
+    if not isinstance(modules, list) or "lm_head" in modules:
+        raise ValueError(f"adapter {adapter} changes {modules}: vLLM needs a list without lm_head; merge it instead")
+    rank = next(size for size in LORA_RANKS if size >= config["r"])
+    return {"enable_lora": True, "max_lora_rank": rank, "lora_target_modules": modules}
 
 
 def _write(out: str, content: dict) -> None:
