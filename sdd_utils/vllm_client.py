@@ -72,7 +72,8 @@ def generate(
         dtype: compute dtype, by default `models.best_dtype()`.
         temperature: 0 is greedy decoding.
         speculate: guess tokens by what follows the same n-gram earlier in the text. Faster where an answer copies
-            its prompt; the distribution stays the same, but a sampled text differs from the one made without.
+            its prompt; the distribution stays the same, but a sampled text differs from the one made without. On a CPU
+            it holds for greedy decoding only.
 
     Returns:
         rows {id, text, finish: "stop" | "length", n_tokens, seed} in the order of `prompts`; `n_tokens` counts the

