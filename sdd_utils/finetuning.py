@@ -6,17 +6,11 @@ order, steps, template, seed. The loss is cross-entropy on response tokens only 
 
 import hashlib
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
-import torch
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import set_seed
-from trl import SFTConfig, SFTTrainer
 
-from sdd_utils import models
+from sdd_utils import models, training
 from sdd_utils.distillation import question_of
 from sdd_utils.generation import render
 
@@ -73,6 +67,8 @@ def finetune(
 ) -> dict:
     """Train one LoRA adapter on a checkpoint and save it; a finished adapter is not trained again.
 
+    A killed training goes on from its last checkpoint. Several visible GPUs share the rows of every step.
+
     Args:
         folder: the pruned checkpoint.
         data: rows from `paired_sets`.
@@ -85,30 +81,13 @@ def finetune(
     """
     settings = {name: value for name, value in locals().items() if name not in ("folder", "data", "adapter")}
     key = _key(folder, data, settings)
-    finished = _finished(adapter, key)
-    if finished:
-        return finished
-    set_seed(seed)  # before the adapter's random initialisation, so that both arms start from the same weights
-    model, tokenizer = models.load(folder)
-    lora = LoraConfig(
-        r=lora_rank,
-        lora_alpha=lora_alpha,
-        lora_dropout=lora_dropout,
-        target_modules=lora_targets if lora_targets == "all-linear" else lora_targets.split(","),
-        task_type="CAUSAL_LM",
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = _arguments(scratch, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size, seed=seed)
-        trainer = SFTTrainer(
-            model=model, args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=lora
-        )
-        trainer.train()
-        return _save(trainer, data, adapter=adapter, epochs=epochs, key=key)
+    return _finished(adapter, key) or training.run(folder, data, adapter=adapter, key=key, settings=settings)
 
 
 def _key(folder: Path, data: Dataset, settings: dict) -> str:
-    """Digest of everything an adapter depends on, this module's code included."""
-    parts = [models.identity(folder), data.to_dict(), settings, models.sha256(Path(__file__))]
+    """Digest of everything an adapter depends on, the code that trains it included."""
+    code = [models.sha256(Path(file)) for file in (__file__, training.__file__)]
+    parts = [models.identity(folder), data.to_dict(), settings, code]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -117,45 +96,3 @@ def _finished(adapter: Path, key: str) -> dict | None:
     report = adapter / "training.json"
     found = json.loads(report.read_text()) if report.is_file() else {}
     return found["report"] if found.get("key") == key else None
-
-
-def _arguments(scratch: str, *, learning_rate: float, epochs: int, batch_size: int, seed: int) -> SFTConfig:
-    """Every setting that TRL would otherwise choose for us (length, precision, checkpointing) is explicit."""
-    return SFTConfig(
-        output_dir=scratch,
-        learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.05,  # below 1: a share of all steps
-        num_train_epochs=epochs,
-        per_device_train_batch_size=batch_size,
-        max_length=None,
-        packing=False,
-        completion_only_loss=True,
-        gradient_checkpointing=torch.cuda.is_available(),
-        bf16=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-    )
-
-
-def _save(trainer: SFTTrainer, data: Dataset, *, adapter: Path, epochs: int, key: str) -> dict:
-    history = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
-    report = {
-        "rows": len(data),
-        "steps": trainer.state.global_step,
-        "trained_tokens": epochs * sum(map(sum, data["completion_mask"])),
-        "seen_tokens": epochs * sum(map(len, data["input_ids"])),
-        "loss": history,
-    }
-    adapter.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{adapter.name}-", dir=adapter.parent))
-    try:
-        trainer.model.save_pretrained(scratch)
-        (scratch / "training.json").write_text(json.dumps({"key": key, "report": report}))
-        models.replace_folder(scratch, adapter)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return report

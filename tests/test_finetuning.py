@@ -38,7 +38,13 @@ def test_the_trainer_sees_those_labels(model_folder, tokenizer, tmp_path, monkey
     monkeypatch.setattr(SFTTrainer, "compute_loss", spy)
     sets = finetuning.paired_sets(tokenizer, ROWS, DISTILLED, max_length=500)
     finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "a", **SETTINGS)
-    trained = sorted(tuple(row[row != -100].tolist()) for batch in seen for row in batch["labels"])
+    # A batch is one sequence whose positions start anew with every row.
+    rows = [
+        row
+        for batch in seen
+        for row in torch.tensor_split(batch["labels"][0], (batch["position_ids"][0] == 0).nonzero().flatten()[1:])
+    ]
+    trained = sorted(tuple(row[row != -100].tolist()) for row in rows)
     expected = [
         tuple(i for i, m in zip(row["input_ids"], row["completion_mask"], strict=True) if m) for row in sets["sft"]
     ]
@@ -62,7 +68,7 @@ def test_equal_budgets_and_a_finished_adapter_is_found_again(model_folder, token
     assert reports["sft"]["rows"] == reports["self_data_ft"]["rows"] == 6
     assert reports["sft"]["steps"] == reports["self_data_ft"]["steps"] == 3
     assert reports["sft"]["trained_tokens"] == sum(map(sum, sets["sft"]["completion_mask"]))
-    monkeypatch.setattr(SFTTrainer, "train", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(SFTTrainer, "train", lambda self, **_: pytest.fail("trained again"))
     again = finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "sft", **SETTINGS)
     assert again == reports["sft"]
     with pytest.raises(pytest.fail.Exception, match="trained again"):

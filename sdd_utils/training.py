@@ -1,0 +1,208 @@
+"""One LoRA training: order of the rows, trainer, checkpoints, processes.
+
+On one device it runs in the calling process. Where several GPUs are visible it runs as a module, one process each:
+
+    accelerate launch --config_file profiles/fsdp2.yaml --num_processes 2 -m sdd_utils.training job.json
+
+Losses and adapter do not depend on the number of processes, beyond rounding and LoRA dropout. A killed training goes
+on from its newest checkpoint, which lies beside the adapter until the adapter is saved.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset, concatenate_datasets, load_from_disk
+from peft import LoraConfig
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from sdd_utils import models
+from sdd_utils.study import ROOT
+
+PROFILE = ROOT / "profiles" / "fsdp2.yaml"
+# About two minutes of an 8B model on one 80 GB GPU, against a second or two for the checkpoint (adapter and Adam's
+# moments). A training of fewer steps writes one, at its end.
+SAVE_STEPS = 100
+
+
+def run(folder: Path, data: Dataset, *, adapter: Path, key: str, settings: dict) -> dict:
+    """Train on every visible GPU, or on the CPU, and return the report that lies in the adapter's `training.json`.
+
+    Args:
+        folder: the pruned checkpoint.
+        data: {input_ids, completion_mask} per row.
+        adapter: where the adapter goes, complete or not at all.
+        key: digest of all that the adapter depends on.
+        settings: the keyword settings of `finetuning.finetune`.
+
+    Raises:
+        ValueError: the GPUs cannot share `batch_size` rows equally.
+        RuntimeError: the launched training failed; names its log.
+    """
+    job = {"folder": str(folder), "adapter": str(adapter), "key": key, "settings": settings}
+    processes = max(1, torch.cuda.device_count())
+    if settings["batch_size"] % processes:
+        raise ValueError(
+            f"batch_size = {settings['batch_size']} cannot be shared equally by {processes} GPUs: "
+            f"make it a multiple of {processes}, or show fewer GPUs in CUDA_VISIBLE_DEVICES"
+        )
+    return train(job, data) if processes == 1 else launch(job, data, processes=processes)
+
+
+def launch(job: dict, data: Dataset, *, processes: int) -> dict:
+    """Train in processes of their own: a notebook's kernel must neither fork nor hold a process group."""
+    job = job | {name: str(Path(job[name]).resolve()) for name in ("folder", "adapter")}
+    place = checkpoints(job, processes=processes)
+    place.mkdir(parents=True, exist_ok=True)
+    data.save_to_disk(place / "data")
+    (place / "job.json").write_text(json.dumps(job | {"data": str(place / "data")}))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(PROFILE)]
+    command += ["--num_processes", str(processes), "-m", "sdd_utils.training", str(place / "job.json")]
+    log = place / "log.txt"
+    with log.open("w") as file:
+        status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
+    if status:
+        raise RuntimeError(f"training in {processes} processes ended with status {status}: read {log}; a rerun resumes")
+    return json.loads((Path(job["adapter"]) / "training.json").read_text())["report"]
+
+
+def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
+    """Train in this process, which is one of `processes`; see `run`."""
+    settings = job["settings"]
+    place = checkpoints(job, processes=processes)
+    arguments = _arguments(place, settings, processes=processes)  # first: it chooses this process's GPU
+    model, tokenizer = models.load(job["folder"])
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=schedule(data, **{name: settings[name] for name in ("epochs", "batch_size", "seed")}),
+        processing_class=tokenizer,
+        peft_config=_lora(settings),
+        callbacks=[KeepNewest()],
+    )
+    trainer.train(resume_from_checkpoint=newest(place))
+    return _save(trainer, data, job)
+
+
+def schedule(data: Dataset, *, epochs: int, batch_size: int, seed: int) -> Dataset:
+    """All rows in the order in which they are trained, every epoch shuffled anew and filled up to whole batches.
+
+    A filler is one token without loss. With it each step's rows are a slice that any number of processes can share,
+    where the trainer would repeat rows to give every process its part of an epoch's last batch.
+    """
+    fillers = -len(data) % batch_size
+    filler = Dataset.from_dict({name: [[0]] * fillers for name in data.column_names}, features=data.features)
+    random = np.random.default_rng(seed)
+    last = range(len(data), len(data) + fillers)
+    order = [i for _ in range(epochs) for i in (*random.permutation(len(data)).tolist(), *last)]
+    return concatenate_datasets([data, filler]).select(order)
+
+
+def checkpoints(job: dict, *, processes: int) -> Path:
+    """Where the checkpoints of just this training lie: of these settings, data, weights and code, so sharded."""
+    adapter = Path(job["adapter"])
+    return adapter.with_name(f".{adapter.name}.checkpoints-{job['key']}-x{processes}")
+
+
+def newest(place: Path) -> str | None:
+    """The last complete checkpoint; one that was being written when the process died has another name."""
+    found = max(place.glob("complete-*"), key=lambda folder: int(folder.name.split("-")[1]), default=None)
+    return found and str(found)
+
+
+class KeepNewest(TrainerCallback):
+    """Rename a checkpoint when every process has written its part of it, then remove the one before."""
+
+    def on_save(self, args, state, control, **kwargs):
+        PartialState().wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
+        place = Path(args.output_dir)
+        former = [*place.glob("complete-*")]
+        (place / f"checkpoint-{state.global_step}").rename(place / f"complete-{state.global_step}")
+        for folder in former:
+            shutil.rmtree(folder)
+
+
+def _lora(settings: dict) -> LoraConfig:
+    targets = settings["lora_targets"]
+    return LoraConfig(
+        r=settings["lora_rank"],
+        lora_alpha=settings["lora_alpha"],
+        lora_dropout=settings["lora_dropout"],
+        target_modules=targets if targets == "all-linear" else targets.split(","),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _arguments(place: Path, settings: dict, *, processes: int) -> SFTConfig:
+    """Every setting that TRL would otherwise choose for us (length, precision, checkpointing) is explicit.
+
+    A batch is one sequence without padding: positions start anew with every row, and attention keeps the rows apart.
+    """
+    gpu = torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(place),
+        learning_rate=settings["learning_rate"],
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,  # below 1: a share of all steps
+        num_train_epochs=1,  # `schedule` holds all epochs
+        train_sampling_strategy="sequential",
+        per_device_train_batch_size=settings["batch_size"] // processes,
+        max_length=None,
+        packing=False,
+        padding_free=True,
+        completion_only_loss=True,
+        gradient_checkpointing=gpu,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        bf16=gpu,
+        use_cpu=not gpu,
+        seed=settings["seed"],
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=SAVE_STEPS,
+        report_to="none",
+    )
+
+
+def _save(trainer: SFTTrainer, data: Dataset, job: dict) -> dict:
+    """Put the adapter and its report in their place, then drop every checkpoint that led there."""
+    adapter, epochs = Path(job["adapter"]), job["settings"]["epochs"]
+    report = {
+        "rows": len(data),
+        "steps": trainer.state.global_step,
+        "trained_tokens": epochs * sum(map(sum, data["completion_mask"])),
+        "seen_tokens": epochs * sum(map(len, data["input_ids"])),
+        "loss": [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry],
+    }
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # gathers the shards: every process takes part
+    if trainer.is_world_process_zero():
+        adapter.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{adapter.name}-", dir=adapter.parent))
+        try:
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(scratch, state_dict=weights)
+            (scratch / "training.json").write_text(json.dumps({"key": job["key"], "report": report}))
+            models.replace_folder(scratch, adapter)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        for place in adapter.parent.glob(f".{adapter.name}.checkpoints-*"):
+            shutil.rmtree(place)
+    return report
+
+
+def main(path: str) -> None:
+    """Take part in a launched training."""
+    job = json.loads(Path(path).read_text())
+    train(job, load_from_disk(job["data"]), processes=int(os.environ["WORLD_SIZE"]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
