@@ -89,7 +89,7 @@ def _mean_over_seeds(per_seed: list[dict]) -> dict[str, dict]:
         documents = np.mean([scores[task]["documents"] for scores in per_seed], axis=0)
         value = float(np.mean([scores[task]["value"] for scores in per_seed]))
         spread = float(np.mean([scores[task]["stderr"] for scores in per_seed]))
-        if documents.ndim == 1:
+        if documents.ndim == 1 and len(documents) > 1:
             spread = float(documents.std(ddof=1) / np.sqrt(len(documents)))
         mean[task] = first | {"value": value, "stderr": spread, "documents": documents.tolist()}
     return mean

@@ -102,6 +102,8 @@ def test_several_seeds_are_averaged_by_document():
     second["metrics"]["arms"]["sft"]["scores"]["a"] = score([0, 0, 0, 0])
     row = next(row for row in grid.grid([*records, second]) if row["arm"] == "sft")
     assert (row["seeds"], row["scores"]["a"]["documents"]) == (2, [0.5, 0, 0, 0])
+    single = grid._mean_over_seeds([{"a": score([1], stderr=0.0)}, {"a": score([0], stderr=0.0)}])
+    assert (single["a"]["value"], single["a"]["stderr"]) == (0.5, 0.0)  # one document has no spread, not NaN
 
 
 def test_fewer_rows_stand_in_the_scaling_table_and_not_in_the_grid():
