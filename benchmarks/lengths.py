@@ -8,7 +8,6 @@ what cannot be measured before a study has run, is written down below with its s
 import argparse
 from statistics import fmean
 
-import datasets
 import yaml
 from lm_eval.tasks import TaskManager, get_task_dict
 
@@ -16,14 +15,8 @@ from sdd_utils import data, distillation, finetuning, models
 from sdd_utils.evaluation import TASKS
 from sdd_utils.generation import render
 
-# name: hub id, configuration, columns of question, context and response, maths?, full size
-HUB_SETS = {
-    "gsm8k": ("openai/gsm8k", "main", "question", None, "answer", True, 7473),
-    "dolly": ("databricks/databricks-dolly-15k", None, "instruction", "context", "response", False, 15011),
-    "alpaca": ("tatsu-lab/alpaca", None, "instruction", "input", "output", False, 52002),
-    "openmathinstruct2": ("nvidia/OpenMathInstruct-2", None, "problem", None, "generated_solution", True, 14_000_000),
-    "c4": ("allenai/c4", "en", None, None, "text", False, 364_868_892),
-}
+# Full sizes of the hub's sets, or what `sdd_utils/sources.py` samples of them: a mirror may hold less.
+SIZES = {"gsm8k": 7473, "dolly": 15011, "alpaca": 52002, "openmathinstruct2": 60_000, "c4": 2_000}
 # name: shots of the OpenLLM Leaderboard v1, full size (documents that lm-eval scores), tasks it is made of
 HUB_TASKS = {
     "arc_challenge": (25, 1172, 1),
@@ -34,9 +27,8 @@ HUB_TASKS = {
     "truthfulqa_mc2": (0, 817, 1),
     "gsm8k": (5, 1319, 1),
 }
-# Sets that the hub copy at hand lacks. OpenMathInstruct-1's 1.8 million correct solutions: arXiv 2402.10176; assumed to
-# be as long as those of OpenMathInstruct-2.
-ALIKE = {"openmathinstruct1": ("openmathinstruct2", 1_800_000)}
+# A set that the hub copy at hand lacks, assumed to be as long as OpenMathInstruct-2.
+ALIKE = {"openmathinstruct1": ("openmathinstruct2", 60_000)}
 # How much longer a rewrite is than the response. general: Alpaca's responses grew from 45 to 107 words in the parent
 # method's released set (arXiv 2402.13669); maths: an assumption. 135M rewrites often run to their limit instead.
 GROWTH = {"general": 2.4, "maths": 1.5}
@@ -60,7 +52,11 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="data sets and tasks to measure (default all)")
     names = parser.parse_args().names
     tokenizer = models.load_tokenizer("smollm2-135m-instruct")
-    sets = {name: measure_set(tokenizer, name) for name in [*data.names(), *HUB_SETS] if not names or name in names}
+    sets = {
+        name: measure_set(tokenizer, name)
+        for name in data.names()
+        if name not in ALIKE and (not names or name in names)
+    }
     offline = sorted(path.stem for path in TASKS.glob("*.yaml"))
     tasks = {n: measure_task(tokenizer, n) for n in [*offline, *HUB_TASKS] if not names or n in names}
     print(as_text(sets, tasks))
@@ -74,20 +70,11 @@ def as_text(sets: dict, tasks: dict) -> str:
 
 def measure_set(tokenizer, name: str) -> dict:
     """Full size and mean tokens of one row: prompt in chat format, response with its end, prompt of the rewrite."""
-    if name in HUB_SETS:
-        repo, part, question, context, response, maths, size = HUB_SETS[name]
-        loaded = datasets.load_dataset(repo, part, split="train")
-        sample = loaded.shuffle(seed=0).select(range(min(ROWS, len(loaded))))
-        rows = [
-            {"instruction": row.get(question, ""), "context": row.get(context, ""), "response": row[response]}
-            for row in sample
-        ]
-    else:
-        size, maths = _size(name), name in distillation.MATH_DATA_SETS
-        rows = data.load(name, split="train", rows=min(ROWS, size))
+    every = data.load(name, split="train", rows=0)
+    rows = every[:ROWS]
     encoded = [finetuning.encode(tokenizer, row, row["response"]) for row in rows]
-    template = "gsm_symbolic" if maths else name
-    rewrites = [render(tokenizer, distillation.rewrite_messages(row, template)) for row in rows]
+    rewrites = [render(tokenizer, distillation.rewrite_messages(row)) for row in rows]
+    size, maths = SIZES.get(name, len(every)), distillation.check_of(rows[0]) in ("number", "boxed")
     return {
         "rows": size,
         "maths": maths,
@@ -96,14 +83,6 @@ def measure_set(tokenizer, name: str) -> dict:
         "rewrite_prompt": _mean(_count(tokenizer, rewrites)),
         "measured_on": len(rows),
     }
-
-
-def _size(name: str) -> int:
-    """Rows of an offline set: asking for too many says how many there are."""
-    try:
-        return len(data.load(name, split="train", rows=10**9))
-    except ValueError as error:
-        return int(str(error).rsplit(" ", 1)[-1])
 
 
 def measure_task(tokenizer, name: str) -> dict:
