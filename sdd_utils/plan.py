@@ -185,11 +185,11 @@ def notes(s: Setting, plan: dict[str, Row]) -> list[str]:
     """What a reader should know beside the table."""
     machine, whole = s.machine, [row.whole for row in plan.values()]
     largest, hours = max(cost.memory for cost in whole), sum(row.left.seconds for row in plan.values()) / HOUR
-    fits = largest <= machine.memory
+    fits, room = largest <= machine.memory, f"{machine.memory / GB:.0f} GB"
     said = [
         f"still to do: {_short(hours)} {machine.unit}, {_short(hours / machine.jobs_at_once)} h with "
         f"{machine.jobs_at_once} job(s) at once",
-        f"largest memory: {_short(largest / GB)} GB {'fits' if fits else 'does NOT fit'} into {machine.memory / GB:.0f} GB"
+        f"largest memory: {_short(largest / GB)} GB {'fits' if fits else 'does NOT fit'} into {room}"
         f"{'' if fits else ': lower the batch sizes or max_length'}",
         f"disk: {_short(sum(cost.disk for cost in whole) / GB)} GB, and {_short(2 * s.shapes[0].parameters / GB)} GB "
         "for the model itself (2 bytes a parameter)",
