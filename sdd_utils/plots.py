@@ -220,8 +220,8 @@ def scaling_curves(rows: list[dict]) -> Figure:
         for shift, arm in ((0.98, "sft"), (1.02, "self_data_ft")):
             own = [row for row in rows if (row["arm"], row["data_set"]) == (arm, data_set)]
             _interval_line(axis, [r for r in own if r["block_size"] == largest], arm=arm, at="rows", stretch=shift)
-        axis.set_xscale("log")
         counts = sorted({row["rows"] for row in rows if row["data_set"] == data_set})
+        axis.set(xscale="log", xlim=(counts[0] / 1.5, counts[-1] * 1.5))
         axis.set_xticks(counts, map(str, counts))
         axis.minorticks_off()
         axis.set(xlabel="training rows", title=f"fine-tuned on {data_set}, n = {largest}")
