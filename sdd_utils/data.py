@@ -1,7 +1,7 @@
 """Every data set as the same columns: `id, instruction, context, response, answer`, all of them strings.
 
-`answer` is what a response can be checked against; it is "" where nothing is checkable. Both data sets are
-made on the spot, without a download:
+`answer` is what a response can be checked against; it is "" where nothing is checkable. `sources` reads data sets
+from the hub and from files; two are made on the spot, without a download:
 
 gsm_symbolic
     Grade-school word problems with worked answers, from the templates of GSM-Symbolic (Mirzadeh et al.,
@@ -21,9 +21,12 @@ import functools
 import hashlib
 import inspect
 import json
+import math
 import pkgutil
 import re
 from pathlib import Path
+
+from sdd_utils import sources
 
 COLUMNS = ("id", "instruction", "context", "response", "answer")
 SPLITS = ("train", "test")
@@ -40,25 +43,58 @@ PYDOC_TEST_EVERY = 5
 
 
 def names() -> tuple[str, ...]:
-    """The data sets that `load` knows."""
-    return tuple(_DATA_SETS)
+    """The data sets that `load` knows by name."""
+    return (*_OFFLINE, *sources.HUB)
 
 
-def load(name: str, *, split: str, rows: int) -> list[dict]:
-    """The first `rows` rows of a data set in its fixed order, as dicts with the keys `COLUMNS`.
+def load(name: str, *, split: str, rows: int, own_data: dict | None = None, max_response_words: int = 0) -> list[dict]:
+    """The first `rows` rows (0: all) of a data set in its fixed order, as dicts with the keys `COLUMNS`.
 
-    The train rows also serve as calibration text. Raises ValueError for an unknown data set or split, and
-    where the data set has fewer rows.
+    Rows whose response is empty or longer than `max_response_words` (0: no limit) are left out before they are
+    counted; `dropped` says how many. The train rows also serve as calibration text.
+
+    Args:
+        own_data: a user's own sources by name, see `sources.Source`.
+
+    Raises:
+        ValueError: an unknown data set or split, or the data set has fewer rows.
+        FileNotFoundError, OSError: see `sources.rows`.
     """
-    if name not in _DATA_SETS:
-        known = ", ".join(names())
-        raise ValueError(f"data set {name!r} is unknown: use one of {known} (study key data_sets)")
+    found, _ = _sifted(name, split=split, own_data=own_data, max_response_words=max_response_words)
+    if not 0 <= rows <= len(found) or not found:
+        raise ValueError(f"{rows} rows of {name} {split} cannot be had: ask for 1 to {len(found)}, or 0 for all")
+    return [dict(row) for row in found[: rows or None]]
+
+
+def dropped(name: str, *, split: str, own_data: dict | None = None, max_response_words: int = 0) -> dict[str, int]:
+    """How many rows of a split the row rule leaves out, by reason."""
+    return _sifted(name, split=split, own_data=own_data, max_response_words=max_response_words)[1]
+
+
+def _sifted(name: str, *, split: str, own_data: dict | None, max_response_words: int) -> tuple[list, dict]:
+    """The rows of a split that pass the row rule, and the number of the others by reason."""
+    words = [(row, len(row["response"].split())) for row in _rows(name, split=split, own_data=own_data or {})]
+    limit = max_response_words or math.inf
+    reasons = {"empty": sum(n == 0 for _, n in words), "too long": sum(n > limit for _, n in words)}
+    return [row for row, n in words if 0 < n <= limit], reasons
+
+
+def _rows(name: str, *, split: str, own_data: dict) -> list[dict]:
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown: use one of {', '.join(SPLITS)}")
-    found = _DATA_SETS[name](split)
-    if not 0 < rows <= len(found):
-        raise ValueError(f"{rows} rows of {name} {split} cannot be had: ask for 1 to {len(found)}")
-    return [dict(row) for row in found[:rows]]
+    if name in own_data:
+        return sources.rows(name, sources.own(name, own_data[name]), split=split)
+    if name in sources.HUB:
+        return sources.rows(name, sources.HUB[name], split=split)
+    if name in _OFFLINE:
+        return _OFFLINE[name](split)
+    known = ", ".join([*names(), *own_data])
+    raise ValueError(f"data set {name!r} is unknown: use one of {known} (study key data_sets)")
+
+
+def text_of(row: dict) -> str:
+    """A row as running text, for calibration: instruction, context and response, whichever there are."""
+    return "\n".join(part for part in (row["instruction"], row["context"], row["response"]) if part)
 
 
 def fingerprint(rows: list[dict]) -> str:
@@ -149,4 +185,4 @@ def _row(key: str, instruction: str, response: str, answer: str) -> dict:
     return dict(zip(COLUMNS, (key, instruction, "", response, answer), strict=True))
 
 
-_DATA_SETS = {"gsm_symbolic": _gsm_symbolic, "pydoc": _pydoc}
+_OFFLINE = {"gsm_symbolic": _gsm_symbolic, "pydoc": _pydoc}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sdd_utils.generation import generate_file, render
-from sdd_utils.models import sha256
+from sdd_utils.models import load_tokenizer, sha256
 
 BANNED_PHRASES = ("reference answer", "your response", "my response", "your own response", "now it's your turn")
 
@@ -24,16 +24,17 @@ _GENERAL = (
 )
 _MATH_SYSTEM = "You are an expert in math. Below are a math question and its reference answer."
 _MATH = (
-    "Write your own step-by-step solution, with the reference answer as a guide. End with '#### ' and the number.\n\n"
+    "Write your own step-by-step solution, with the reference answer as a guide. {ending}\n\n"
     "### Question:\n{instruction}\n\n### Reference Answer:\n{response}\n"
 )
+_ENDINGS = {"number": "End with '#### ' and the number.", "boxed": "Put the final answer into \\boxed{}."}
 _MATH_OPENING = "Let's solve this step by step:\n"  # the parent method opens the math turn too; the wording is ours
-MATH_DATA_SETS = ("gsm_symbolic",)
 
 # Not glued to a letter, digit or point on its left ("v2", "1.2.3") nor an exponent's mantissa; a unit may follow.
 _NUMBER = re.compile(
     r"(?<![\w.])[-−]?\$?(?:\d{1,3}(?:,\d{3})+(?![\d,]*\d)|\d+)(?:\.\d+)?(?!\d|\.\d|[eE][-+]?\d)|(?<![\w.])[-−]?\$?\.\d+(?!\d)"
 )
+_PLAIN_NUMBER = re.compile(r"[-−$]*[\d.,]+%?")
 
 
 def question_of(row: dict) -> str:
@@ -41,21 +42,31 @@ def question_of(row: dict) -> str:
     return f"{row['instruction']}\n\n{row['context']}" if row["context"] else row["instruction"]
 
 
-def rewrite_messages(row: dict, data_set: str) -> list[dict]:
+def check_of(row: dict) -> str:
+    """How a rewrite of this row is checked: "boxed" or "number" (mathematics), "text", or "" (not at all)."""
+    if not row["answer"]:
+        return ""
+    if "\\boxed" in row["response"]:
+        return "boxed"
+    return "number" if _PLAIN_NUMBER.fullmatch(row["answer"].strip()) else "text"
+
+
+def rewrite_messages(row: dict) -> list[dict]:
     """The conversation that asks the unpruned model for its own version of a response."""
     fields = {"instruction": question_of(row), "response": row["response"]}
-    if data_set in MATH_DATA_SETS:
-        return [
-            {"role": "system", "content": _MATH_SYSTEM},
-            {"role": "user", "content": _MATH.format(**fields)},
-            {"role": "assistant", "content": _MATH_OPENING},
-        ]
-    return [{"role": "user", "content": _GENERAL.format(**fields)}]
+    ending = _ENDINGS.get(check_of(row))
+    if ending is None:
+        return [{"role": "user", "content": _GENERAL.format(**fields)}]
+    return [
+        {"role": "system", "content": _MATH_SYSTEM},
+        {"role": "user", "content": _MATH.format(**fields, ending=ending)},
+        {"role": "assistant", "content": _MATH_OPENING},
+    ]
 
 
-def opening(data_set: str) -> str:
+def opening(row: dict) -> str:
     """The pre-filled start of the assistant's turn, which belongs to the response."""
-    return _MATH_OPENING if data_set in MATH_DATA_SETS else ""
+    return _MATH_OPENING if check_of(row) in _ENDINGS else ""
 
 
 def last_number(text: str) -> Decimal | None:
@@ -70,31 +81,56 @@ def last_number(text: str) -> Decimal | None:
     return Decimal(re.sub(r"[$,]", "", matches[-1].group()).replace("−", "-"))
 
 
-def select(row: dict, *, data_set: str, text: str, finish: str) -> tuple[str, str]:
+def same_answer(row: dict, text: str) -> bool | None:
+    """Whether a text comes to the row's answer; None if it comes to none.
+
+    Mathematics in LaTeX is compared by lm-eval's MATH rules on the last \\boxed{}, numbers by value, and any other
+    answer must stand in the text.
+    """
+    check = check_of(row)
+    if check == "text":
+        return row["answer"].casefold() in text.casefold()
+    if check == "boxed":
+        return _same_boxed(row["answer"], text)
+    number = last_number(text)
+    return None if number is None else number == last_number(row["answer"])
+
+
+def _same_boxed(answer: str, text: str) -> bool | None:
+    from lm_eval.tasks.hendrycks_math import utils  # here, for its import takes seconds
+
+    boxed = utils.last_boxed_only_string(text) if "\\boxed" in text else None
+    if boxed is None:
+        return None
+    found = utils.remove_boxed(boxed).strip()
+    if _PLAIN_NUMBER.fullmatch(found) and _PLAIN_NUMBER.fullmatch(answer):
+        return last_number(found) == last_number(answer)
+    return utils.is_equiv(found, answer)
+
+
+def select(row: dict, *, text: str, finish: str) -> tuple[str, str]:
     """Conditional selection: the response to train on, and the reason of the choice.
 
     Reasons: `kept`, or why the original is used: `truncated`, `empty`, `banned phrase`, `no answer`, `wrong answer`.
     """
-    reason = _verdict(row, data_set=data_set, text=text.strip(), finish=finish)
+    reason = _verdict(row, text=text.strip(), finish=finish)
     return (text.strip() if reason == "kept" else row["response"]), reason
 
 
-def _verdict(row: dict, *, data_set: str, text: str, finish: str) -> str:
+def _verdict(row: dict, *, text: str, finish: str) -> str:
     if finish != "stop":
         return "truncated"
-    if not text.removeprefix(opening(data_set).strip()).strip():
+    if not text.removeprefix(opening(row).strip()).strip():
         return "empty"
     if any(phrase in text.lower() for phrase in BANNED_PHRASES):
         return "banned phrase"
     if not row["answer"]:
         return "kept"
-    number = last_number(text)
-    if number is None:
-        return "no answer"
-    return "kept" if number == last_number(row["answer"]) else "wrong answer"
+    right = same_answer(row, text)
+    return "no answer" if right is None else "kept" if right else "wrong answer"
 
 
-def distill(model, tokenizer, rows: list[dict], *, data_set: str, path: Path, **settings) -> list[dict]:
+def distill(model: str | Path, rows: list[dict], *, path: Path, **settings) -> list[dict]:
     """Rewrite every response and write the distilled set, one JSON line per row as batches finish.
 
     A rerun keeps the finished lines and generates the rest; see `generation.generate` for `settings`.
@@ -104,24 +140,24 @@ def distill(model, tokenizer, rows: list[dict], *, data_set: str, path: Path, **
         of `rows`.
     """
     by_id = {row["id"]: row for row in rows}
-    prompts = {id_: render(tokenizer, rewrite_messages(row, data_set)) for id_, row in by_id.items()}
+    tokenizer = load_tokenizer(model)
+    prompts = {id_: render(tokenizer, rewrite_messages(row)) for id_, row in by_id.items()}
     return generate_file(
         model,
-        tokenizer,
         prompts,
         path=path,
-        finish_row=lambda output: _distilled_row(by_id[output["id"]], data_set, output),
+        finish_row=lambda output: _distilled_row(by_id[output["id"]], output),
         depends_on=[rows, sha256(Path(__file__))],
         **settings,
     )
 
 
-def _distilled_row(row: dict, data_set: str, output: dict) -> dict:
-    text = opening(data_set) + output["text"]
-    answered = until_answer(text) if data_set in MATH_DATA_SETS else None
+def _distilled_row(row: dict, output: dict) -> dict:
+    text = opening(row) + output["text"]
+    answered = until_answer(text) if check_of(row) == "number" else None
     if answered:
         text, output = answered, output | {"finish": "stop"}
-    response, reason = select(row, data_set=data_set, text=text, finish=output["finish"])
+    response, reason = select(row, text=text, finish=output["finish"])
     source = "distilled" if reason == "kept" else "original"
     kept = {name: output[name] for name in ("finish", "n_tokens", "seed")}
     return {"id": row["id"], "response": response, "source": source, "reason": reason, **kept, "rewrite": text}

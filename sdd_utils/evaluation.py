@@ -12,15 +12,19 @@ from pathlib import Path
 import lm_eval
 import numpy as np
 import torch
+from datasets.exceptions import DatasetsError
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tqdm.auto import tqdm
+
+from sdd_utils import models
 
 TASKS = Path(__file__).parent / "tasks"
 # Of the metrics a task reports, the first of these stands for it; a perplexity becomes nats per word.
 _PREFERRED = ("acc_norm", "exact_match", "acc", "word_perplexity")
 _NAMES = re.compile(r"^[ \t]*(?:- *)?(?:(?:task|group|tag): *|(?<=- ))[\"']?([\w.-]+)[\"']?[ \t]*$", re.MULTILINE)
 _PREFERRED_FILTERS = ("none", "flexible-extract")
+_LEADERBOARD_FILTERS = {"gsm8k": "strict-match"}  # what Open LLM Leaderboard v1 counted; `all` has both
 
 
 def local_tasks() -> list[str]:
@@ -38,6 +42,28 @@ def check_tasks(tasks: dict[str, int]) -> None:
         for task in sorted(unknown - _lm_eval_names()):
             allowed = f"one of {', '.join(local_tasks())}, or a task of lm-eval ('lm-eval ls tasks' lists them)"
             raise ValueError(f"task {task!r} is unknown: use {allowed} (study key tasks)")
+
+
+def fetch(tasks: dict[str, int]) -> str:
+    """Download the documents of the tasks that are not ours; says how many tasks there are, groups unfolded.
+
+    Raises:
+        ValueError: an unknown task.
+        FileNotFoundError: a task's data set cannot be reached.
+    """
+    check_tasks(tasks)
+    try:
+        return f"{len(_manager_for(tasks).load(list(tasks))['tasks'])} tasks"
+    except (ConnectionError, OSError, DatasetsError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(
+            f"the documents of {', '.join(tasks)} cannot all be had: {reason}; once the hub is reachable, run the "
+            "same command again"
+        ) from error
+
+
+def _manager_for(tasks: dict[str, int]) -> TaskManager:
+    return _task_manager(stock=not set(tasks) <= set(local_tasks()))
 
 
 @functools.cache
@@ -127,31 +153,52 @@ def _choice_scores(logits: torch.Tensor, choices: list[list[int]]) -> list[tuple
     return scores
 
 
-def evaluate(model, tokenizer, *, tasks: dict[str, int], chat_tasks: list[str], batch_size: int) -> dict[str, dict]:
+def evaluate(
+    model: str | Path,
+    *,
+    adapter: Path | None = None,
+    tasks: dict[str, int],
+    shots: dict[str, int],
+    chat_tasks: list[str],
+    batch_size: int,
+) -> dict[str, dict]:
     """Score a model on every task.
 
     Args:
-        tasks: number of documents by task, always the first ones, so that every model meets the same.
+        model: name or folder.
+        adapter: a LoRA adapter to merge into it.
+        tasks: number of documents by task, always the first ones, so that every model meets the same; 0 is all.
+            For a group of tasks (mmlu) it counts in each of them.
+        shots: few-shot examples by task; the task's own number where a task is not named.
         chat_tasks: the tasks that are asked in the model's chat format.
 
     Returns:
-        by task: {metric, filter, value, stderr, n, chance, shots, chat_template, version, higher_is_better, all,
-        documents}, where `documents` holds one value each, or a pair (nats, words) for perplexities.
+        by task: {metric, filter, value, stderr, n, limit, chance, shots, chat_template, version, higher_is_better,
+        all, documents}, where `documents` holds one value each, or a pair (nats, words) for perplexities.
     """
     check_tasks(tasks)
-    manager = _task_manager(stock=not set(tasks) <= set(local_tasks()))
+    return score(
+        *models.load(model, adapter=adapter), tasks=tasks, shots=shots, chat_tasks=chat_tasks, batch_size=batch_size
+    )
+
+
+def score(model, tokenizer, *, tasks: dict, shots: dict, chat_tasks: list, batch_size: int) -> dict[str, dict]:
+    """`evaluate` for a model that is loaded."""
+    manager = _manager_for(tasks)
     # Whether a text starts with a BOS token is the tokenizer's to say: Llama's adds one, SmolLM2's does not.
     wrapped = SharedContextLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device))
     return {
-        task: _score(wrapped, manager, task=task, limit=limit, chat=task in chat_tasks) for task, limit in tasks.items()
+        task: _score(wrapped, manager, task=task, limit=limit, shots=shots.get(task), chat=task in chat_tasks)
+        for task, limit in tasks.items()
     }
 
 
-def _score(wrapped: HFLM, manager: TaskManager, *, task: str, limit: int, chat: bool) -> dict:
+def _score(wrapped: HFLM, manager: TaskManager, *, task: str, limit: int, shots: int | None, chat: bool) -> dict:
     results = lm_eval.simple_evaluate(
         wrapped,
         tasks=[task],
-        limit=limit,
+        limit=limit or None,
+        num_fewshot=shots,
         apply_chat_template=chat,
         task_manager=manager,
         bootstrap_iters=0,
@@ -159,32 +206,35 @@ def _score(wrapped: HFLM, manager: TaskManager, *, task: str, limit: int, chat: 
         verbosity="ERROR",
     )
     values = {key: value for key, value in results["results"][task].items() if "," in key and "stderr" not in key}
-    metric, filter_ = _primary(values)
-    samples = [s for s in results["samples"][task] if s["filter"] == filter_]
+    metric, filter_ = _primary(task, values)
+    leaves = list(results["samples"])  # the task itself, or the tasks of a group
+    samples = [s for leaf in leaves for s in results["samples"][leaf] if s["filter"] == filter_]
     documents = [sample[metric] for sample in samples]
-    choice = results["configs"][task]["output_type"] == "multiple_choice"
-    score = {
+    choice = results["configs"][leaves[0]]["output_type"] == "multiple_choice"
+    found = {
         "metric": metric,
         "filter": filter_,
         **_estimate(documents),
         "n": len(documents),
+        "limit": limit,
         "chance": float(np.mean([1 / len(sample["resps"]) for sample in samples])) if choice else 0.0,
-        "shots": results["n-shot"][task],
+        "shots": results["n-shot"][leaves[0]],
         "chat_template": chat,
-        "version": str(results["versions"][task]),
+        "version": str(results["versions"][leaves[0]]),
         "higher_is_better": True,
         "all": values,
         "documents": documents,
     }
     if metric == "word_perplexity":
-        score |= {"metric": "nll_per_word", "higher_is_better": False, "documents": [[-ll, n] for ll, n in documents]}
-        score |= _ratio_estimate(score["documents"])
-    return score
+        found |= {"metric": "nll_per_word", "higher_is_better": False, "documents": [[-ll, n] for ll, n in documents]}
+        found |= _ratio_estimate(found["documents"])
+    return found
 
 
-def _primary(values: dict) -> tuple[str, str]:
+def _primary(task: str, values: dict) -> tuple[str, str]:
     keys = [tuple(key.split(",", 1)) for key in values]
-    ranked = [(m, f) for m in _PREFERRED for f in _PREFERRED_FILTERS if (m, f) in keys]
+    filters = (_LEADERBOARD_FILTERS[task],) if task in _LEADERBOARD_FILTERS else _PREFERRED_FILTERS
+    ranked = [(m, f) for m in _PREFERRED for f in filters if (m, f) in keys]
     return ranked[0] if ranked else keys[0]
 
 

@@ -8,9 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 
-import torch
 from datasets import Dataset
-from peft import PeftModel
 
 from sdd_utils import models, training
 from sdd_utils.distillation import question_of
@@ -98,13 +96,3 @@ def _finished(adapter: Path, key: str) -> dict | None:
     report = adapter / "training.json"
     found = json.loads(report.read_text()) if report.is_file() else {}
     return found["report"] if found.get("key") == key else None
-
-
-def load_tuned(folder: Path, adapter: Path, *, dtype: torch.dtype | None = None):
-    """A checkpoint with an adapter merged into it, and its tokenizer.
-
-    The merge is done in float32: in bfloat16 most of a small update would round away.
-    """
-    model, tokenizer = models.load(folder, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    return merged.to(dtype or models.best_dtype()).eval(), tokenizer

@@ -10,11 +10,14 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jinja2
 import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
-from sdd_utils.models import sha256
+from sdd_utils import models
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def render(tokenizer, messages: list[dict]) -> str:
@@ -28,9 +31,19 @@ def render(tokenizer, messages: list[dict]) -> str:
     if tokenizer.chat_template is None:
         raise ValueError("the tokenizer has no chat template: use an instruct model")
     opened = messages[-1]["role"] == "assistant"
-    return tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=not opened, continue_final_message=opened
-    )
+    settings = {"tokenize": False, "add_generation_prompt": not opened, "continue_final_message": opened}
+    try:
+        return tokenizer.apply_chat_template(messages, **settings)
+    except jinja2.TemplateError:
+        if messages[0]["role"] != "system":
+            raise
+        return tokenizer.apply_chat_template(_without_system(messages), **settings)
+
+
+def _without_system(messages: list[dict]) -> list[dict]:
+    """The same conversation for a template that knows no system turn: its text opens the user's turn."""
+    system, user, *rest = messages
+    return [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]
 
 
 def batches(lengths: dict[str, int], batch_size: int) -> list[list[str]]:
@@ -113,11 +126,11 @@ def _finished(tokenizer, tokens: list[int], config: GenerationConfig) -> dict:
 
 
 def generate_file(
-    model,
-    tokenizer,
+    model: str | Path,
     prompts: dict[str, str],
     *,
     path: Path,
+    adapter: Path | None = None,
     finish_row: Callable[[dict], dict] = dict,
     depends_on: list | None = None,
     **settings,
@@ -125,8 +138,10 @@ def generate_file(
     """Generate into a JSON-lines file, a line per row as batches finish; a rerun adds what is missing.
 
     Args:
+        model: name or folder; loaded only if a row is missing.
+        adapter: a LoRA adapter to merge into the model.
         finish_row: turns an output of `generate` into the row to keep; it must keep the id.
-        depends_on: whatever else the rows depend on. If it, the prompts, the weights' place, the settings or this
+        depends_on: whatever else the rows depend on. If it, the prompts, the weights, the settings or this
             module changed since the file was begun, the file is begun anew.
         settings: see `generate`.
 
@@ -134,13 +149,16 @@ def generate_file(
         the rows, in the order of `prompts`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    parts = [prompts, str(model.config._name_or_path), settings, depends_on, sha256(Path(__file__))]
+    weights = [models.identity(models.find(str(model))), adapter and models.sha256(adapter / ADAPTER_WEIGHTS)]
+    parts = [prompts, weights, settings, depends_on, models.sha256(Path(__file__))]
     _begin(path, key=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
     done = frozenset(row["id"] for row in read_rows(path, half_line="drop"))
-    with path.open("a", encoding="utf-8") as file:
-        for output in generate(model, tokenizer, prompts, done=done, **settings):
-            file.write(json.dumps(finish_row(output), ensure_ascii=False) + "\n")
-            file.flush()
+    if not done.issuperset(prompts):
+        loaded, tokenizer = models.load(model, adapter=adapter)
+        with path.open("a", encoding="utf-8") as file:
+            for output in generate(loaded, tokenizer, prompts, done=done, **settings):
+                file.write(json.dumps(finish_row(output), ensure_ascii=False) + "\n")
+                file.flush()
     rows = {row["id"]: row for row in read_rows(path)}
     return [rows[id_] for id_ in prompts]
 

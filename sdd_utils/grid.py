@@ -16,20 +16,40 @@ def grid(records: list[dict]) -> list[dict]:
     original = original_scores(records)
     rows = []
     for (arm, block_size, data_set), per_seed in sorted(_scores_by_model(records).items(), key=_grid_order):
-        scores = _mean_over_seeds(per_seed)
-        rows.append(
-            {
-                "arm": arm,
-                "block_size": block_size,
-                "data_set": data_set,
-                "seeds": len(per_seed),
-                "average": average(scores),
-                "recovery": recovery(scores, original),
-                "interval": interval(bootstrap_recovery(scores, original)),
-                "scores": scores,
-            }
-        )
+        rows.append({"arm": arm, "block_size": block_size, "data_set": data_set} | _summary(per_seed, original))
     return rows
+
+
+def _summary(per_seed: list[dict], original: dict[str, dict]) -> dict:
+    scores = _mean_over_seeds(per_seed)
+    return {
+        "seeds": len(per_seed),
+        "average": average(scores),
+        "recovery": recovery(scores, original),
+        "interval": interval(bootstrap_recovery(scores, original)),
+        "scores": scores,
+    }
+
+
+def scaling(records: list[dict]) -> list[dict]:
+    """Recovery against the number of training rows: the grid's columns and `rows`, a row per fine-tuned model."""
+    original = original_scores(records)
+    found = []
+    for (arm, block_size, data_set, rows), per_seed in sorted(_finetuned(records).items(), key=lambda item: item[0]):
+        key = {"arm": arm, "block_size": block_size, "data_set": data_set, "rows": rows}
+        found.append(key | _summary(per_seed, original))
+    return found
+
+
+def _finetuned(records: list[dict]) -> dict[tuple, list[dict]]:
+    """Scores of the fine-tuned models, a list over seeds, by (arm, block size, data set, training rows)."""
+    found: dict[tuple, list[dict]] = {}
+    for record in of_step(records, "finetuning"):
+        params = record["params"]
+        for arm, metrics in record["metrics"]["arms"].items():
+            key = (arm, params["block_size"], params["data_set"], metrics["training"]["rows"])
+            found.setdefault(key, []).append(metrics["scores"])
+    return found
 
 
 def _grid_order(item: tuple) -> tuple:
@@ -51,10 +71,8 @@ def _scores_by_model(records: list[dict]) -> dict[tuple, list[dict]]:
     for record in of_step(records, "pruning"):
         n = record["params"]["block_size"]
         found[("no_ft" if n else "original", n, "")] = [record["metrics"]["scores"]]
-    for record in of_step(records, "finetuning"):
-        for arm, metrics in record["metrics"]["arms"].items():
-            key = (arm, record["params"]["block_size"], record["params"]["data_set"])
-            found.setdefault(key, []).append(metrics["scores"])
+    for (arm, n, data_set, _), per_seed in sorted(_finetuned(records).items(), key=lambda item: item[0]):
+        found[(arm, n, data_set)] = per_seed  # the largest number of rows comes last and stays
     for record in of_step(records, "merging"):
         params, middle = record["params"], min(record["metrics"]["points"], key=lambda point: abs(point["t"] - 0.5))
         key = ("merged", params["block_size"], f"{params['data_set']} + {params['other_data_set']}")
@@ -71,7 +89,7 @@ def _mean_over_seeds(per_seed: list[dict]) -> dict[str, dict]:
         documents = np.mean([scores[task]["documents"] for scores in per_seed], axis=0)
         value = float(np.mean([scores[task]["value"] for scores in per_seed]))
         spread = float(np.mean([scores[task]["stderr"] for scores in per_seed]))
-        if documents.ndim == 1:
+        if documents.ndim == 1 and len(documents) > 1:
             spread = float(documents.std(ddof=1) / np.sqrt(len(documents)))
         mean[task] = first | {"value": value, "stderr": spread, "documents": documents.tolist()}
     return mean

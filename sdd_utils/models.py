@@ -4,6 +4,7 @@ A model is named by a catalogue name (`smollm2-135m-instruct`, which comes out o
 by a folder that `save_pretrained` wrote, or by a hub id, optionally pinned: `org/name@revision`.
 """
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -11,6 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import httpx
 import torch
 import transformers  # a lazy module: naming its classes at the top would take seconds, even to tell a wrong name
 from huggingface_hub import snapshot_download
@@ -42,23 +44,34 @@ def find(name: str) -> Path:
                 f"model {name!r} is a folder without config.json: name a folder that save_pretrained wrote"
             )
         return folder
-    if name.count("/") == 1 and not name.startswith((".", "/", "work/")):
-        return _downloaded(name)
+    if is_hub_id(name):
+        return _downloaded(name, _HUB_FILES)
     allowed = f"one of {', '.join(CATALOGUE)}, an existing folder, or a hub id org/name[@revision]"
     raise FileNotFoundError(f"model {name!r} does not exist: use {allowed}")
 
 
-def _downloaded(name: str) -> Path:
+def is_hub_id(name: str) -> bool:
+    """Whether a model's name reads as `org/name[@revision]`."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "work/"))
+
+
+def _downloaded(name: str, patterns: list[str]) -> Path:
+    """The folder of a hub model in the hub's own cache; files that are there are not fetched again."""
     repo, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
     except GatedRepoError as error:
         raise FileNotFoundError(f"model {name!r} is gated: accept its licence on the hub and set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(f"model {name!r} is not on the hub: check the spelling of org/name") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, httpx.HTTPError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise OSError(
+                f"model {name!r}: the disk is full: free some space, or set HF_HOME to another disk"
+            ) from error
         raise FileNotFoundError(
-            f"model {name!r} is neither cached nor reachable: go online once, or name a local folder"
+            f"model {name!r} is not all here and the hub cannot be reached ({type(error).__name__}): once it can, run "
+            "the same command again, what has arrived is kept; or name a local folder"
         ) from error
 
 
@@ -106,19 +119,27 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load(name: str | Path, *, dtype: torch.dtype | None = None) -> tuple["transformers.PreTrainedModel", object]:
+def load(
+    name: str | Path, *, adapter: Path | None = None, dtype: torch.dtype | None = None
+) -> tuple["transformers.PreTrainedModel", object]:
     """Load a model in evaluation mode, and its tokenizer with a padding token.
 
     Args:
         name: see `find`.
+        adapter: a LoRA adapter to merge into the weights. The merge is done in float32: in bfloat16 most of a
+            small update would round away.
         dtype: compute dtype, by default `best_dtype()`.
     """
-    folder = find(str(name))
+    folder, dtype = find(str(name)), dtype or best_dtype()
     if load_config(folder).is_encoder_decoder:
         raise ValueError(f"model {str(name)!r} is an encoder-decoder: use a decoder-only causal language model")
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype or best_dtype(), trust_remote_code=False, use_safetensors=True
+        folder, dtype=torch.float32 if adapter else dtype, trust_remote_code=False, use_safetensors=True
     )
+    if adapter:
+        import peft  # here, for its import takes seconds and most loads need none
+
+        model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().to(dtype)
     return model.to(device()).eval(), load_tokenizer(folder)
 
 
@@ -133,7 +154,9 @@ def load_tokenizer(name: str | Path):
 
 
 def load_config(name: str | Path):
-    """The configuration of a model, without its weights."""
+    """The configuration of a model; its weights are not read, and of a hub model not even fetched."""
+    if not Path(str(name)).is_dir() and is_hub_id(str(name)):
+        name = _downloaded(str(name), ["config.json"])
     return transformers.AutoConfig.from_pretrained(find(str(name)), trust_remote_code=False)
 
 

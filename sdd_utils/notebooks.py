@@ -9,7 +9,7 @@ import nbformat
 import papermill
 from nbconvert import HTMLExporter
 
-from sdd_utils.study import NOTEBOOKS, check_parameters, defaults_of
+from sdd_utils.parameters import NOTEBOOKS, check_parameters, defaults_of
 
 
 def execute(notebook: str, *, out: Path, parameters: dict, threads: int = 1) -> None:

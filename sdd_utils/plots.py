@@ -196,7 +196,9 @@ def recovery_grid(rows: list[dict]) -> Figure:
     for axis, data_set in zip(axes, data_sets, strict=True):
         for shift, arm in enumerate(("no_ft", "sft", "self_data_ft")):
             own = [row for row in rows if row["arm"] == arm and row["data_set"] in ("", data_set)]
-            _interval_line(axis, sorted(own, key=lambda row: row["block_size"]), arm=arm, shift=0.12 * (shift - 1))
+            _interval_line(
+                axis, sorted(own, key=lambda row: row["block_size"]), arm=arm, at="block_size", shift=0.12 * (shift - 1)
+            )
         axis.axhline(1, color="black", lw=1, ls="--")
         axis.set(xlabel="block size n (layers removed)", title=f"fine-tuned on {data_set}")
         axis.set_xticks(sorted({row["block_size"] for row in rows}))
@@ -205,12 +207,36 @@ def recovery_grid(rows: list[dict]) -> Figure:
     return drawn
 
 
-def _interval_line(axis, rows: list[dict], *, arm: str, shift: float) -> None:
+def scaling_curves(rows: list[dict]) -> Figure:
+    """Recovery against the number of training rows at the largest block size, a panel per data set, 95 % intervals.
+
+    Args:
+        rows: {data_set, block_size, arm, rows, recovery, interval}.
+    """
+    largest = max(row["block_size"] for row in rows)
+    data_sets = sorted({row["data_set"] for row in rows})
+    drawn, axes = figure(len(data_sets), width=3.6 * len(data_sets) + 1, sharey=True)
+    for axis, data_set in zip(axes, data_sets, strict=True):
+        for shift, arm in ((0.98, "sft"), (1.02, "self_data_ft")):
+            own = [row for row in rows if (row["arm"], row["data_set"]) == (arm, data_set)]
+            _interval_line(axis, [r for r in own if r["block_size"] == largest], arm=arm, at="rows", stretch=shift)
+        counts = sorted({row["rows"] for row in rows if row["data_set"] == data_set})
+        axis.set(xscale="log", xlim=(counts[0] / 1.5, counts[-1] * 1.5))
+        axis.set_xticks(counts, map(str, counts))
+        axis.minorticks_off()
+        axis.set(xlabel="training rows", title=f"fine-tuned on {data_set}, n = {largest}")
+    axes[0].set_ylabel("recovery (95 % interval)")
+    axes[0].legend()
+    return drawn
+
+
+def _interval_line(axis, rows: list[dict], *, arm: str, at: str, shift: float = 0, stretch: float = 1) -> None:
+    """Recovery with intervals against the key `at`, moved a little so that arms do not hide each other."""
     if not rows:
         return
     middle = np.array([row["recovery"] for row in rows])
     low, high = np.array([row["interval"] for row in rows]).T
-    where = [row["block_size"] + shift for row in rows]
+    where = [row[at] * stretch + shift for row in rows]
     axis.errorbar(
         where,
         middle,

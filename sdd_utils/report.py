@@ -96,6 +96,16 @@ def merging_table(records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def scaling_table(rows: list[dict]) -> pd.DataFrame:
+    """Recovery by data set, block size and number of training rows, an arm per column (see `grid.scaling`)."""
+    by_key: dict[tuple, dict] = {}
+    for row in rows:
+        cells = by_key.setdefault((row["data_set"], row["block_size"], row["rows"]), {})
+        cells[NAMES[row["arm"]]] = percent(row["recovery"], row["interval"])
+    keys = ("fine-tuned on", "n", "rows")
+    return pd.DataFrame(dict(zip(keys, key, strict=True)) | cells for key, cells in sorted(by_key.items()))
+
+
 def provenance_table(records: list[dict]) -> pd.DataFrame:
     """Per step: jobs, wall time, peak memory, and where and from which commit they ran."""
     lines = []

@@ -11,7 +11,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+
+import yaml
 
 from sdd_utils import study as studies
 
@@ -22,9 +25,12 @@ def main() -> int:
     parser.add_argument("study", nargs="?", default="embedded", help="name of a file under studies/, or a path")
     parser.add_argument("--run", help="folder of checkpoints, sets and records (default work/<study>)")
     parser.add_argument("--publish", help="folder of tables, figures and pages (default results/<study>)")
+    parser.add_argument("--profile", help="Snakemake profile of a cluster, e.g. profiles/slurm (default: this machine)")
     arguments, further = parser.parse_known_args()
     try:
         studies.load(arguments.study)
+        if arguments.profile:
+            _check_profile(arguments.profile)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -34,10 +40,22 @@ def main() -> int:
         if not free:
             print(f"error: another run of study {name!r} is going on in {run}: wait for it to end", file=sys.stderr)
             return 2
-        status = _snakemake(arguments.study, run=run, publish=publish, further=further)
+        where = ["--profile", arguments.profile] if arguments.profile else _this_machine()
+        status = _snakemake(arguments.study, run=run, publish=publish, further=[*where, *further])
     if status == 0:
         _print_results(studies.ROOT / publish)
     return status
+
+
+def _check_profile(profile: str) -> None:
+    """Say in one sentence what Snakemake would say at the end of its usage."""
+    file = studies.ROOT / profile / "config.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"profile {profile!r} has no config.yaml: name a folder such as profiles/slurm")
+    executor = (yaml.safe_load(file.read_text()) or {}).get("executor", "local")
+    if executor != "local" and not find_spec(f"snakemake_executor_plugin_{executor.replace('-', '_')}"):
+        mend = "run 'make install PROFILE=slurm'" if executor == "slurm" else "install its Snakemake executor plugin"
+        raise ValueError(f"profile {profile!r} needs the executor {executor!r}, which is not installed: {mend}")
 
 
 @contextmanager
@@ -53,10 +71,15 @@ def _lock(folder: Path) -> Iterator[bool]:
         yield free
 
 
-def _snakemake(study: str, *, run: str, publish: str, further: list[str]) -> int:
+def _this_machine() -> list[str]:
+    """All cores and memory. Not with a profile: they would cap what a cluster's jobs ask for."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
-    command = [sys.executable, "-m", "snakemake", "--cores", "all", "--nolock", "--rerun-incomplete", "--keep-going"]
-    command += ["--resources", f"mem_mb={memory}", "--quiet", "reason", "host"]
+    return ["--cores", "all", "--resources", f"mem_mb={memory}"]
+
+
+def _snakemake(study: str, *, run: str, publish: str, further: list[str]) -> int:
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete", "--keep-going"]
+    command += ["--quiet", "reason", "host"]
     command += ["--config", f"study={study}", f"run={run}", f"publish={publish}", *further]
     return subprocess.run(command, cwd=studies.ROOT, check=False).returncode
 

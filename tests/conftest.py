@@ -62,3 +62,12 @@ def model_folder(tokenizer, tmp_path_factory):
     tiny_llama(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def hub():
+    """Address of a hub (or a mirror) that tests may read from."""
+    address = os.environ.get("SDD_TEST_HUB")
+    if not address:
+        pytest.skip("set SDD_TEST_HUB to the address of a hub or a mirror to run this test")
+    return address

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdd_utils import distillation, generation
+from sdd_utils import distillation, generation, models
 
 ROWS = [
     {
@@ -57,12 +57,12 @@ MATH = {"id": "m", "instruction": "?", "context": "", "response": "3 + 4 = 7\n##
         ("It is 7.", "length", "truncated"),
         ("It is 8.", "stop", "wrong answer"),
         ("It is seven.", "stop", "no answer"),
-        (distillation.opening("gsm_symbolic"), "stop", "empty"),
+        (distillation.opening({"answer": "7", "response": "7"}), "stop", "empty"),
         ("As the Reference Answer says, 7", "stop", "banned phrase"),
     ],
 )
 def test_conditional_selection(text, finish, reason):
-    response, given_reason = distillation.select(MATH, data_set="gsm_symbolic", text=text, finish=finish)
+    response, given_reason = distillation.select(MATH, text=text, finish=finish)
     assert given_reason == reason
     assert response == (text if reason == "kept" else MATH["response"])
 
@@ -74,18 +74,18 @@ def test_a_solution_ends_with_its_first_finished_answer_line():
 
 
 def test_the_template_shows_context_instruction_and_reference():
-    row = MATH | {"context": "the context"}
-    for data_set in ("gsm_symbolic", "pydoc"):
-        text = distillation.rewrite_messages(row, data_set)[-2 if data_set == "gsm_symbolic" else -1]["content"]
+    for row, turn in ((MATH, 1), (MATH | {"answer": ""}, 0)):
+        row = row | {"context": "the context"}
+        text = distillation.rewrite_messages(row)[turn]["content"]
         assert all(part in text for part in ("the context", MATH["instruction"], MATH["response"]))
 
 
-def distill(model, tokenizer, path):
-    return distillation.distill(model, tokenizer, ROWS, data_set="pydoc", path=path, **SETTINGS)
+def distill(model_folder, path):
+    return distillation.distill(model_folder, ROWS, path=path, **SETTINGS)
 
 
-def test_a_kill_at_any_row_gives_the_same_set(model, tokenizer, tmp_path):
-    whole = distill(model, tokenizer, tmp_path / "whole.jsonl")
+def test_a_kill_at_any_row_gives_the_same_set(model_folder, tmp_path):
+    whole = distill(model_folder, tmp_path / "whole.jsonl")
     assert [row["id"] for row in whole] == [row["id"] for row in ROWS]
     lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
     key = (tmp_path / "whole.key").read_text()
@@ -93,19 +93,19 @@ def test_a_kill_at_any_row_gives_the_same_set(model, tokenizer, tmp_path):
         path = tmp_path / f"cut{cut}.jsonl"
         path.with_suffix(".key").write_text(key)
         path.write_text("".join(lines[:cut]) + lines[cut][: len(lines[cut]) // 2])  # killed in the middle of a line
-        assert distill(model, tokenizer, path) == whole
+        assert distill(model_folder, path) == whole
 
 
-def test_finished_rows_are_not_generated_again(model, tokenizer, tmp_path, monkeypatch):
-    whole = distill(model, tokenizer, tmp_path / "set.jsonl")
-    monkeypatch.setattr(model, "generate", lambda **_: pytest.fail("generated again"))
-    assert distill(model, tokenizer, tmp_path / "set.jsonl") == whole
+def test_finished_rows_are_not_generated_again(model_folder, tmp_path, monkeypatch):
+    whole = distill(model_folder, tmp_path / "set.jsonl")
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded again"))
+    assert distill(model_folder, tmp_path / "set.jsonl") == whole
 
 
-def test_changed_settings_begin_the_set_anew(model, tokenizer, tmp_path, monkeypatch):
-    distill(model, tokenizer, tmp_path / "set.jsonl")
+def test_changed_settings_begin_the_set_anew(model_folder, tmp_path, monkeypatch):
+    distill(model_folder, tmp_path / "set.jsonl")
     monkeypatch.setitem(SETTINGS, "seed", 2)
-    assert {row["seed"] for row in distill(model, tokenizer, tmp_path / "set.jsonl")} == {2}
+    assert {row["seed"] for row in distill(model_folder, tmp_path / "set.jsonl")} == {2}
 
 
 def test_truncated_line_inside_a_set_is_named(tmp_path):

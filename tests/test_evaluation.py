@@ -29,7 +29,7 @@ def test_shared_contexts_give_the_log_likelihoods_of_hflm(model, tokenizer):
 
 def test_scores_say_how_they_were_made(model, tokenizer):
     tasks = {"facts": 6, "pydoc_nll": 3}
-    scores = evaluation.evaluate(model, tokenizer, tasks=tasks, chat_tasks=[], batch_size=4)
+    scores = evaluation.score(model, tokenizer, tasks=tasks, shots={}, chat_tasks=[], batch_size=4)
     assert scores["facts"]["metric"] == "acc_norm"
     assert scores["facts"]["chance"] == 0.25
     assert scores["facts"]["value"] == np.mean(scores["facts"]["documents"])
@@ -67,7 +67,8 @@ def test_scored_texts_start_with_one_bos_where_the_tokenizer_adds_one(model, tok
     plain = evaluation.SharedContextLM._score_choices
     spy = lambda self, contexts, choices: seen.extend(contexts) or plain(self, contexts, choices)  # noqa: E731
     monkeypatch.setattr(evaluation.SharedContextLM, "_score_choices", spy)
-    evaluation.evaluate(model, own, tasks={"facts": 4}, chat_tasks=["facts"] if adds_bos else [], batch_size=2)
-    evaluation.evaluate(model, own, tasks={"facts": 4}, chat_tasks=[], batch_size=2)
+    settings = {"tasks": {"facts": 4}, "shots": {}, "batch_size": 2}
+    evaluation.score(model, own, chat_tasks=["facts"] if adds_bos else [], **settings)
+    evaluation.score(model, own, chat_tasks=[], **settings)
     starts = {tuple(token == own.bos_token_id for token in context[:2]) for context in seen}
     assert starts == ({(True, False)} if adds_bos else {(False, False)})

@@ -38,14 +38,17 @@ def test_the_trainer_sees_those_labels(model_folder, tokenizer, tmp_path, monkey
     monkeypatch.setattr(SFTTrainer, "compute_loss", spy)
     sets = finetuning.paired_sets(tokenizer, ROWS, DISTILLED, max_length=500)
     finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "a", **SETTINGS)
-    trained = []
-    for batch in seen:  # one sequence: a row starts where positions do
-        starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
-        trained += [tuple(row[row != -100].tolist()) for row in batch["labels"][0].tensor_split(starts[1:])]
+    # A batch is one sequence whose positions start anew with every row.
+    rows = [
+        row
+        for batch in seen
+        for row in torch.tensor_split(batch["labels"][0], (batch["position_ids"][0] == 0).nonzero().flatten()[1:])
+    ]
+    trained = sorted(tuple(row[row != -100].tolist()) for row in rows)
     expected = [
         tuple(i for i, m in zip(row["input_ids"], row["completion_mask"], strict=True) if m) for row in sets["sft"]
     ]
-    assert sorted(trained) == sorted(expected)
+    assert trained == sorted(expected)
 
 
 def test_both_arms_hold_the_same_rows_and_long_ones_leave_both(tokenizer):
@@ -84,6 +87,6 @@ def test_merged_adapter_is_the_adapted_model(model_folder, tokenizer, tmp_path):
     with torch.no_grad():
         before = base(ids).logits.clone()
         adapted = PeftModel.from_pretrained(base, tmp_path / "a")(ids).logits
-        merged = finetuning.load_tuned(model_folder, tmp_path / "a", dtype=torch.float32)[0](ids).logits
+        merged = models.load(model_folder, adapter=tmp_path / "a", dtype=torch.float32)[0](ids).logits
     torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(merged, before, atol=1e-3)

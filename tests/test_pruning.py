@@ -132,7 +132,10 @@ def test_manifest_names_the_weights_and_a_failed_save_leaves_nothing(model, toke
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("no-such-model", "does not exist: use one of smollm2"), ("org/unknown-model", "neither cached nor reachable")],
+    [
+        ("no-such-model", "does not exist: use one of smollm2"),
+        ("org/unknown-model", "is not all here and the hub cannot be reached"),
+    ],
 )
 def test_unknown_model_is_named(name, said):
     with pytest.raises(FileNotFoundError, match=said):

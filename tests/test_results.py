@@ -78,7 +78,8 @@ def study_records():
         metrics = {"scores": {"a": score(documents)}, "accounting": accounting}
         return {"step": "pruning", "params": {"block_size": n}, "metrics": metrics}
 
-    arms = {"sft": {"scores": {"a": score([1, 0, 0, 0])}}, "self_data_ft": {"scores": {"a": score([1, 1, 0, 0])}}}
+    documents, training = {"sft": [1, 0, 0, 0], "self_data_ft": [1, 1, 0, 0]}, {"rows": 40}
+    arms = {arm: {"scores": {"a": score(own)}, "training": training} for arm, own in documents.items()}
     params = {"block_size": 2, "data_set": "d", "seed": 0}
     tuned = {"step": "finetuning", "params": params, "metrics": {"arms": arms}}
     return [pruning(0, [1, 1, 1, 1]), pruning(2, [0, 0, 0, 1]), tuned]
@@ -101,6 +102,23 @@ def test_several_seeds_are_averaged_by_document():
     second["metrics"]["arms"]["sft"]["scores"]["a"] = score([0, 0, 0, 0])
     row = next(row for row in grid.grid([*records, second]) if row["arm"] == "sft")
     assert (row["seeds"], row["scores"]["a"]["documents"]) == (2, [0.5, 0, 0, 0])
+    single = grid._mean_over_seeds([{"a": score([1], stderr=0.0)}, {"a": score([0], stderr=0.0)}])
+    assert (single["a"]["value"], single["a"]["stderr"]) == (0.5, 0.0)  # one document has no spread, not NaN
+
+
+def test_fewer_rows_stand_in_the_scaling_table_and_not_in_the_grid():
+    records = study_records()
+    fewer = json.loads(json.dumps(records[-1]))
+    for arm in fewer["metrics"]["arms"].values():
+        arm["training"]["rows"] = 10
+        arm["scores"]["a"] = score([0, 0, 0, 0])
+    rows = grid.grid([*records, fewer])
+    assert [row["recovery"] for row in rows] == [1.0, 0.25, 0.25, 0.5]
+    scaled = grid.scaling([*records, fewer])
+    assert [(row["arm"], row["rows"], row["recovery"]) for row in scaled] == [
+        ("self_data_ft", 10, 0.0), ("self_data_ft", 40, 0.5), ("sft", 10, 0.0), ("sft", 40, 0.25)
+    ]  # fmt: skip
+    assert list(report.scaling_table(scaled)["rows"]) == [10, 40]
 
 
 def test_published_numbers_have_sources():
@@ -109,5 +127,5 @@ def test_published_numbers_have_sources():
 
 
 def test_record_names_are_for_people():
-    path = record_path("r", "finetuning", block_size=4, data_set="pydoc", seed=0)
-    assert path.name == "finetuning-n4-pydoc-s0.json"
+    path = record_path("r", "finetuning", block_size=4, data_set="pydoc", rows=48, seed=0)
+    assert path.name == "finetuning-n4-pydoc-48rows-s0.json"

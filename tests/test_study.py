@@ -8,9 +8,9 @@ import nbformat
 import pytest
 import yaml
 
-from sdd_utils import notebooks, study
+from sdd_utils import notebooks, parameters, study
 
-NAMES = sorted(path.stem for path in study.NOTEBOOKS.glob("*.ipynb"))
+NAMES = sorted(path.stem for path in parameters.NOTEBOOKS.glob("*.ipynb"))
 
 
 def write(tmp_path, **changes):
@@ -25,18 +25,28 @@ def write(tmp_path, **changes):
     [
         ({"lora_rnk": 8}, "unknown key 'lora_rnk': did you mean 'lora_rank'"),
         ({"lora_rank": None}, "missing key"),
-        ({"train_rows": "many"}, "study key 'train_rows' is 'many': it must be a int"),
-        ({"train_rows": 0}, "'train_rows' is 0: it must be a whole number of at least 1"),
+        ({"epochs": "many"}, "study key 'epochs' is 'many': it must be a int"),
+        ({"epochs": 0}, "'epochs' is 0: it must be a whole number of at least 1"),
+        ({"data_sets": {"pydoc": "many"}}, "has 'many' for pydoc: it must be a whole number of at least 0"),
+        ({"data_sets": ["pydoc"]}, "study key 'data_sets' is \\['pydoc'\\]: it must be a dict"),
+        ({"shots": {"arc": 25}}, "'shots' holds 'arc': use one of facts"),
+        ({"merge_pairs": [["pydoc"]]}, "each entry is a list of two data sets"),
+        ({"merge_pairs": [["pydoc", "alpaca"]]}, "'merge_pairs' holds 'alpaca': use one of gsm_symbolic, pydoc"),
+        ({"scaling": {"rows": [4]}}, "study key 'scaling': missing key"),
+        ({"scaling": {"rows": [48], "block_sizes": [4], "data_sets": ["pydoc"]}}, "all it has are 48"),
+        ({"own_data": {"mine": {"instruction": "q"}}}, "own_data 'mine' has no source"),
+        ({"own_data": {"mine": {"source": "x.jsonl", "reply": "a"}}}, "unknown key 'reply': allowed are source"),
+        ({"base": "studies"}, "study 'studies' is unknown"),
         ({"block_sizes": [-2, 4, 6]}, "holds -2: a block size is a whole number of at least 1"),
         ({"finetune_block_sizes": [8]}, "holds 8: add it to 'block_sizes'"),
         ({"slerp_t": [0.0, 1.0]}, "name a point between 0 and 1"),
         ({"slerp_t": [1.5]}, "holds 1.5: SLERP's t lies in 0..1"),
-        ({"data_sets": ["gsm9k"]}, "holds 'gsm9k': use one of gsm_symbolic, pydoc"),
+        ({"data_sets": {"gsm9k": 5}}, "holds 'gsm9k': use one of gsm_symbolic, pydoc"),
         ({"seeds": [0, 0]}, "names something twice"),
     ],
 )
 def test_bad_keys_are_named(tmp_path, changes, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
         study.load(write(tmp_path, **changes))
 
 
@@ -50,14 +60,14 @@ def test_unknown_study_is_named_by_the_command_too():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_notebook_defaults_are_the_embedded_study(name):
-    values, defaults = study.parameters_of("embedded", notebook=name), study.defaults_of(name)
+    values, defaults = parameters.parameters_of("embedded", notebook=name), parameters.defaults_of(name)
     assert {key: defaults[key] for key in values} == values
     assert defaults["study"] == "embedded"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_notebooks_keep_their_contract(name):
-    cells = nbformat.read(study.NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
+    cells = nbformat.read(parameters.NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert "parameters" in code[0].metadata.tags
     assert all("#" in line for line in code[0].source.splitlines())  # each parameter has its comment
@@ -71,25 +81,25 @@ def test_notebooks_keep_their_contract(name):
 
 
 @pytest.mark.parametrize(
-    ("parameters", "said"),
+    ("given", "said"),
     [
         ({"blok_size": 4}, "unknown key 'blok_size': did you mean 'block_size'"),
         ({"block_size": "four"}, "must be a int"),
     ],
 )
-def test_misspelt_notebook_parameters_are_errors_before_anything_runs(tmp_path, parameters, said):
+def test_misspelt_notebook_parameters_are_errors_before_anything_runs(tmp_path, given, said):
     with pytest.raises(ValueError, match=said):
-        notebooks.execute("02_pruning", out=tmp_path / "out.ipynb", parameters=parameters)
+        notebooks.execute("02_pruning", out=tmp_path / "out.ipynb", parameters=given)
     assert not (tmp_path / "out.ipynb").exists()
 
 
 def test_plain_papermill_is_told_as_well(tmp_path):
     """papermill itself injects a misspelt parameter without complaint, so the notebook has to."""
-    namespace = study.defaults_of("02_pruning") | {"blok_size": 4, "In": ["", "# Parameters\nblok_size = 4\n"]}
+    namespace = parameters.defaults_of("02_pruning") | {"blok_size": 4, "In": ["", "# Parameters\nblok_size = 4\n"]}
     with pytest.raises(ValueError, match="unknown key 'blok_size'"):
-        study.checked_parameters("02_pruning", namespace)
-    harmless = study.defaults_of("02_pruning") | {"start": 3, "In": ["start = 3"]}  # a cell run twice by hand
-    assert "start" not in study.checked_parameters("02_pruning", harmless)
+        parameters.checked_parameters("02_pruning", namespace)
+    harmless = parameters.defaults_of("02_pruning") | {"start": 3, "In": ["start = 3"]}  # a cell run twice by hand
+    assert "start" not in parameters.checked_parameters("02_pruning", harmless)
 
 
 def test_environments_pin_the_same_versions():

@@ -5,12 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_llama
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorForLanguageModeling,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
 from trl import SFTTrainer
 
-from sdd_utils import training
+from sdd_utils import models, training
 
 SETTINGS = {"lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_targets": "all-linear", "learning_rate": 1e-2}
 SETTINGS |= {"epochs": 2, "batch_size": 4, "seed": 3}
@@ -125,6 +133,26 @@ def test_batches_without_padding_train_as_padded_ones_do(model_folder, data, tmp
     torch.testing.assert_close(weights(tmp_path / "free"), weights(tmp_path / "padded"), atol=1e-4, rtol=1e-3)
 
 
+def test_the_first_loss_is_the_one_that_transformers_computes(tokenizer, model_folder, data, tmp_path):
+    """An independent reference: pad with a mask, let transformers compute the loss of the first batch."""
+    report = training.train(job_of(model_folder, tmp_path / "a"), data)
+    first = training.schedule(data, epochs=2, batch_size=4, seed=3).select(range(4))
+    pad = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    batch = pad([{"input_ids": ids} for ids in first["input_ids"]])
+    labels = torch.full_like(batch["input_ids"], -100)
+    for i, (ids, mask) in enumerate(zip(first["input_ids"], first["completion_mask"], strict=True)):
+        trained = torch.tensor(mask, dtype=torch.bool)
+        start = labels.shape[1] - len(ids)  # left-padded
+        labels[i, start:] = torch.where(trained, torch.tensor(ids), -100)
+    mask = torch.stack([torch.arange(labels.shape[1]) >= labels.shape[1] - len(ids) for ids in first["input_ids"]])
+    positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    with torch.no_grad():
+        loss = tiny_llama(tokenizer)(
+            batch["input_ids"], attention_mask=mask.long(), position_ids=positions, labels=labels
+        ).loss
+    assert report["loss"][0][1] == pytest.approx(float(loss), abs=1e-5)
+
+
 @pytest.mark.parametrize("config", [LlamaConfig, MistralConfig, Qwen3Config, Gemma3TextConfig])
 def test_rows_of_one_sequence_do_not_see_each_other(config):
     torch.manual_seed(0)
@@ -150,6 +178,7 @@ def test_two_processes_that_shard_the_model_and_resume_train_as_one_does(model_f
     torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), atol=1e-5, rtol=1e-4)
     files = [{path.name for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
     assert files[0] == files[1] >= {"adapter_config.json", "adapter_model.safetensors", "training.json"}
+    models.load(model_folder, adapter=tmp_path / "two")
 
 
 def test_a_failed_launch_names_its_log(data, tmp_path, monkeypatch):

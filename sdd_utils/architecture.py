@@ -1,0 +1,139 @@
+"""A model's architecture without its weights, and its parameter and FLOP table.
+
+    python -m sdd_utils.architecture Llama-3.1-8B-Instruct 2 4 6 8 10
+    python -m sdd_utils.architecture path/to/config.json 4
+
+`sdd_utils/configs/` holds the architecture of the models that the studies name, so that a study can be planned where
+its model is gated, not cached or out of reach.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tabulate
+import torch
+import transformers
+from torch import nn
+
+from sdd_utils import models, pruning
+from sdd_utils.study import ROOT
+
+SHIPPED = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a model's size is made of. Counts, but `kv_width`: numbers per token in the KV cache."""
+
+    parameters: int
+    matmul: int
+    adapter: int
+    layers: int
+    hidden: int
+    vocabulary: int
+    layer_width: float  # inputs and outputs of one layer's linear maps, for one token
+    kv_width: int
+
+
+def find(name: str) -> tuple[transformers.PretrainedConfig, str]:
+    """The configuration of a model, and where it was found; no weights are loaded, downloaded or converted.
+
+    Args:
+        name: what study key `model` allows, a config.json, or the name of a shipped architecture.
+
+    Raises:
+        FileNotFoundError: nothing of that name can be had, in one sentence.
+    """
+    place, shipped = ROOT / name, SHIPPED / f"{name.partition('@')[0].rsplit('/', 1)[-1]}.json"
+    if place.is_dir():
+        return models.load_config(name), f"folder {name}"
+    if place.is_file():
+        return _read(place), f"file {name}"
+    if cached := _of_hub(name, local_files_only=True):
+        return cached, "the hub cache"
+    if shipped.is_file():
+        return _read(shipped), f"sdd_utils/configs/{shipped.name} (shipped; the model itself was not looked at)"
+    if fetched := _of_hub(name, local_files_only=False):
+        return fetched, "its config.json on the hub"
+    known = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.json")))
+    raise FileNotFoundError(
+        f"model {name!r} has no config that can be had: go online once, set HF_TOKEN if it is gated, or name a "
+        f"folder, a config.json or one of {known}"
+    )
+
+
+def _read(path: Path) -> transformers.PretrainedConfig:
+    return transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+
+
+def _of_hub(name: str, *, local_files_only: bool) -> transformers.PretrainedConfig | None:
+    """The config.json of a hub id, the only file that is fetched; None where it cannot be had."""
+    repo, _, revision = name.partition("@")
+    if repo.count("/") != 1:
+        return None
+    settings = {"revision": revision or "main", "local_files_only": local_files_only, "trust_remote_code": False}
+    try:
+        return transformers.AutoConfig.from_pretrained(repo, **settings)
+    except (OSError, ValueError):
+        return None
+
+
+def shape(config: transformers.PretrainedConfig, *, block_size: int, rank: int, targets: str) -> Shape:
+    """Count a model on the meta device, the LoRA adapter of rank `rank` on `targets` included."""
+    config = pruning.pruned_config(config, start=0, block_size=block_size)
+    text, account = config.get_text_config(), pruning.account(config)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    linear = {k: m for k, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    chosen = [m for k, m in linear.items() if targets == "all-linear" or k.rpartition(".")[2] in targets.split(",")]
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Shape(
+        parameters=account.parameters,
+        matmul=account.matmul,
+        adapter=sum(rank * (m.in_features + m.out_features) for m in chosen),
+        layers=account.layers,
+        hidden=text.hidden_size,
+        vocabulary=text.vocab_size,
+        layer_width=sum(m.in_features + m.out_features for m in linear.values()) / account.layers,
+        kv_width=2 * account.layers * text.num_key_value_heads * width,
+    )
+
+
+def table(config: transformers.PretrainedConfig, block_sizes: list[int]) -> str:
+    """`pruning.accounting_table` for people: billions of parameters, GFLOP per token, cuts in per cent."""
+    rows = [
+        {
+            "n": row["block_size"],
+            "layers": row["layers"],
+            "parameters": f"{row['parameters']:,}",
+            "cut": f"{row['cut_parameters']:.2%}",
+            "GFLOP per token, 2 x parameters": round(row["flops_per_token_2p"] / 1e9, 3),
+            "GFLOP per token, matrix products": round(row["flops_per_token_matmul"] / 1e9, 3),
+            "cut, matrix products": f"{row['cut_matmul']:.2%}",
+        }
+        for row in pruning.accounting_table(config, block_sizes)
+    ]
+    return tabulate.tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True, stralign="right")
+
+
+def main() -> int:
+    """Print the table of one model; exit status 2 and one sentence on a wrong name or block size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="hub id, folder, config.json, or the name of a shipped architecture")
+    parser.add_argument("block_sizes", nargs="*", type=int, help="layers to remove (0, the original, always leads)")
+    arguments = parser.parse_args()
+    try:
+        config, origin = find(arguments.model)
+        rows = table(config, [0, *(n for n in arguments.block_sizes if n)])
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{arguments.model}: architecture from {origin}\n\n{rows}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

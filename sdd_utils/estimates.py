@@ -1,0 +1,249 @@
+"""What a job costs, by arithmetic: tokens, seconds, bytes of memory and of disk, from a model's architecture, a
+study's keys, measured token lengths (`lengths.yaml`) and a machine's throughput (`throughput.yaml`).
+
+Lengths are means over rows or documents, so totals are estimates of sums; memory takes the longest that a study
+allows. The rules of cost stand at the head of `throughput.yaml`.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from math import ceil
+from pathlib import Path
+from types import SimpleNamespace
+
+import yaml
+
+from sdd_utils.architecture import Shape
+
+HERE = Path(__file__).parent
+ARMS = 2  # SFT and Self-Data FT
+LIKE_SET, LIKE_TASK = "alpaca", "arc_easy"  # stand in for a data set or task whose lengths were never measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A job: tokens read, trained on and generated; seconds; peak bytes of memory; bytes left on disk."""
+
+    read: float = 0
+    trained: float = 0
+    generated: float = 0
+    seconds: float = 0
+    memory: float = 0
+    disk: float = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What every estimate of a plan starts from; `shapes` by block size, 0 being the original."""
+
+    study: object
+    machine: SimpleNamespace
+    shapes: dict[int, Shape]
+
+    def bytes_of(self, n: int) -> float:
+        """Bytes of the weights of the model without n layers."""
+        return self.shapes[n].parameters * self.machine.dtype_bytes
+
+
+@cache
+def lengths() -> dict:
+    """`lengths.yaml`, as measured by benchmarks/lengths.py."""
+    return yaml.safe_load((HERE / "lengths.yaml").read_text(encoding="utf-8"))
+
+
+def machine(name: str) -> SimpleNamespace:
+    """A machine of `throughput.yaml`; ValueError, in one sentence, for an unknown one."""
+    machines = yaml.safe_load((HERE / "throughput.yaml").read_text(encoding="utf-8"))
+    if name not in machines:
+        known = f"one of {', '.join(machines)}, or add it to sdd_utils/throughput.yaml"
+        raise ValueError(f"hardware {name!r} is unknown: use {known}")
+    return SimpleNamespace(name=name, **machines[name])
+
+
+def set_lengths(name: str) -> dict:
+    """Lengths of a data set; one that was never measured is taken to be like `LIKE_SET`."""
+    return lengths()["data_sets"].get(name) or lengths()["data_sets"][LIKE_SET]
+
+
+def task_lengths(name: str) -> dict:
+    """Lengths of a task; one that was never measured is taken to be like `LIKE_TASK`."""
+    return lengths()["tasks"].get(name) or lengths()["tasks"][LIKE_TASK]
+
+
+def rows_of(study, data_set: str) -> int:
+    """Training rows of a data set; 0 in the study means all of them."""
+    return study.data_sets[data_set] or set_lengths(data_set)["rows"]
+
+
+def documents_of(study, task: str) -> int:
+    """Documents of a task; 0 in the study means all, and a number counts for each part (MMLU: each subject)."""
+    known = task_lengths(task)
+    return min(study.tasks[task] * known["parts"], known["documents"]) or known["documents"]
+
+
+def context_of(study, task: str) -> float:
+    """Mean tokens that are read for one document of a task, few-shot examples and choices included."""
+    known = task_lengths(task)
+    return known["read"] + study.shots.get(task, known["default_shots"]) * known["example"]
+
+
+def rewritten(study, data_set: str) -> float:
+    """Mean tokens of a rewrite."""
+    known, growth = set_lengths(data_set), lengths()["growth"]
+    return min(known["response"] * growth["maths" if known["maths"] else "general"], study.rewrite_tokens)
+
+
+def read_seconds(s: Setting, n: int, tokens: float) -> float:
+    """Seconds of forward passes."""
+    return 2 * s.shapes[n].matmul * tokens / s.machine.read_flops
+
+
+def train_seconds(s: Setting, n: int, tokens: float) -> float:
+    """Seconds of forward and backward passes through a frozen base."""
+    return (6 if s.machine.checkpointing else 4) * s.shapes[n].matmul * tokens / s.machine.train_flops
+
+
+def start_seconds(s: Setting, *models: int) -> float:
+    """Seconds of starting a job and of reading, or writing, the checkpoints of these block sizes."""
+    loads = (s.machine.load_seconds + s.bytes_of(n) / s.machine.disk_bandwidth for n in models)
+    return s.machine.job_seconds + sum(loads)
+
+
+def resident(s: Setting, *models: int) -> float:
+    """Bytes of a process that holds the weights of these block sizes at once."""
+    return s.machine.process_bytes + sum(map(s.bytes_of, models))
+
+
+def decode_seconds(s: Setting, n: int, *, rows: int, context: float, new: float, batch: int) -> float:
+    """Seconds of reading `rows` prompts of `context` tokens and generating `new` tokens for each.
+
+    `batch` rows are decoded at once where the machine has no continuous batching."""
+    batch = s.machine.sequences or batch
+    rounds = max(rows / batch, 1) if s.machine.sequences else ceil(rows / batch)
+    cached = cache_bytes(s, n, min(rows, batch) * (context + new / 2))
+    return read_seconds(s, n, rows * (context + new)) + rounds * new * (s.bytes_of(n) + cached) / s.machine.bandwidth
+
+
+def cache_bytes(s: Setting, n: int, tokens: float) -> float:
+    """Bytes of the keys and values of `tokens` tokens."""
+    return tokens * s.shapes[n].kv_width * s.machine.dtype_bytes
+
+
+def evaluation(s: Setting, n: int) -> Estimate:
+    """One model on all tasks; memory is what comes on top of the weights."""
+    read = generated = seconds = memory = 0.0
+    for task in s.study.tasks:
+        known, documents, context = task_lengths(task), documents_of(s.study, task), context_of(s.study, task)
+        new, at_once = known.get("decode", 0), min(s.study.evaluation_batch, documents)
+        seconds += decode_seconds(s, n, rows=documents, context=context, new=new, batch=s.study.evaluation_batch)
+        read, generated = read + documents * context, generated + documents * new
+        cached = cache_bytes(s, n, at_once * known["requests"] * (context + new))
+        logits = at_once * context * s.shapes[n].vocabulary * 8 if known["kind"] == "rolling" else 0
+        memory = max(memory, cached + logits + layer_bytes(s, n, at_once * context))
+    return Estimate(read=read, generated=generated, seconds=seconds, memory=memory)
+
+
+def layer_bytes(s: Setting, n: int, tokens: float) -> float:
+    """Bytes of what one layer computes: its linear maps' inputs and outputs, half as much again for the rest."""
+    return tokens * 1.5 * s.shapes[n].layer_width * s.machine.dtype_bytes
+
+
+def training_memory(s: Setting, n: int) -> list[tuple[str, str, float]]:
+    """(what, arithmetic, bytes) of fine-tuning, with all rows of an optimiser step at once, each `max_length` long."""
+    own, tokens, width = s.shapes[n], s.study.batch_size * s.study.max_length, s.machine.dtype_bytes
+    layer = f"{tokens:,} tokens x 1.5 x {own.layer_width:,.0f} values x {width} bytes"
+    kept = f"{own.layers} layers x {layer}", own.layers * layer_bytes(s, n, tokens)
+    if s.machine.checkpointing:
+        kept = (
+            f"{own.layers} layers x {tokens:,} tokens x {own.hidden:,} inputs x {width} bytes",
+            own.layers * tokens * own.hidden * width,
+        )
+    logits = f"{tokens:,} tokens x {own.vocabulary:,} words x ({width} + 4 + 4) bytes"
+    return [
+        ("weights", f"{own.parameters:,} parameters x {width} bytes", s.bytes_of(n)),
+        ("LoRA, gradients, Adam", f"{own.adapter:,} parameters x (4 + 4 + 8) bytes", own.adapter * 16),
+        ("kept for backward", *kept),
+        ("one layer at work", layer, layer_bytes(s, n, tokens)),
+        ("logits, copy, gradient", logits, tokens * own.vocabulary * (width + 4 + 4)),
+        ("process", f"stated for {s.machine.name}", s.machine.process_bytes),
+    ]
+
+
+def similarity(s: Setting) -> Estimate:
+    """One pass of the original over the calibration set."""
+    sets, longest = [set_lengths(name) for name in s.study.calibration_sets or s.study.data_sets], s.study.max_length
+    read = s.study.calibration_rows * sum(min(own["prompt"] + own["response"], longest) for own in sets) / len(sets)
+    memory = resident(s, 0) + layer_bytes(s, 0, s.study.calibration_batch * longest)
+    return Estimate(read=read, seconds=start_seconds(s, 0) + read_seconds(s, 0, read), memory=memory)
+
+
+def pruned(s: Setting, block_size: int) -> Estimate:
+    """Load the original, cut, save, load the checkpoint while the original is still there, score it."""
+    scored = evaluation(s, block_size)
+    return Estimate(
+        read=scored.read,
+        generated=scored.generated,
+        seconds=start_seconds(s, 0, block_size, block_size) + scored.seconds,
+        memory=resident(s, 0, block_size) + scored.memory,
+        disk=s.bytes_of(block_size),
+    )
+
+
+def distillation(s: Setting, data_set: str) -> Estimate:
+    """The original rewrites every row. In fixed batches every row takes the steps of the longest."""
+    rows, known, new = rows_of(s.study, data_set), set_lengths(data_set), rewritten(s.study, data_set)
+    context, batch = known["rewrite_prompt"], s.study.generation_batch
+    steps = new if s.machine.sequences else s.study.rewrite_tokens
+    at_once = min(rows, s.machine.sequences or batch)
+    cached = cache_bytes(s, 0, at_once * (context + s.study.rewrite_tokens))
+    return Estimate(
+        read=rows * context,
+        generated=rows * new,
+        seconds=start_seconds(s, 0) + decode_seconds(s, 0, rows=rows, context=context, new=steps, batch=batch),
+        memory=resident(s, 0) + cached + layer_bytes(s, 0, at_once * context),
+        disk=rows * (known["response"] + 2 * new) * 5,  # text: about 5 bytes a token
+    )
+
+
+def finetuning(s: Setting, *, block_size: int, data_set: str, rows: int) -> Estimate:
+    """Both arms: train an adapter, load the model again with it merged in, score it."""
+    known, scored = set_lengths(data_set), evaluation(s, block_size)
+    responses = (known["response"], rewritten(s.study, data_set))
+    trained = s.study.epochs * rows * sum(min(known["prompt"] + r, s.study.max_length) for r in responses)
+    training = sum(size for _, _, size in training_memory(s, block_size))
+    start = start_seconds(s, *[block_size] * 2 * ARMS)
+    return Estimate(
+        read=ARMS * scored.read,
+        trained=trained,
+        generated=ARMS * scored.generated,
+        seconds=start + train_seconds(s, block_size, trained) + ARMS * scored.seconds,
+        memory=max(training, resident(s, block_size) + scored.memory),
+        disk=ARMS * 4 * s.shapes[block_size].adapter,
+    )
+
+
+def merging(s: Setting, *, block_size: int) -> Estimate:
+    """Both parents written out, and each point between them merged, loaded and scored; the folders are deleted."""
+    points, scored = sum(0 < t < 1 for t in s.study.slerp_t), evaluation(s, block_size)
+    passes = 4 + 4 * points  # read and write each parent; per point read two, write one, load it
+    return Estimate(
+        read=points * scored.read,
+        generated=points * scored.generated,
+        seconds=start_seconds(s, *[block_size] * passes) + points * scored.seconds,
+        memory=resident(s, block_size, block_size) + scored.memory,
+        disk=3 * s.bytes_of(block_size),
+    )
+
+
+def embedding_similarity(s: Setting, *, block_size: int, data_set: str) -> Estimate:
+    """Answers of the original and of both arms to held-out prompts, each as long as may be."""
+    context, batch, asked = set_lengths(data_set)["prompt"], s.study.generation_batch, s.study.answer_prompts
+    new, answering = s.study.answer_tokens, (0, *[block_size] * ARMS)
+    decoding = sum(decode_seconds(s, n, rows=asked, context=context, new=new, batch=batch) for n in answering)
+    cached = cache_bytes(s, 0, min(asked, s.machine.sequences or batch) * (context + new))
+    return Estimate(
+        read=len(answering) * asked * context,
+        generated=len(answering) * asked * new,
+        seconds=start_seconds(s, *answering) + decoding,
+        memory=resident(s, 0, block_size) + cached,
+    )

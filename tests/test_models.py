@@ -1,0 +1,48 @@
+"""Where a model comes from, and what is said when it cannot be had."""
+
+import httpx
+import pytest
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+from sdd_utils import models
+
+RESPONSE = httpx.Response(403, request=httpx.Request("GET", "https://example.org"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "no-such-model",
+            r"model 'no-such-model' does not exist: use one of smollm2-135m-instruct, an existing folder",
+        ),
+        ("tests", "model 'tests' is a folder without config.json"),
+    ],
+)
+def test_wrong_names_are_told(name, said):
+    with pytest.raises(FileNotFoundError, match=said):
+        models.find(name)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (GatedRepoError("gated", response=RESPONSE), "is gated: accept its licence on the hub and set HF_TOKEN"),
+        (RepositoryNotFoundError("no", response=RESPONSE), "is not on the hub: check the spelling of org/name"),
+        (httpx.ReadError("connection reset"), "run the same command again, what has arrived is kept"),
+        (OSError(28, "No space left on device"), "the disk is full: free some space, or set HF_HOME"),
+    ],
+)
+def test_trouble_with_the_hub_is_one_sentence(monkeypatch, error, said):
+    monkeypatch.setattr(models, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(OSError, match=said) as told:
+        models.find("org/name@abc")
+    assert "\n" not in str(told.value)
+
+
+def test_only_weights_that_hold_no_code_are_fetched(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(models, "snapshot_download", lambda repo, **settings: asked.update(settings, repo=repo) or "x")
+    models.find("org/name@abc")
+    assert (asked["repo"], asked["revision"]) == ("org/name", "abc")
+    assert not any(pattern.endswith((".bin", ".py", ".pt", ".pkl")) for pattern in asked["allow_patterns"])
