@@ -101,7 +101,7 @@ rule distillation:
     run: execute("03_self_data_distillation", log[0], params, threads)
 
 rule finetuning:
-    input: uses("04_sft_vs_self_distill", "finetuning", "evaluation", "models"), TASKS, rules.distillation.output,
+    input: uses("04_sft_vs_self_distill", "finetuning", "training", "evaluation", "models"), TASKS, rules.distillation.output,
         rules.pruning.output
     output: f"{RECORDS}/finetuning-n{{n}}-{{data}}-{{rows}}rows-s{{seed}}.json"
     log: f"{LOGS}/finetuning-n{{n}}-{{data}}-{{rows}}rows-s{{seed}}.ipynb"
