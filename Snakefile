@@ -17,10 +17,6 @@ RUN = config.get("run", f"work/{NAME}")
 PUBLISH = config.get("publish", f"results/{NAME}")
 RECORDS, LOGS = f"{RUN}/records", f"{RUN}/notebooks"
 TUNED = [(n, seed) for n in S.finetune_block_sizes for seed in S.seeds]
-# The main comparison, and the additional fine-tunings on the first rows of a data set.
-MAIN = [(n, name, rows, seed) for n, seed in TUNED for name, rows in S.data_sets.items()]
-SCALING = [(n, name, rows, seed) for n, seed in TUNED if n in S.scaling.get("block_sizes", [])
-    for name in S.scaling["data_sets"] for rows in S.scaling["rows"]]
 
 localrules: all, model  # on a cluster, where Snakemake runs: that machine has the network
 
@@ -45,13 +41,13 @@ def tuned(notebook, wildcards, **which):
     return parameters(notebook, **which)
 
 
-def finetuned(n, data, rows, seed):
-    """The record of a fine-tuning; `rows` 0 is all."""
-    return f"{RECORDS}/finetuning-n{n}-{data}-{rows or 'all'}rows-s{seed}.json"
+def finetuned(**which):
+    """The record of a fine-tuning."""
+    return f"{RECORDS}/{studies.label('finetuning', **which)}.json"
 
 
 def main_finetuned(wildcards, data):
-    return finetuned(wildcards.n, data, S.data_sets[data], wildcards.seed)
+    return finetuned(block_size=wildcards.n, data_set=data, rows=S.data_sets[data], seed=wildcards.seed)
 
 
 def execute(notebook, log, params, threads):
@@ -111,7 +107,7 @@ rule finetuning:
     run: execute("04_sft_vs_self_distill", log[0], params, threads)
 
 rule merging:
-    input: uses("05_model_merging", "merging", "finetuning", "evaluation", "models"), TASKS,
+    input: uses("05_model_merging", "merging", "evaluation", "models"), TASKS,
         rules.pruning.output, lambda w: [main_finetuned(w, w.data), main_finetuned(w, w.other)]
     output: f"{RECORDS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.json"
     log: f"{LOGS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.ipynb"
@@ -133,7 +129,7 @@ rule embedding_similarity:
 rule results:
     input: uses("08_results", "results", "grid", "report", "paper", "plots", "similarity"), rules.similarity.output,
         expand(rules.pruning.output, n=[0, *S.block_sizes]), expand(rules.distillation.output, data=S.data_sets),
-        [finetuned(*which) for which in MAIN + SCALING],
+        [finetuned(**which) for which in studies.finetunings(S)],
         [expand(rules.embedding_similarity.output, n=n, seed=seed, data=S.data_sets) for n, seed in TUNED],
         [expand(rules.merging.output, n=n, seed=seed, data=a, other=b) for n, seed in TUNED for a, b in S.merge_pairs]
     output: f"{RECORDS}/results.json"

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tabulate
-import torch
 import transformers
 from torch import nn
 
@@ -70,9 +69,9 @@ def _read(path: Path) -> transformers.PretrainedConfig:
 
 def _of_hub(name: str, *, local_files_only: bool) -> transformers.PretrainedConfig | None:
     """The config.json of a hub id, the only file that is fetched; None where it cannot be had."""
-    repo, _, revision = name.partition("@")
-    if repo.count("/") != 1:
+    if not models.is_hub_id(name):
         return None
+    repo, _, revision = name.partition("@")
     settings = {"revision": revision or "main", "local_files_only": local_files_only, "trust_remote_code": False}
     try:
         return transformers.AutoConfig.from_pretrained(repo, **settings)
@@ -83,9 +82,8 @@ def _of_hub(name: str, *, local_files_only: bool) -> transformers.PretrainedConf
 def shape(config: transformers.PretrainedConfig, *, block_size: int, rank: int, targets: str) -> Shape:
     """Count a model on the meta device, the LoRA adapter of rank `rank` on `targets` included."""
     config = pruning.pruned_config(config, start=0, block_size=block_size)
-    text, account = config.get_text_config(), pruning.account(config)
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
+    model = pruning.without_weights(config)
+    text, account = config.get_text_config(), pruning.account_of(model)
     head = model.get_output_embeddings()
     linear = {k: m for k, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
     chosen = [m for k, m in linear.items() if targets == "all-linear" or k.rpartition(".")[2] in targets.split(",")]

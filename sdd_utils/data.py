@@ -92,6 +92,19 @@ def _rows(name: str, *, split: str, own_data: dict) -> list[dict]:
     raise ValueError(f"data set {name!r} is unknown: use one of {known} (study key data_sets)")
 
 
+def calibration(names: list[str], *, rows: int, own_data: dict | None = None) -> list[dict]:
+    """`rows` training rows in equal parts per data set, the same number of each.
+
+    Raises:
+        ValueError: no data set, fewer rows than data sets, or what `load` raises.
+    """
+    if not 0 < len(names) <= rows:
+        raise ValueError(
+            f"{rows} calibration rows of {len(names)} data sets: name a data set, and a row of each at least"
+        )
+    return [row for name in names for row in load(name, split="train", rows=rows // len(names), own_data=own_data)]
+
+
 def text_of(row: dict) -> str:
     """A row as running text, for calibration: instruction, context and response, whichever there are."""
     return "\n".join(part for part in (row["instruction"], row["context"], row["response"]) if part)

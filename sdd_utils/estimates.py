@@ -171,7 +171,7 @@ def training_memory(s: Setting, n: int) -> list[tuple[str, str, float]]:
 
 def similarity(s: Setting) -> Estimate:
     """One pass of the original over the calibration set."""
-    sets, longest = [set_lengths(name) for name in s.study.calibration_sets or s.study.data_sets], s.study.max_length
+    sets, longest = [set_lengths(name) for name in s.study.calibration_sets], s.study.max_length
     read = s.study.calibration_rows * sum(min(own["prompt"] + own["response"], longest) for own in sets) / len(sets)
     memory = resident(s, 0) + layer_bytes(s, 0, s.study.calibration_batch * longest)
     return Estimate(read=read, seconds=start_seconds(s, 0) + read_seconds(s, 0, read), memory=memory)

@@ -12,12 +12,11 @@ from pathlib import Path
 import lm_eval
 import numpy as np
 import torch
-from datasets.exceptions import DatasetsError
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tqdm.auto import tqdm
 
-from sdd_utils import models
+from sdd_utils import models, sources
 
 TASKS = Path(__file__).parent / "tasks"
 # Of the metrics a task reports, the first of these stands for it; a perplexity becomes nats per word.
@@ -49,17 +48,11 @@ def fetch(tasks: dict[str, int]) -> str:
 
     Raises:
         ValueError: an unknown task.
-        FileNotFoundError: a task's data set cannot be reached.
+        FileNotFoundError, OSError: see `sources.rows`.
     """
     check_tasks(tasks)
-    try:
+    with sources.told(f"documents of {', '.join(tasks)}"):
         return f"{len(_manager_for(tasks).load(list(tasks))['tasks'])} tasks"
-    except (ConnectionError, OSError, DatasetsError) as error:
-        reason = str(error).splitlines()[0]
-        raise FileNotFoundError(
-            f"the documents of {', '.join(tasks)} cannot all be had: {reason}; once the hub is reachable, run the "
-            "same command again"
-        ) from error
 
 
 def _manager_for(tasks: dict[str, int]) -> TaskManager:

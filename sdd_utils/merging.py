@@ -8,7 +8,6 @@ parallel almost everywhere, so the angle of every tensor and the share that fell
 import json
 import math
 import shutil
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sdd_utils.models import replace_folder, write_manifest
+from sdd_utils.models import whole_folder, write_manifest
 
 LERP_ABOVE = 0.9995  # |cos| from which sin(angle) is too small to divide by; mergekit's threshold
 _CONTEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -65,17 +64,12 @@ def merge(a: Path, b: Path, *, out: Path, t: float) -> dict:
     """
     check_same_shape(a, b)
     where_in_b = {name: b / shard for name, (_, shard) in _shapes(b).items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with whole_folder(out) as scratch:
         _copy_context(a, scratch)
         angles = {}
         for shard in sorted(a.glob("*.safetensors")):
             angles |= _merge_shard(shard, where_in_b, out=scratch / shard.name, t=t)
         write_manifest(scratch, parent=a.name, recipe={"merge": "slerp", "a": a.name, "b": b.name, "t": t})
-        replace_folder(scratch, out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return {"angles": angles, "lerp_share": sum(map(falls_back, angles.values())) / len(angles)}
 
 

@@ -10,6 +10,8 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -181,15 +183,11 @@ def sha256(path: Path) -> str:
 
 def save(model, tokenizer, *, folder: Path, parent: str, recipe: dict) -> Path:
     """Write a plain `save_pretrained` folder, complete or not at all, with `manifest.json` beside the weights."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with whole_folder(folder) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         write_manifest(scratch, parent=parent, recipe=recipe)
-        return replace_folder(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
 
 
 def write_manifest(folder: Path, *, parent: str, recipe: dict) -> None:
@@ -205,9 +203,16 @@ def identity(folder: Path) -> dict:
     return json.loads(manifest.read_text())["sha256"] if manifest.is_file() else {"folder": folder.as_posix()}
 
 
-def replace_folder(scratch: Path, folder: Path) -> Path:
-    """Put a finished folder in its place; a reader sees the old one or the new one."""
-    scratch.chmod(0o755)
-    if folder.exists():
-        shutil.rmtree(folder)
-    return scratch.rename(folder)
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `folder` at the end; after an error nothing has changed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

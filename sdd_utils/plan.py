@@ -33,8 +33,9 @@ def jobs(study) -> list[dict]:
     found += [{"step": "pruning", "block_size": n} for n in [0, *sizes]]
     found += [{"step": "distillation", "data_set": name} for name in study.data_sets]
     on_sets = [{"block_size": n, "data_set": d, "seed": seed} for n, seed in tuned for d in study.data_sets]
-    found += [{"step": "finetuning", **on, "train_rows": study.data_sets[on["data_set"]]} for on in on_sets]
-    found += [{"step": "finetuning", **on} for on in _scaling(study)]
+    for on in studies.finetunings(study):
+        where = {name: on[name] for name in ("block_size", "data_set", "seed")}
+        found.append({"step": "finetuning", **where, "train_rows": on["rows"]})
     found += [
         {"step": "merging", "block_size": n, "data_set": a, "other_data_set": b, "seed": seed}
         for n, seed in tuned
@@ -42,16 +43,6 @@ def jobs(study) -> list[dict]:
     ]
     found += [{"step": "embedding_similarity", **on} for on in on_sets]
     return [*found, {"step": "results"}]
-
-
-def _scaling(study) -> list[dict]:
-    """The additional fine-tunings on the first rows of a data set."""
-    axes = study.scaling
-    sizes, sets = axes.get("block_sizes", study.finetune_block_sizes), axes.get("data_sets", list(study.data_sets))
-    return [
-        {"block_size": n, "data_set": d, "seed": seed, "train_rows": rows}
-        for n, seed, d, rows in product(sizes, study.seeds, sets, axes.get("rows", []))
-    ]
 
 
 def is_done(job: dict, records: list[dict], study) -> bool:
@@ -173,7 +164,7 @@ def setting(study, *, hardware: str | None) -> tuple[Setting, str]:
     if hardware:
         estimates.machine(hardware)  # a wrong name is told before anything is counted
     config, origin = architecture.find(study.model)
-    sizes = {0, *study.block_sizes, *(job["block_size"] for job in _scaling(study))}
+    sizes = {0, *study.block_sizes}
     shapes = {
         n: architecture.shape(config, block_size=n, rank=study.lora_rank, targets=study.lora_targets) for n in sizes
     }

@@ -39,13 +39,13 @@ def parts(study: studies.Study) -> Iterator[tuple[str, Callable[[], str | None]]
         data.load(name, split="test", rows=study.answer_prompts, **rule)
         return f"{len(data.load(name, split='train', rows=study.data_sets[name], **rule))} rows"
 
-    def texts(name: str) -> str:
-        share = study.calibration_rows // len(study.calibration_sets)
-        return f"{len(data.load(name, split='train', rows=share, own_data=study.own_data))} rows"
+    def texts() -> str:
+        sets, count = study.calibration_sets, study.calibration_rows
+        return f"{len(data.calibration(sets, rows=count, own_data=study.own_data))} rows"
 
     yield f"configuration of {study.model}", lambda: models.load_config(study.model) and None
     yield from ((f"data set {name}", functools.partial(rows, name)) for name in study.data_sets)
-    yield from ((f"calibration set {name}", functools.partial(texts, name)) for name in study.calibration_sets)
+    yield f"calibration set, from {', '.join(study.calibration_sets)}", texts
     yield f"sentence encoder {study.encoder}", lambda: embeddings.encoder_path(study.encoder) and None
     yield f"tasks {', '.join(study.tasks)}", lambda: evaluation.fetch(study.tasks)
     yield f"model {study.model}", lambda: models.find(study.model) and None

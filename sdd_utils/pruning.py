@@ -75,10 +75,19 @@ class Accounting:
 
 def account(config: PretrainedConfig) -> Accounting:
     """Count a model's parameters from its configuration, on the meta device: no weights are loaded."""
+    return account_of(without_weights(config))
+
+
+def without_weights(config: PretrainedConfig):
+    """The model that a configuration describes, on the meta device: shapes only."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+
+
+def account_of(model) -> Accounting:
+    """Count the parameters of a model, which may be on the meta device."""
     matmul = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
-    depth = config.get_text_config().num_hidden_layers
+    depth = model.config.get_text_config().num_hidden_layers
     return Accounting(layers=depth, parameters=sum(p.numel() for p in model.parameters()), matmul=matmul)
 
 

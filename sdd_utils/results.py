@@ -74,9 +74,7 @@ def provenance(*, seed: int | None) -> dict:
         "commit": commit,
         "dirty": bool(changes),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS_OF},
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else torch.cpu.get_capabilities()["cpu_name"],
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(torch),
         "threads": torch.get_num_threads(),
         "seed": seed,
         "started": datetime.fromtimestamp(_STARTED, UTC).isoformat(timespec="seconds"),

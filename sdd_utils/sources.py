@@ -14,7 +14,7 @@ import random
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,10 +142,14 @@ def _folder(name: str, source: Source) -> Path:
         CACHE.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=CACHE))
         try:
-            with _told(name, source):
+            with told(f"data set {name!r} ({source.source})"):
                 for split, found in _split(name, source).items():
-                    _write_lines(scratch / f"{split}.jsonl", found)
+                    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+                    (scratch / f"{split}.jsonl").write_text(lines, encoding="utf-8")
             scratch.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another job of the sweep has read the same rows meanwhile
+                raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return folder
@@ -165,14 +169,17 @@ def _split(name: str, source: Source) -> dict[str, list[dict]]:
 
 def _mapped(name: str, source: Source, split: str, *, rows: int) -> list[dict]:
     """Up to `rows` rows of one split (0: all) with this project's columns; ids count them in the source's order."""
-    found = _load(source, split, streaming=source.stream and split == "train")
+    streaming = source.stream and split == "train"
+    found = _load(source, split, streaming=streaming)
     wanted = {key: getattr(source, key) for key in ("instruction", "context", "response", "answer")}
     missing = [column for column in wanted.values() if column and column not in found.column_names]
     if missing:
         columns = ", ".join(found.column_names)
         raise ValueError(f"it has no column {missing[0]!r} but {columns}: name the columns in own_data")
-    if rows:
-        found = _sampled(found, rows)
+    if rows and streaming:
+        found = found.shuffle(seed=SHUFFLE_SEED, buffer_size=STREAM_BUFFER).take(rows)
+    elif rows:
+        found = found.shuffle(seed=SHUFFLE_SEED).select(range(min(rows, len(found))))
     return [{"id": f"{name}-{split}-{index:06d}", **_columns(row, wanted)} for index, row in enumerate(found)]
 
 
@@ -193,13 +200,6 @@ def _load(source: Source, split: str, *, streaming: bool):
     )
 
 
-def _sampled(found, rows: int):
-    """A seeded sample: of everything, or of what passes through a buffer where the set is streamed."""
-    if hasattr(found, "take") and not hasattr(found, "select"):
-        return found.shuffle(seed=SHUFFLE_SEED, buffer_size=STREAM_BUFFER).take(rows)
-    return found.shuffle(seed=SHUFFLE_SEED).select(range(min(rows, len(found))))
-
-
 def _columns(row: dict, wanted: dict[str, str]) -> dict[str, str]:
     values = {key: str(row[column] or "").strip() if column else "" for key, column in wanted.items()}
     if not wanted["answer"]:
@@ -218,26 +218,25 @@ def _local_file(name: str, source: Source) -> Path | None:
     return path
 
 
-def _write_lines(path: Path, found: Iterable[dict]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
-
-
 @contextmanager
-def _told(name: str, source: Source) -> Iterator[None]:
-    """Say in one sentence why rows cannot be had, and what to do."""
-    import datasets.exceptions as told
+def told(where: str) -> Iterator[None]:
+    """Say in one sentence why a data set cannot be had, and what to do.
+
+    Args:
+        where: what is being read, to begin the sentence with.
+    """
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    where = f"data set {name!r} ({source.source})"
     try:
         yield
-    except told.DatasetNotFoundError as error:
+    except DatasetNotFoundError as error:
         if "gated" in str(error):
             raise FileNotFoundError(f"{where} is gated: accept its licence on the hub and set HF_TOKEN") from error
         raise FileNotFoundError(f"{where} cannot be found on the hub: check the spelling, or set HF_TOKEN") from error
     except ValueError as error:
         raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
-    except (OfflineModeIsEnabled, ConnectionError, told.DatasetsError, OSError) as error:
+    except (OfflineModeIsEnabled, ConnectionError, DatasetsError, OSError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise OSError(f"{where}: the disk is full: free some space, or set HF_HOME to another disk") from error
         if isinstance(error, FileNotFoundError) and error.filename:

@@ -6,6 +6,7 @@ The schema is the dataclass below; `studies/embedded.yaml` comments every key.
 import difflib
 import re
 from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
 
 import yaml
@@ -182,6 +183,16 @@ def _check_scaling(values: dict) -> None:
             raise ValueError(
                 f"study key 'scaling' asks for {max(scaling['rows'])} rows of {name}: all it has are {full}"
             )
+
+
+def finetunings(study) -> list[dict]:
+    """What every fine-tuning is run on: the main comparison, then the additional ones on the first rows of a set."""
+    tuned, axes = [*product(study.finetune_block_sizes, study.seeds)], study.scaling
+    found = [(n, name, rows, seed) for n, seed in tuned for name, rows in study.data_sets.items()]
+    if axes:
+        fewer = product(axes["block_sizes"], study.seeds, axes["data_sets"], axes["rows"])
+        found += [(n, name, rows, seed) for n, seed, name, rows in fewer]
+    return [dict(zip(("block_size", "data_set", "rows", "seed"), which, strict=True)) for which in found]
 
 
 def run_folder(run: str) -> Path:

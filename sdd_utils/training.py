@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,8 @@ from sdd_utils import models
 from sdd_utils.study import ROOT
 
 PROFILE = ROOT / "profiles" / "fsdp2.yaml"
-# A checkpoint (adapter and Adam's moments) of SmolLM2-135M at rank 16 is 63 MB and takes half a second on a CPU whose
-# steps take ten; that of Llama-3.1-8B is 0.5 GB. A training of fewer steps writes one, at its end.
+# A checkpoint (adapter and Adam's moments) is small beside the model, and writing it short beside as many steps. A
+# training of fewer steps writes one, at its end.
 SAVE_STEPS = 50
 WORKER = ["-m", "sdd_utils.training"]
 
@@ -186,14 +185,9 @@ def _save(trainer: SFTTrainer, data: Dataset, job: dict) -> dict:
     }
     weights = trainer.accelerator.get_state_dict(trainer.model)  # gathers the shards: every process takes part
     if trainer.is_world_process_zero():
-        adapter.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{adapter.name}-", dir=adapter.parent))
-        try:
+        with models.whole_folder(adapter) as scratch:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(scratch, state_dict=weights)
             (scratch / "training.json").write_text(json.dumps({"key": job["key"], "report": report}))
-            models.replace_folder(scratch, adapter)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         for place in adapter.parent.glob(f".{adapter.name}.checkpoints-*"):
             shutil.rmtree(place)
     return report

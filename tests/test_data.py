@@ -138,3 +138,12 @@ def test_wrong_arguments_are_named(arguments, message):
 
 def _everything(name, *, split):
     return data._OFFLINE[name](split)
+
+
+def test_calibration_takes_the_same_number_of_each_set():
+    rows = data.calibration(["pydoc", "gsm_symbolic"], rows=9)
+    assert [row["id"].split("-")[0] for row in rows] == ["pydoc"] * 4 + ["gsm_symbolic"] * 4
+    assert rows[:4] == data.load("pydoc", split="train", rows=4)
+    for names, count in ((["pydoc", "gsm_symbolic"], 1), ([], 4)):  # not "0 rows", which are all
+        with pytest.raises(ValueError, match=f"{count} calibration rows of {len(names)} data sets: name a data set"):
+            data.calibration(names, rows=count)

@@ -83,6 +83,22 @@ def test_full_disk_and_gated_repositories_are_told(own_data, monkeypatch):
     assert not list((sources.CACHE).iterdir())  # nothing half-read is left
 
 
+def test_two_jobs_may_read_the_same_rows_at_once(own_data, monkeypatch):
+    """The other one is finished while this one reads: its rows are taken, and nothing is left over."""
+    read, folders = sources._split, []
+
+    def overtaken(name, source):
+        found = read(name, source)
+        if not folders:
+            folders.append(name)
+            data.load("mine", split="train", rows=1, own_data=own_data)
+        return found
+
+    monkeypatch.setattr(sources, "_split", overtaken)
+    assert len(data.load("mine", split="train", rows=5, own_data=own_data)) == 5
+    assert len([*sources.CACHE.iterdir()]) == 1
+
+
 def test_every_hub_source_is_pinned_to_a_commit():
     for source in sources.HUB.values():
         assert len(source.source.partition("@")[2]) == 40
