@@ -182,7 +182,8 @@ def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:
 
 
 def collect_figures(source: Path, folder: Path) -> None:
-    """Copy the figures that a run's notebooks drew to where the study's results are kept."""
+    """Put the figures that a run's notebooks drew where the study's results are kept, in place of an earlier run's."""
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.glob("*.p*")):
         shutil.copy(path, folder)
