@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import papermill
 from nbconvert import HTMLExporter
+from traitlets.config import Config
 
 from sdd_utils.parameters import NOTEBOOKS, check_parameters, defaults_of
 
@@ -17,17 +18,24 @@ def execute(notebook: str, *, out: Path, parameters: dict, threads: int = 1) -> 
 
     The executed notebook is a log, written even on failure; the job's output is the record that its last cell
     writes. Each kernel computes with `threads` threads and has its own IPYTHONDIR, as parallel kernels would fight
-    over IPython's history.
+    over IPython's history. It is spoken to through sockets in a folder that only this user can read: TCP ports are
+    found free, closed and bound again by the kernel, so two jobs that start at once can be given the same one.
 
     Raises:
         ValueError: a parameter that the notebook does not declare (papermill itself only warns).
     """
     check_parameters(notebook, defaults_of(notebook) | parameters)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        os.environ |= {"IPYTHONDIR": scratch, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
+    with tempfile.TemporaryDirectory(dir="/tmp") as scratch:  # a socket's path has room for about 100 characters
+        os.environ |= {"IPYTHONDIR": scratch, "JUPYTER_RUNTIME_DIR": scratch}
+        os.environ |= {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
         papermill.execute_notebook(
-            NOTEBOOKS / f"{notebook}.ipynb", out, parameters=parameters, kernel_name="python3", progress_bar=False
+            NOTEBOOKS / f"{notebook}.ipynb",
+            out,
+            parameters=parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            config=Config(KernelManager={"transport": "ipc", "ip": f"{scratch}/kernel"}),
         )
 
 
