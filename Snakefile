@@ -7,7 +7,7 @@ it. Figures are drawn again from the records by 08, so `plots` is an input of th
 
 from pathlib import Path
 
-from sdd_utils import notebooks, study as studies
+from sdd_utils import notebooks, study as studies, vllm_client
 from sdd_utils.parameters import parameters_of
 
 STUDY = config.get("study", "embedded")
@@ -54,6 +54,7 @@ def execute(notebook, log, params, threads):
     notebooks.execute(notebook, out=Path(log), parameters=dict(params.values), threads=threads)
 
 
+VLLM = ["vllm_client", "vllm_process"] if vllm_client.available() else []
 DATA = ["sdd_utils/data.py", "sdd_utils/sources.py", "sdd_utils/pydoc_names.txt"]
 TASKS = [*map(str, sorted(Path("sdd_utils/tasks").glob("*.*")))] + ["sdd_utils/facts.py", *DATA]
 
@@ -79,7 +80,7 @@ rule similarity:
     run: execute("01_similarity_analysis", log[0], params, threads)
 
 rule pruning:
-    input: uses("02_pruning", "pruning", "evaluation", "models"), TASKS, rules.similarity.output
+    input: uses("02_pruning", "pruning", "evaluation", "shared_context", "models", *VLLM), TASKS, rules.similarity.output
     output: f"{RECORDS}/pruning-n{{n}}.json", f"{RUN}/checkpoints/n{{n}}/manifest.json"
     log: f"{LOGS}/pruning-n{{n}}.ipynb"
     params: values=lambda w: parameters("02_pruning", block_size=int(w.n))
@@ -88,7 +89,7 @@ rule pruning:
     run: execute("02_pruning", log[0], params, threads)
 
 rule distillation:
-    input: uses("03_self_data_distillation", "distillation", "generation", "models"), DATA, rules.model.output
+    input: uses("03_self_data_distillation", "distillation", "generation", "models", *VLLM), DATA, rules.model.output
     output: f"{RECORDS}/distillation-{{data}}.json"
     log: f"{LOGS}/distillation-{{data}}.ipynb"
     params: values=lambda w: parameters("03_self_data_distillation", data_set=w.data, train_rows=S.data_sets[w.data])
@@ -97,8 +98,8 @@ rule distillation:
     run: execute("03_self_data_distillation", log[0], params, threads)
 
 rule finetuning:
-    input: uses("04_sft_vs_self_distill", "finetuning", "training", "evaluation", "models"), TASKS, rules.distillation.output,
-        rules.pruning.output
+    input: uses("04_sft_vs_self_distill", "finetuning", "training", "evaluation", "shared_context", "models", *VLLM),
+        TASKS, rules.distillation.output, rules.pruning.output
     output: f"{RECORDS}/finetuning-n{{n}}-{{data}}-{{rows}}rows-s{{seed}}.json"
     log: f"{LOGS}/finetuning-n{{n}}-{{data}}-{{rows}}rows-s{{seed}}.ipynb"
     params: values=lambda w: tuned("04_sft_vs_self_distill", w, train_rows=int(w.rows.replace("all", "0")))
@@ -107,7 +108,7 @@ rule finetuning:
     run: execute("04_sft_vs_self_distill", log[0], params, threads)
 
 rule merging:
-    input: uses("05_model_merging", "merging", "evaluation", "models"), TASKS,
+    input: uses("05_model_merging", "merging", "evaluation", "shared_context", "models", *VLLM), TASKS,
         rules.pruning.output, lambda w: [main_finetuned(w, w.data), main_finetuned(w, w.other)]
     output: f"{RECORDS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.json"
     log: f"{LOGS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.ipynb"
@@ -117,7 +118,7 @@ rule merging:
     run: execute("05_model_merging", log[0], params, threads)
 
 rule embedding_similarity:
-    input: uses("06_embedding_similarity", "embeddings", "generation", "finetuning", "models"), DATA,
+    input: uses("06_embedding_similarity", "embeddings", "generation", "finetuning", "models", *VLLM), DATA,
         lambda w: main_finetuned(w, w.data)
     output: f"{RECORDS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.json"
     log: f"{LOGS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.ipynb"

@@ -148,6 +148,7 @@ def distill(model: str | Path, rows: list[dict], *, path: Path, **settings) -> l
         path=path,
         finish_row=lambda output: _distilled_row(by_id[output["id"]], output),
         depends_on=[rows, sha256(Path(__file__))],
+        speculate=True,
         **settings,
     )
 

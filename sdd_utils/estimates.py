@@ -1,5 +1,4 @@
-"""What a job costs, by arithmetic: tokens, seconds, bytes of memory and of disk, from a model's architecture, a
-study's keys, measured token lengths (`lengths.yaml`) and a machine's throughput (`throughput.yaml`).
+"""What a job costs, by arithmetic: from a model's architecture, a study's keys, token lengths and a throughput.
 
 Lengths are means over rows or documents, so totals are estimates of sums; memory takes the longest that a study
 allows. The rules of cost stand at the head of `throughput.yaml`.
@@ -17,6 +16,7 @@ from sdd_utils.architecture import Shape
 
 HERE = Path(__file__).parent
 ARMS = 2  # SFT and Self-Data FT
+HEAD_TILE = (4096, 32768)  # tokens and words whose logits TRL's standard loss holds at once
 LIKE_SET, LIKE_TASK = "alpaca", "arc_easy"  # stand in for a data set or task whose lengths were never measured
 
 
@@ -55,8 +55,9 @@ def machine(name: str) -> SimpleNamespace:
     """A machine of `throughput.yaml`; ValueError, in one sentence, for an unknown one."""
     machines = yaml.safe_load((HERE / "throughput.yaml").read_text(encoding="utf-8"))
     if name not in machines:
-        known = f"one of {', '.join(machines)}, or add it to sdd_utils/throughput.yaml"
-        raise ValueError(f"hardware {name!r} is unknown: use {known}")
+        raise ValueError(
+            f"hardware {name!r} is unknown: use one of {', '.join(machines)}, or add it to throughput.yaml"
+        )
     return SimpleNamespace(name=name, **machines[name])
 
 
@@ -158,13 +159,14 @@ def training_memory(s: Setting, n: int) -> list[tuple[str, str, float]]:
             f"{own.layers} layers x {tokens:,} tokens x {own.hidden:,} inputs x {width} bytes",
             own.layers * tokens * own.hidden * width,
         )
-    logits = f"{tokens:,} tokens x {own.vocabulary:,} words x ({width} + 4 + 4) bytes"
+    rows, words = min(tokens, HEAD_TILE[0]), min(own.vocabulary, HEAD_TILE[1])
+    head = f"2 x {rows:,} x {words:,} logits x {width} bytes + {tokens:,} tokens x {own.hidden:,} x 4 bytes"
     return [
         ("weights", f"{own.parameters:,} parameters x {width} bytes", s.bytes_of(n)),
         ("LoRA, gradients, Adam", f"{own.adapter:,} parameters x (4 + 4 + 8) bytes", own.adapter * 16),
         ("kept for backward", *kept),
         ("one layer at work", layer, layer_bytes(s, n, tokens)),
-        ("logits, copy, gradient", logits, tokens * own.vocabulary * (width + 4 + 4)),
+        ("LM head, in tiles", head, 2 * rows * words * width + tokens * own.hidden * 4),
         ("process", f"stated for {s.machine.name}", s.machine.process_bytes),
     ]
 

@@ -8,16 +8,30 @@ one exactly.
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jinja2
 import torch
+import transformers
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from sdd_utils import models
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TRANSFORMERS = f"transformers {transformers.__version__}"
+
+
+def engine() -> str:
+    """What generates here, with its version: vLLM where `make vllm` installed it, else transformers.
+
+    SDD_ENGINE=transformers or vllm overrides it. Texts of two engines agree up to floating-point ties.
+    """
+    from sdd_utils import vllm_client  # here, for it imports this module
+
+    found = vllm_client.engine()
+    return f"{found['name']} {found['version']}" if found else TRANSFORMERS
 
 
 def render(tokenizer, messages: list[dict]) -> str:
@@ -133,16 +147,18 @@ def generate_file(
     adapter: Path | None = None,
     finish_row: Callable[[dict], dict] = dict,
     depends_on: list | None = None,
+    speculate: bool = False,
     **settings,
 ) -> list[dict]:
-    """Generate into a JSON-lines file, a line per row as batches finish; a rerun adds what is missing.
+    """Generate into a JSON-lines file by the engine at hand, a line per row; a rerun adds what is missing.
 
     Args:
         model: name or folder; loaded only if a row is missing.
         adapter: a LoRA adapter to merge into the model.
         finish_row: turns an output of `generate` into the row to keep; it must keep the id.
-        depends_on: whatever else the rows depend on. If it, the prompts, the weights, the settings or this
-            module changed since the file was begun, the file is begun anew.
+        depends_on: whatever else the rows depend on. If it, the prompts, the weights, the settings, the engine or
+            this module changed since the file was begun, the file is begun anew.
+        speculate: answers copy from their prompts: vLLM guesses tokens from there (docs/vllm.md).
         settings: see `generate`.
 
     Returns:
@@ -150,17 +166,35 @@ def generate_file(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = [models.identity(models.find(str(model))), adapter and models.sha256(adapter / ADAPTER_WEIGHTS)]
-    parts = [prompts, weights, settings, depends_on, models.sha256(Path(__file__))]
+    parts = [prompts, weights, settings, depends_on, engine(), models.sha256(Path(__file__))]
     _begin(path, key=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
     done = frozenset(row["id"] for row in read_rows(path, half_line="drop"))
     if not done.issuperset(prompts):
-        loaded, tokenizer = models.load(model, adapter=adapter)
+        outputs = _by_transformers if engine() == TRANSFORMERS else partial(_by_vllm, path=path, speculate=speculate)
         with path.open("a", encoding="utf-8") as file:
-            for output in generate(loaded, tokenizer, prompts, done=done, **settings):
+            for output in outputs(model, prompts, adapter=adapter, done=done, **settings):
                 file.write(json.dumps(finish_row(output), ensure_ascii=False) + "\n")
                 file.flush()
     rows = {row["id"]: row for row in read_rows(path)}
     return [rows[id_] for id_ in prompts]
+
+
+def _by_transformers(model, prompts: dict, *, adapter: Path | None, **settings) -> Iterator[dict]:
+    yield from generate(*models.load(model, adapter=adapter), prompts, **settings)
+
+
+def _by_vllm(model, prompts: dict, *, adapter, done, path: Path, batch_size: int, **settings) -> Iterator[dict]:
+    """The missing rows. vLLM keeps its own file until they are all there; it forms its batches itself."""
+    from sdd_utils import vllm_client  # here, for it imports this module
+
+    left = {id_: text for id_, text in prompts.items() if id_ not in done}
+    raw = _raw(path)
+    yield from vllm_client.generate(model, left, path=raw, adapter=adapter, **settings)
+    raw.unlink()
+
+
+def _raw(path: Path) -> Path:
+    return path.with_suffix(".vllm.jsonl")
 
 
 def _begin(path: Path, *, key: str) -> None:
@@ -168,6 +202,7 @@ def _begin(path: Path, *, key: str) -> None:
     beside = path.with_suffix(".key")
     if not (path.is_file() and beside.is_file() and beside.read_text() == key):
         path.write_text("")
+        _raw(path).unlink(missing_ok=True)
         beside.write_text(key)
 
 

@@ -136,13 +136,23 @@ def load(
     if load_config(folder).is_encoder_decoder:
         raise ValueError(f"model {str(name)!r} is an encoder-decoder: use a decoder-only causal language model")
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32 if adapter else dtype, trust_remote_code=False, use_safetensors=True
+        folder,
+        dtype=torch.float32 if adapter else dtype,
+        attn_implementation=None if adapter else _attention(dtype),
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     if adapter:
         import peft  # here, for its import takes seconds and most loads need none
 
         model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().to(dtype)
     return model.to(device()).eval(), load_tokenizer(folder)
+
+
+def _attention(dtype: torch.dtype) -> str | None:
+    """Flash attention on a GPU where its package is installed, else the model's own choice (SDPA)."""
+    usable = torch.cuda.is_available() and dtype in (torch.bfloat16, torch.float16)
+    return "flash_attention_2" if usable and transformers.utils.is_flash_attn_2_available() else None
 
 
 def load_tokenizer(name: str | Path):

@@ -131,15 +131,15 @@ def _line(step: str, count: int, done: int, whole: Estimate, left: Estimate, uni
         "step": step,
         "jobs": count,
         "done": done,
-        **{name: _short(value / MILLION) if value else "-" for name, value in tokens.items()},
-        unit: _short(whole.seconds / HOUR),
-        "still to do": _short(left.seconds / HOUR),
-        "peak memory, GB": _short(whole.memory / GB),
-        "disk, GB": _short(whole.disk / GB) if whole.disk else "-",
+        **{name: short(value / MILLION) if value else "-" for name, value in tokens.items()},
+        unit: short(whole.seconds / HOUR),
+        "still to do": short(left.seconds / HOUR),
+        "peak memory, GB": short(whole.memory / GB),
+        "disk, GB": short(whole.disk / GB) if whole.disk else "-",
     }
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Two or three digits that mean something."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
@@ -178,15 +178,15 @@ def notes(s: Setting, plan: dict[str, Row]) -> list[str]:
     largest, hours = max(cost.memory for cost in whole), sum(row.left.seconds for row in plan.values()) / HOUR
     fits, room = largest <= machine.memory, f"{machine.memory / GB:.0f} GB"
     said = [
-        f"still to do: {_short(hours)} {machine.unit}, {_short(hours / machine.jobs_at_once)} h with "
+        f"still to do: {short(hours)} {machine.unit}, {short(hours / machine.jobs_at_once)} h with "
         f"{machine.jobs_at_once} job(s) at once",
-        f"largest memory: {_short(largest / GB)} GB {'fits' if fits else 'does NOT fit'} into {room}"
+        f"largest memory: {short(largest / GB)} GB {'fits' if fits else 'does NOT fit'} into {room}"
         f"{'' if fits else ': lower the batch sizes or max_length'}",
-        f"disk: {_short(sum(cost.disk for cost in whole) / GB)} GB, and {_short(2 * s.shapes[0].parameters / GB)} GB "
+        f"disk: {short(sum(cost.disk for cost in whole) / GB)} GB, and {short(2 * s.shapes[0].parameters / GB)} GB "
         "for the model itself (2 bytes a parameter)",
     ]
     if machine.dtype_bytes < 4:
-        said.append(f"host memory: {_short(4 * s.shapes[0].parameters / GB)} GB a job: adapters are merged in float32")
+        said.append(f"host memory: {short(4 * s.shapes[0].parameters / GB)} GB a job: adapters are merged in float32")
     unknown = [name for name in s.study.data_sets if name not in estimates.lengths()["data_sets"]]
     unknown += [name for name in s.study.tasks if name not in estimates.lengths()["tasks"]]
     if unknown:

@@ -3,7 +3,6 @@
 Nothing here computes a score: every cell comes from a record, every published number from `paper.py`.
 """
 
-import re
 import shutil
 from pathlib import Path
 
@@ -187,12 +186,3 @@ def collect_figures(source: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.glob("*.p*")):
         shutil.copy(path, folder)
-
-
-def fill_tables(page: Path, tables: Path) -> None:
-    """Put the current tables into a Markdown page, between `<!-- table: name -->` and `<!-- end -->`."""
-
-    def table(match: re.Match) -> str:
-        return f"{match[1]}\n{(tables / (match[2] + '.md')).read_text()}{match[3]}"
-
-    page.write_text(re.sub(r"(<!-- table: (\w+) -->).*?(<!-- end -->)", table, page.read_text(), flags=re.DOTALL))

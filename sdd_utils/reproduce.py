@@ -7,6 +7,7 @@ call goes on from there: a lock that dies with its process takes the place of Sn
 import argparse
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,9 +73,21 @@ def _lock(folder: Path) -> Iterator[bool]:
 
 
 def _this_machine() -> list[str]:
-    """All cores and memory. Not with a profile: they would cap what a cluster's jobs ask for."""
+    """All cores and memory; where there is a GPU, one job at a time, which may use every GPU.
+
+    Not with a profile: they would cap what a cluster's jobs ask for.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
-    return ["--cores", "all", "--resources", f"mem_mb={memory}"]
+    return ["--cores", "1" if _has_gpu() else "all", "--resources", f"mem_mb={memory}"]
+
+
+def _has_gpu() -> bool:
+    """Whether jobs will see a GPU; asking torch would take seconds."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    found = shutil.which("nvidia-smi")
+    return (
+        bool(found) and not hidden and subprocess.run([found, "-L"], capture_output=True, check=False).returncode == 0
+    )
 
 
 def _snakemake(study: str, *, run: str, publish: str, further: list[str]) -> int:

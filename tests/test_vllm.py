@@ -26,8 +26,14 @@ TOLERANCE = 1e-3
 SAMPLED = {"max_new_tokens": 24, "temperature": 0.95, "top_p": 0.7, "top_k": 50, "seed": 3}
 
 needs_vllm = pytest.mark.skipif(
-    not vllm_client.available(), reason=f"no vLLM in {vllm_client.VENV.name}/ (make vllm installs it)"
+    not (vllm_client.VENV / ".installed").is_file(),
+    reason=f"no vLLM in {vllm_client.VENV.name}/ (make vllm installs it)",
 )
+
+
+@pytest.fixture(autouse=True)
+def wanted(monkeypatch):
+    monkeypatch.delenv("SDD_ENGINE")
 
 
 @pytest.fixture(scope="module")
@@ -108,30 +114,48 @@ def is_tie(model, tokenizer, prompt: str, row: dict, other: dict) -> bool:
 
 @needs_vllm
 def test_a_sampled_row_does_not_depend_on_its_batch(smollm, tmp_path):
-    prompts = {f"q{i}": conversation(smollm[1], f"Write a line about the number {i}.") for i in range(6)}
+    # Together more tokens than one step reads, so that some prompts would be read in parts.
+    numbers = {f"q{i}": " ".join(str(k) for k in range(1000 * i, 1000 * i + 200)) for i in range(1, 7)}
+    prompts = {id_: conversation(smollm[1], f"{text}\nWhat are these numbers?") for id_, text in numbers.items()}
     settings = SAMPLED | {"dtype": torch.float32, "speculate": True}
     together = vllm_client.generate(SMOLLM, prompts, path=tmp_path / "together.jsonl", **settings)
     alone = vllm_client.generate(SMOLLM, {"q4": prompts["q4"]}, path=tmp_path / "alone.jsonl", **settings)
-    assert alone == [together[4]]
+    assert alone == [together[3]]
     assert len({row["text"] for row in together}) == len(prompts)
 
 
 @needs_vllm
-def test_evaluation_gives_the_scores_of_the_transformers_path(smollm):
-    tasks, chat_tasks = {"facts": 24, "pydoc_nll": 3, "gsm_symbolic": 2}, ["gsm_symbolic"]
-    found = vllm_client.evaluate(SMOLLM, dtype=torch.float32, tasks=tasks, shots={}, chat_tasks=chat_tasks)
-    expected = evaluation.evaluate(*smollm, tasks=tasks, chat_tasks=chat_tasks, batch_size=8)
+def test_evaluation_gives_the_scores_of_the_transformers_path(smollm, monkeypatch):
+    """Through `evaluation.evaluate`: generating tasks go to vLLM, on several GPUs all of them."""
+    settings = {"tasks": {"facts": 24, "pydoc_nll": 3, "gsm_symbolic": 2}, "shots": {}, "chat_tasks": ["gsm_symbolic"]}
+    expected = evaluation.score(*smollm, batch_size=8, **settings)
+    monkeypatch.setattr(models, "best_dtype", lambda: torch.float32)
+    mixed = evaluation.evaluate(SMOLLM, batch_size=8, **settings)
+    engines = {task: score["engine"].split()[0] for task, score in mixed.items()}
+    assert engines == {"facts": "transformers", "pydoc_nll": "transformers", "gsm_symbolic": "vllm-cpu"}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    whole = evaluation.evaluate(SMOLLM, batch_size=8, **settings)
+    assert {score["engine"].split()[0] for score in whole.values()} == {"vllm-cpu"}
     for task, score in expected.items():
-        samples = [s for s in found[task]["samples"][task] if s["filter"] == score["filter"]]
-        name = "word_perplexity" if task == "pydoc_nll" else score["metric"]
-        assert len(samples) == tasks[task]
-        assert found[task]["n-shot"][task] == score["shots"]
-        assert str(found[task]["versions"][task]) == score["version"]
-        if task == "pydoc_nll":
-            pairs = [(-sample[name][0], sample[name][1]) for sample in samples]
-            assert torch.tensor(pairs) == pytest.approx(torch.tensor(score["documents"]), rel=1e-5)
-        else:
-            assert [sample[name] for sample in samples] == score["documents"]
+        for found in (mixed[task], whole[task]):
+            assert torch.tensor(found["documents"]) == pytest.approx(torch.tensor(score["documents"]), rel=1e-5)
+            same = found.keys() - {"engine", "documents", "value", "stderr", "all"}
+            assert {key: found[key] for key in same} == {key: score[key] for key in same}
+
+
+@needs_vllm
+def test_a_set_is_generated_by_vllm_and_belongs_to_it(smollm, monkeypatch, tmp_path):
+    prompts = {"a": conversation(smollm[1], "Name a colour."), "b": conversation(smollm[1], "Name a river.")}
+    settings = {"path": tmp_path / "set.jsonl", "max_new_tokens": 8, "batch_size": 2}
+    by_vllm = generation.generate_file(SMOLLM, prompts, **settings)
+    monkeypatch.setattr(vllm_client, "generate", None)  # a finished set starts nothing
+    assert generation.generate_file(SMOLLM, prompts, **settings) == by_vllm
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set.jsonl", "set.key"]
+    key = (tmp_path / "set.key").read_text()
+    monkeypatch.setenv("SDD_ENGINE", "transformers")
+    by_transformers = generation.generate_file(SMOLLM, prompts, **settings)
+    assert (tmp_path / "set.key").read_text() != key
+    assert [row["text"] for row in by_transformers] == [row["text"] for row in by_vllm]
 
 
 def test_a_row_seed_is_the_seed_of_a_batch_of_its_own():
@@ -175,6 +199,34 @@ def test_the_engine_is_named_with_its_version(fake, tmp_path):
     assert vllm_client.engine() == {"name": "vllm-cpu", "version": "0.32.0"}
     (tmp_path / "venv" / ".installed").unlink()  # an installation that was broken off does not count
     assert not vllm_client.available()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"), [("vllm", "run 'make vllm'"), ("sglang", "SDD_ENGINE is 'sglang': set it to 'transformers'")]
+)
+def test_unusable_engine_is_told_with_the_mend(fake, tmp_path, monkeypatch, wanted, said):
+    (tmp_path / "venv" / ".installed").unlink()
+    monkeypatch.setenv("SDD_ENGINE", wanted)
+    with pytest.raises((RuntimeError, ValueError), match=said):
+        generation.engine()
+
+
+def test_transformers_can_be_asked_for_where_vllm_is_installed(fake, monkeypatch):
+    assert generation.engine() == "vllm-cpu 0.32.0"
+    monkeypatch.setenv("SDD_ENGINE", "transformers")
+    assert generation.engine() == generation.TRANSFORMERS
+
+
+def test_rows_of_a_broken_off_set_are_not_asked_again(fake, tmp_path):
+    """Rows that vLLM finished before it failed stay, and are finished by the caller like all others."""
+    settings = {"path": tmp_path / "set.jsonl", "max_new_tokens": 1, "batch_size": 2}
+    prompts, shout = {"a": "x", "b": "y"}, lambda row: {"id": row["id"], "said": row["text"] + "!"}
+    model = fake(ANSWER + "; break\nsys.exit(1)")
+    with pytest.raises(RuntimeError, match="exit status 1"):
+        generation.generate_file(model, prompts, finish_row=shout, **settings)
+    fake('assert list(job["prompts"]) == ["b"]\n' + ANSWER)
+    rows = generation.generate_file(model, prompts, finish_row=shout, **settings)
+    assert rows == [{"id": "a", "said": "X!"}, {"id": "b", "said": "Y!"}]
 
 
 def test_missing_vllm_is_told_with_the_mend(fake, tmp_path):

@@ -1,0 +1,38 @@
+"""Fill the README with tables and estimates that the code made: `python -m sdd_utils.readme`, or `make readme`.
+
+`<!-- table: name -->…<!-- end -->` holds a table of the embedded study, `<!-- plan: study -->…` what a study costs.
+"""
+
+import re
+from pathlib import Path
+
+from sdd_utils import plan, study
+
+
+def fill(page: str, *, tables: Path) -> str:
+    """The page with every marked place filled anew.
+
+    Args:
+        tables: folder of Markdown tables.
+    """
+
+    def filled(match: re.Match) -> str:
+        name = match["name"]
+        text = f"\n{(tables / f'{name}.md').read_text()}" if match["kind"] == "table" else brief(name)
+        return f"{match['start']}{text}<!-- end -->"
+
+    return re.sub(r"(?P<start><!-- (?P<kind>table|plan): (?P<name>\S+) -->).*?<!-- end -->", filled, page, flags=re.S)
+
+
+def brief(name: str) -> str:
+    """Time and disk of a whole study in a few words."""
+    s, _ = plan.setting(study.load(name), hardware=None)
+    whole = [row.whole for row in plan.rows(s, []).values()]
+    hours = sum(cost.seconds for cost in whole) / plan.HOUR / s.machine.jobs_at_once
+    disk = sum(cost.disk for cost in whole) + 2 * s.shapes[0].parameters  # the model's own folder: 2 bytes a parameter
+    return f"{plan.short(hours)} h ({s.machine.name}), {plan.short(disk / plan.GB)} GB"
+
+
+if __name__ == "__main__":
+    path = study.ROOT / "README.md"
+    path.write_text(fill(path.read_text(encoding="utf-8"), tables=study.ROOT / "results/embedded/tables"), "utf-8")
