@@ -88,7 +88,7 @@ rule pruning:
     run: execute("02_pruning", log[0], params, threads)
 
 rule distillation:
-    input: uses("03_self_data_distillation", "distillation", "generation", "models"), DATA, rules.model.output
+    input: uses("03_self_data_distillation", "distillation", "generation", "arms", "models"), DATA, rules.model.output
     output: f"{RECORDS}/distillation-{{data}}.json"
     log: f"{LOGS}/distillation-{{data}}.ipynb"
     params: values=lambda w: parameters("03_self_data_distillation", data_set=w.data, train_rows=S.data_sets[w.data])
@@ -97,12 +97,12 @@ rule distillation:
     run: execute("03_self_data_distillation", log[0], params, threads)
 
 rule finetuning:
-    input: uses("04_sft_vs_self_distill", "finetuning", "training", "evaluation", "models"), TASKS, rules.distillation.output,
-        rules.pruning.output
+    input: uses("04_sft_vs_self_distill", "finetuning", "arms", "training", "evaluation", "models"), TASKS,
+        rules.distillation.output, rules.pruning.output
     output: f"{RECORDS}/finetuning-n{{n}}-{{data}}-{{rows}}rows-s{{seed}}.json"
     log: f"{LOGS}/finetuning-n{{n}}-{{data}}-{{rows}}rows-s{{seed}}.ipynb"
     params: values=lambda w: tuned("04_sft_vs_self_distill", w, train_rows=int(w.rows.replace("all", "0")))
-    message: "04 SFT and Self-Data FT, n = {wildcards.n}, {wildcards.data}, {wildcards.rows} rows, seed {wildcards.seed}"
+    message: "04 fine-tuning of each arm, n = {wildcards.n}, {wildcards.data}, {wildcards.rows} rows, seed {wildcards.seed}"
     resources: mem_mb=4000
     run: execute("04_sft_vs_self_distill", log[0], params, threads)
 
@@ -117,7 +117,7 @@ rule merging:
     run: execute("05_model_merging", log[0], params, threads)
 
 rule embedding_similarity:
-    input: uses("06_embedding_similarity", "embeddings", "generation", "finetuning", "models"), DATA,
+    input: uses("06_embedding_similarity", "embeddings", "generation", "models"), DATA,
         lambda w: main_finetuned(w, w.data)
     output: f"{RECORDS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.json"
     log: f"{LOGS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.ipynb"
@@ -127,7 +127,7 @@ rule embedding_similarity:
     run: execute("06_embedding_similarity", log[0], params, threads)
 
 rule results:
-    input: uses("08_results", "results", "grid", "report", "paper", "plots", "similarity"), rules.similarity.output,
+    input: uses("08_results", "results", "grid", "report", "arms", "paper", "plots", "similarity"), rules.similarity.output,
         expand(rules.pruning.output, n=[0, *S.block_sizes]), expand(rules.distillation.output, data=S.data_sets),
         [finetuned(**which) for which in studies.finetunings(S)],
         [expand(rules.embedding_similarity.output, n=n, seed=seed, data=S.data_sets) for n, seed in TUNED],

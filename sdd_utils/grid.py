@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from sdd_utils.arms import ARMS
 from sdd_utils.results import average, bootstrap_recovery, interval, of_step, recovery
 
-_ARM_ORDER = ("original", "no_ft", "sft", "self_data_ft", "merged")
+_ARM_ORDER = ("original", "no_ft", *ARMS, "merged")
 
 
 def grid(records: list[dict]) -> list[dict]:

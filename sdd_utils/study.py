@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from sdd_utils import ROOT, data, sources
+from sdd_utils.arms import ARMS
 
 STUDIES = ROOT / "studies"
 
@@ -30,6 +31,7 @@ class Study:
     block_sizes: list
     finetune_block_sizes: list
     scaling: dict
+    arms: list
     seeds: list
     temperature: float
     top_p: float
@@ -126,6 +128,7 @@ def _check_values(values: dict) -> None:
         raise ValueError(f"study key 'finetune_block_sizes' holds {extra[0]}: add it to 'block_sizes' as well")
     _check_members("shots", values["shots"], values["tasks"])
     _check_members("chat_tasks", values["chat_tasks"], values["tasks"])
+    _check_arms(values["arms"])
     _check_data(values)
     _check_scaling(values)
     bad_t = [t for t in values["slerp_t"] if not isinstance(t, int | float) or not 0 <= t <= 1]
@@ -151,6 +154,13 @@ def _check_members(name: str, given, allowed) -> None:
     unknown = [key for key in given if key not in allowed]
     if unknown:
         raise ValueError(f"study key {name!r} holds {unknown[0]!r}: use one of {', '.join(map(str, allowed))}")
+
+
+def _check_arms(arms: list) -> None:
+    _check_members("arms", arms, ARMS)
+    missing = [arm for arm in ("sft", "self_data_ft") if arm not in arms]
+    if missing:
+        raise ValueError(f"study key 'arms' is {arms}: add {missing[0]}, one of the two that are compared")
 
 
 def _check_data(values: dict) -> None:

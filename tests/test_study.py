@@ -43,6 +43,11 @@ def write(tmp_path, **changes):
         ({"slerp_t": [1.5]}, "holds 1.5: SLERP's t lies in 0..1"),
         ({"data_sets": {"gsm9k": 5}}, "holds 'gsm9k': use one of gsm_symbolic, pydoc"),
         ({"seeds": [0, 0]}, "names something twice"),
+        (
+            {"arms": ["sft", "self_data_ft", "dpo"]},
+            "'arms' holds 'dpo': use one of sft, self_data_ft, self",
+        ),
+        ({"arms": ["sft", "mixed_ft"]}, "add self_data_ft, one of the two that are compared"),
     ],
 )
 def test_bad_keys_are_named(tmp_path, changes, said):
