@@ -129,6 +129,16 @@ def training_memory(s: Setting, n: int) -> list[tuple[str, str, float]]:
     ]
 
 
+def fidelity(s: Setting, n: int, *, models: int = 1) -> Estimate:
+    """The original and, one after the other, so many models of one size read all of the original's answers."""
+    asked = [set_lengths(name)["prompt"] + s.study.answer_tokens for name in s.study.data_sets]
+    read = s.study.answer_prompts * sum(asked)
+    seconds = read_seconds(s, 0, read) + read_seconds(s, n, read)
+    logits = 4 * s.study.answer_tokens * s.shapes[n].vocabulary * 4  # two distributions and as much for the arithmetic
+    loads = start_seconds(s, 0, *[n] * models) - s.machine.job_seconds
+    return Estimate(read=2 * models * read, seconds=loads + models * seconds, memory=resident(s, 0, n) + logits)
+
+
 def similarity(s: Setting) -> Estimate:
     """One pass of the original over the calibration set."""
     sets, longest = [set_lengths(name) for name in s.study.calibration_sets], s.study.max_length
@@ -138,47 +148,54 @@ def similarity(s: Setting) -> Estimate:
 
 
 def pruned(s: Setting, block_size: int) -> Estimate:
-    """Load the original, cut, save, load the checkpoint while the original is still there, score it."""
-    scored = evaluation(s, block_size)
+    """Load the original, cut, save, load the checkpoint while the original is still there, score and compare it."""
+    scored, compared = evaluation(s, block_size), fidelity(s, block_size)
     return Estimate(
-        read=scored.read,
+        read=scored.read + compared.read,
         generated=scored.generated,
-        seconds=start_seconds(s, 0, block_size, block_size) + scored.seconds,
-        memory=resident(s, 0, block_size) + scored.memory,
+        seconds=start_seconds(s, 0, block_size, block_size) + scored.seconds + compared.seconds,
+        memory=max(resident(s, 0, block_size) + scored.memory, compared.memory),
         disk=s.bytes_of(block_size),
     )
 
 
 def distillation(s: Setting, data_set: str) -> Estimate:
-    """The original writes every row anew, once per set. In fixed batches every row takes the steps of the longest."""
+    """The original writes every row anew, once per set, and answers the held-out prompts. In fixed batches every row
+    takes the steps of the longest."""
+    asked, length, batch = s.study.answer_prompts, s.study.answer_tokens, s.study.generation_batch
+    prompt = set_lengths(data_set)["prompt"]
+    answering = decode_seconds(s, 0, rows=asked, context=prompt, new=length, batch=batch)
     sets = len(sets_of(s.study.arms))
     rows, known, new = rows_of(s.study, data_set), set_lengths(data_set), rewritten(s.study, data_set)
-    context, batch = known["rewrite_prompt"], s.study.generation_batch
+    context = known["rewrite_prompt"]
     steps = new if s.machine.sequences else s.study.rewrite_tokens
     at_once = min(rows, s.machine.sequences or batch)
     cached = cache_bytes(s, 0, at_once * (context + s.study.rewrite_tokens))
     return Estimate(
-        read=sets * rows * context,
-        generated=sets * rows * new,
-        seconds=sets * (start_seconds(s, 0) + decode_seconds(s, 0, rows=rows, context=context, new=steps, batch=batch)),
+        read=sets * rows * context + asked * prompt,
+        generated=sets * rows * new + asked * length,
+        seconds=start_seconds(s, 0)
+        + answering
+        + sets * (start_seconds(s, 0) + decode_seconds(s, 0, rows=rows, context=context, new=steps, batch=batch)),
         memory=resident(s, 0) + cached + layer_bytes(s, 0, at_once * context),
         disk=sets * rows * (known["response"] + 2 * new) * 5,  # text: about 5 bytes a token
     )
 
 
 def finetuning(s: Setting, *, block_size: int, data_set: str, rows: int) -> Estimate:
-    """Every arm: train an adapter, load the model again with it merged in, score it."""
+    """Every arm: train an adapter, load the model again with it merged in, score it and compare it."""
     known, scored, arms = set_lengths(data_set), evaluation(s, block_size), len(s.study.arms)
+    compared = fidelity(s, block_size, models=arms)
     responses = [response_of(s.study, data_set, arm) for arm in s.study.arms]
     trained = s.study.epochs * rows * sum(min(known["prompt"] + r, s.study.max_length) for r in responses)
     training = sum(size for _, _, size in training_memory(s, block_size))
     start = start_seconds(s, *[block_size] * 2 * arms)
     return Estimate(
-        read=arms * scored.read,
+        read=arms * scored.read + compared.read,
         trained=trained,
         generated=arms * scored.generated,
-        seconds=start + train_seconds(s, block_size, trained) + arms * scored.seconds,
-        memory=max(training, resident(s, block_size) + scored.memory),
+        seconds=start + train_seconds(s, block_size, trained) + arms * scored.seconds + compared.seconds,
+        memory=max(training, resident(s, block_size) + scored.memory, compared.memory),
         disk=arms * 4 * s.shapes[block_size].adapter,
     )
 
@@ -197,14 +214,14 @@ def merging(s: Setting, *, block_size: int) -> Estimate:
 
 
 def embedding_similarity(s: Setting, *, block_size: int, data_set: str) -> Estimate:
-    """Answers of the original and of every arm to held-out prompts, each as long as may be."""
+    """Answers of every arm to held-out prompts, each as long as may be."""
     context, batch, asked = set_lengths(data_set)["prompt"], s.study.generation_batch, s.study.answer_prompts
-    new, answering = s.study.answer_tokens, (0, *[block_size] * len(s.study.arms))
+    new, answering = s.study.answer_tokens, [block_size] * len(s.study.arms)
     decoding = sum(decode_seconds(s, n, rows=asked, context=context, new=new, batch=batch) for n in answering)
-    cached = cache_bytes(s, 0, min(asked, s.machine.sequences or batch) * (context + new))
+    cached = cache_bytes(s, block_size, min(asked, s.machine.sequences or batch) * (context + new))
     return Estimate(
         read=len(answering) * asked * context,
         generated=len(answering) * asked * new,
         seconds=start_seconds(s, *answering) + decoding,
-        memory=resident(s, 0, block_size) + cached,
+        memory=resident(s, block_size) + cached,
     )

@@ -23,7 +23,8 @@ EMBEDDED = {
     "finetune_block_sizes": [4, 6], "seeds": [0], "rewrite_tokens": 128, "generation_batch": 32, "lora_rank": 16,
     "lora_targets": "all-linear", "epochs": 1, "batch_size": 4, "max_length": 256,
     "tasks": {"facts": 400, "gsm_symbolic": 12, "gsm_symbolic_mc": 64, "pydoc_nll": 32}, "shots": {},
-    "arms": ["sft", "self_data_ft"], "evaluation_batch": 16, "slerp_t": [0.0, 0.5, 1.0], "merge_pairs": [["gsm_symbolic", "pydoc"]], "scaling": {},
+    "arms": ["sft", "self_data_ft"], "evaluation_batch": 16, "slerp_t": [0.0, 0.5, 1.0],
+    "merge_pairs": [["gsm_symbolic", "pydoc"]], "scaling": {},
     "answer_prompts": 12, "answer_tokens": 48,
 }  # fmt: skip
 PAPER = EMBEDDED | {
@@ -184,7 +185,8 @@ def test_more_arms_cost_more_and_only_own_answers_are_a_further_set():
     assert tuned[1].trained == pytest.approx(1.5 * tuned[0].trained)  # the mix is the mean of the two
     assert tuned[0].seconds < tuned[1].seconds < tuned[2].seconds
     written = [estimates.distillation(s, "pydoc").generated for s in (two, three, four)]
-    assert written[1:] == [written[0], 2 * written[0]]
+    answers = 12 * 48
+    assert written == pytest.approx([written[0], written[0], 2 * (written[0] - answers) + answers])
 
 
 def test_zero_means_all_and_shots_lengthen_contexts(paper):

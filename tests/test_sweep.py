@@ -62,6 +62,10 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
     for record in tuned:
         assert list(record["metrics"]["arms"]) == TINY["arms"]
         assert len({own["training"]["steps"] for own in record["metrics"]["arms"].values()}) == 1
+        assert all(own["fidelity"].keys() == {"gsm_symbolic", "pydoc"} for own in record["metrics"]["arms"].values())
+    compared = {r["params"]["block_size"]: r["metrics"]["fidelity"] for r in records if r["step"] == "pruning"}
+    assert {own["kl"] for own in compared[0].values()} == {0}
+    assert all(own["kl"] > 0 for own in compared[2].values())
     assert json.loads(similarity.read_text())["metrics"] == json.loads(before)["metrics"]
     executed = list((folder / "published" / "notebooks").glob("*.ipynb"))
     assert len(executed) == len(records) == len(list((folder / "published" / "html").glob("*.html")))
