@@ -130,7 +130,7 @@ rule embedding_similarity:
     run: execute("06_embedding_similarity", log[0], params, threads)
 
 rule results:
-    input: uses("08_results", "results", "grid", "report", "side_tables", "arms", "paper", "plots", "similarity"), rules.similarity.output,
+    input: uses("08_results", "results", "grid", "domains", "report", "side_tables", "arms", "paper", "plots", "similarity"), rules.similarity.output,
         expand(rules.pruning.output, n=[0, *S.block_sizes]), expand(rules.distillation.output, data=S.data_sets),
         [finetuned(**which) for which in studies.finetunings(S)],
         [expand(rules.embedding_similarity.output, n=n, seed=seed, data=S.data_sets) for n, seed in TUNED],

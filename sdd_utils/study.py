@@ -49,6 +49,7 @@ class Study:
     tasks: dict
     shots: dict
     chat_tasks: list
+    in_domain: dict
     evaluation_batch: int
     merge_pairs: list
     slerp_t: list
@@ -130,6 +131,7 @@ def _check_values(values: dict) -> None:
     _check_members("chat_tasks", values["chat_tasks"], values["tasks"])
     _check_arms(values["arms"])
     _check_data(values)
+    _check_domains(values)
     _check_scaling(values)
     bad_t = [t for t in values["slerp_t"] if not isinstance(t, int | float) or not 0 <= t <= 1]
     if bad_t:
@@ -176,6 +178,15 @@ def _check_data(values: dict) -> None:
         if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
             raise ValueError(f"study key 'merge_pairs' holds {pair!r}: each entry is a list of two data sets")
         _check_members("merge_pairs", pair, values["data_sets"])
+
+
+def _check_domains(values: dict) -> None:
+    """`in_domain` names tasks of the study by data set; sets that this study does not train on do no harm."""
+    _check_members("in_domain", values["in_domain"], [*data.names(), *values["own_data"]])
+    for name, tasks in values["in_domain"].items():
+        if not isinstance(tasks, list):
+            raise ValueError(f"study key 'in_domain' has {tasks!r} for {name}: it must be a list of tasks")
+        _check_members(f"in_domain: {name}", tasks, values["tasks"])
 
 
 def _check_scaling(values: dict) -> None:
