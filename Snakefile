@@ -80,16 +80,18 @@ rule similarity:
     run: execute("01_similarity_analysis", log[0], params, threads)
 
 rule pruning:
-    input: uses("02_pruning", "pruning", "evaluation", "shared_context", "models", *VLLM), TASKS, rules.similarity.output
+    input: uses("02_pruning", "pruning", "evaluation", "shared_context", "fidelity", "models", *VLLM), TASKS,
+        rules.similarity.output, [f"{RECORDS}/distillation-{data}.json" for data in S.data_sets]  # the original's answers
     output: f"{RECORDS}/pruning-n{{n}}.json", f"{RUN}/checkpoints/n{{n}}/manifest.json"
     log: f"{LOGS}/pruning-n{{n}}.ipynb"
-    params: values=lambda w: parameters("02_pruning", block_size=int(w.n))
+    params: values=lambda w: parameters("02_pruning", block_size=int(w.n), answer_sets=[*S.data_sets])
     message: "02 pruning, n = {wildcards.n}"
     resources: mem_mb=3000
     run: execute("02_pruning", log[0], params, threads)
 
 rule distillation:
-    input: uses("03_self_data_distillation", "distillation", "generation", "models", *VLLM), DATA, rules.model.output
+    input: uses("03_self_data_distillation", "distillation", "generation", "fidelity", "arms", "models", *VLLM),
+        DATA, rules.model.output
     output: f"{RECORDS}/distillation-{{data}}.json"
     log: f"{LOGS}/distillation-{{data}}.ipynb"
     params: values=lambda w: parameters("03_self_data_distillation", data_set=w.data, train_rows=S.data_sets[w.data])
@@ -98,12 +100,13 @@ rule distillation:
     run: execute("03_self_data_distillation", log[0], params, threads)
 
 rule finetuning:
-    input: uses("04_sft_vs_self_distill", "finetuning", "training", "evaluation", "shared_context", "models", *VLLM),
-        TASKS, rules.distillation.output, rules.pruning.output
+    input: uses("04_sft_vs_self_distill", "finetuning", "arms", "training", "evaluation", "shared_context", "fidelity",
+        "models", *VLLM), TASKS, rules.distillation.output, rules.pruning.output
     output: f"{RECORDS}/finetuning-n{{n}}-{{data}}-{{rows}}rows-s{{seed}}.json"
     log: f"{LOGS}/finetuning-n{{n}}-{{data}}-{{rows}}rows-s{{seed}}.ipynb"
-    params: values=lambda w: tuned("04_sft_vs_self_distill", w, train_rows=int(w.rows.replace("all", "0")))
-    message: "04 SFT and Self-Data FT, n = {wildcards.n}, {wildcards.data}, {wildcards.rows} rows, seed {wildcards.seed}"
+    params: values=lambda w: tuned(
+        "04_sft_vs_self_distill", w, train_rows=int(w.rows.replace("all", "0")), answer_sets=[*S.data_sets])
+    message: "04 fine-tuning of each arm, n = {wildcards.n}, {wildcards.data}, {wildcards.rows} rows, seed {wildcards.seed}"
     resources: mem_mb=4000
     run: execute("04_sft_vs_self_distill", log[0], params, threads)
 
@@ -118,7 +121,7 @@ rule merging:
     run: execute("05_model_merging", log[0], params, threads)
 
 rule embedding_similarity:
-    input: uses("06_embedding_similarity", "embeddings", "generation", "finetuning", "models", *VLLM), DATA,
+    input: uses("06_embedding_similarity", "embeddings", "generation", "fidelity", "models", *VLLM),
         lambda w: main_finetuned(w, w.data)
     output: f"{RECORDS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.json"
     log: f"{LOGS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.ipynb"
@@ -128,7 +131,7 @@ rule embedding_similarity:
     run: execute("06_embedding_similarity", log[0], params, threads)
 
 rule results:
-    input: uses("08_results", "results", "grid", "report", "paper", "plots", "similarity"), rules.similarity.output,
+    input: uses("08_results", "results", "grid", "domains", "report", "side_tables", "arms", "paper", "plots", "similarity"), rules.similarity.output,
         expand(rules.pruning.output, n=[0, *S.block_sizes]), expand(rules.distillation.output, data=S.data_sets),
         [finetuned(**which) for which in studies.finetunings(S)],
         [expand(rules.embedding_similarity.output, n=n, seed=seed, data=S.data_sets) for n, seed in TUNED],

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from sdd_utils.arms import ARMS
 from sdd_utils.results import average, bootstrap_recovery, interval, of_step, recovery
 
-_ARM_ORDER = ("original", "no_ft", "sft", "self_data_ft", "merged")
+_ARM_ORDER = ("original", "no_ft", *ARMS, "merged")
 
 
 def grid(records: list[dict]) -> list[dict]:
@@ -15,7 +16,7 @@ def grid(records: list[dict]) -> list[dict]:
     """
     original = original_scores(records)
     rows = []
-    for (arm, block_size, data_set), per_seed in sorted(_scores_by_model(records).items(), key=_grid_order):
+    for (arm, block_size, data_set), per_seed in sorted(_scores_by_model(records).items(), key=in_order):
         rows.append({"arm": arm, "block_size": block_size, "data_set": data_set} | _summary(per_seed, original))
     return rows
 
@@ -35,24 +36,30 @@ def scaling(records: list[dict]) -> list[dict]:
     """Recovery against the number of training rows: the grid's columns and `rows`, a row per fine-tuned model."""
     original = original_scores(records)
     found = []
-    for (arm, block_size, data_set, rows), per_seed in sorted(_finetuned(records).items(), key=lambda item: item[0]):
+    for (arm, block_size, data_set, rows), per_seed in sorted(finetuned(records).items()):
         key = {"arm": arm, "block_size": block_size, "data_set": data_set, "rows": rows}
-        found.append(key | _summary(per_seed, original))
+        found.append(key | _summary([metrics["scores"] for metrics in per_seed], original))
     return found
 
 
-def _finetuned(records: list[dict]) -> dict[tuple, list[dict]]:
-    """Scores of the fine-tuned models, a list over seeds, by (arm, block size, data set, training rows)."""
+def finetuned(records: list[dict]) -> dict[tuple, list[dict]]:
+    """Metrics of the fine-tuned models, a list over seeds, by (arm, block size, data set, training rows)."""
     found: dict[tuple, list[dict]] = {}
     for record in of_step(records, "finetuning"):
         params = record["params"]
         for arm, metrics in record["metrics"]["arms"].items():
             key = (arm, params["block_size"], params["data_set"], metrics["training"]["rows"])
-            found.setdefault(key, []).append(metrics["scores"])
+            found.setdefault(key, []).append(metrics)
     return found
 
 
-def _grid_order(item: tuple) -> tuple:
+def main_comparison(records: list[dict]) -> dict[tuple, list[dict]]:
+    """`finetuned` on the largest number of rows only, by (arm, block size, data set)."""
+    return {key[:3]: per_seed for key, per_seed in sorted(finetuned(records).items())}  # the largest comes last, stays
+
+
+def in_order(item: tuple) -> tuple:
+    """Sorting key of an item ((arm, block size, data set), ...): as tables list the models."""
     (arm, block_size, data_set), _ = item
     return block_size, data_set, _ARM_ORDER.index(arm)
 
@@ -71,8 +78,8 @@ def _scores_by_model(records: list[dict]) -> dict[tuple, list[dict]]:
     for record in of_step(records, "pruning"):
         n = record["params"]["block_size"]
         found[("no_ft" if n else "original", n, "")] = [record["metrics"]["scores"]]
-    for (arm, n, data_set, _), per_seed in sorted(_finetuned(records).items(), key=lambda item: item[0]):
-        found[(arm, n, data_set)] = per_seed  # the largest number of rows comes last and stays
+    for key, per_seed in main_comparison(records).items():
+        found[key] = [metrics["scores"] for metrics in per_seed]
     for record in of_step(records, "merging"):
         params, middle = record["params"], min(record["metrics"]["points"], key=lambda point: abs(point["t"] - 0.5))
         key = ("merged", params["block_size"], f"{params['data_set']} + {params['other_data_set']}")

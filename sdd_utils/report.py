@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sdd_utils import paper
+from sdd_utils.arms import arms_in
 from sdd_utils.grid import differences, original_scores
 from sdd_utils.plots import NAMES
 from sdd_utils.results import averaged_tasks, bootstrap_mean, of_step, write_whole
@@ -65,23 +66,24 @@ def _mean_cells(mean: dict) -> dict:
 
 
 def distillation_table(records: list[dict]) -> pd.DataFrame:
-    """Rates and mean lengths of every distilled set."""
+    """Rates and mean lengths of every set that the unpruned model wrote, a line per set."""
     lines = []
     for record in of_step(records, "distillation"):
-        metrics = record["metrics"]
-        lines.append(
-            {
-                "data set": record["params"]["data_set"],
-                "rows": metrics["rows"],
-                "fallback": percent(metrics["fallback_rate"]),
-                "copy": percent(metrics["copy_rate"]),
-                "truncation": percent(metrics["truncation_rate"]),
-                "8-gram overlap": percent(metrics["overlap_8gram"]),
-                "words, original": f"{np.mean(metrics['words_original']):.1f}",
-                "words, distilled": f"{np.mean(metrics['words_distilled']):.1f}",
-            }
-        )
+        where, metrics = {"data set": record["params"]["data_set"]}, record["metrics"]
+        lines.append({**where, "written": "from the original", **_set_cells(metrics)})
+        if "self_generated" in metrics:
+            lines.append({**where, "written": "without it", **_set_cells(metrics["self_generated"])})
     return pd.DataFrame(lines)
+
+
+def _set_cells(metrics: dict) -> dict:
+    names = {"fallback_rate": "fallback", "copy_rate": "copy", "truncation_rate": "truncation"}
+    return {
+        "rows": metrics["rows"],
+        **{name: percent(metrics[rate]) for rate, name in (names | {"overlap_8gram": "8-gram overlap"}).items()},
+        "words, original": f"{np.mean(metrics['words_original']):.1f}",
+        "words, written": f"{np.mean(metrics['words_distilled']):.1f}",
+    }
 
 
 def merging_table(records: list[dict]) -> pd.DataFrame:
@@ -160,8 +162,8 @@ def recovery_table(rows: list[dict], original: dict[str, dict]) -> pd.DataFrame:
     for entry in differences(rows, original):
         n, data_set = entry["block_size"], entry["data_set"]
         cells = {"n": n, "fine-tuned on": data_set}
-        for arm, key in (("no_ft", ""), ("sft", data_set), ("self_data_ft", data_set)):
-            row = by_key[(arm, n, key)]
+        for arm in ("no_ft", *arms_in(rows)):
+            row = by_key[(arm, n, "" if arm == "no_ft" else data_set)]
             cells[NAMES[arm]] = percent(row["recovery"], row["interval"])
         low, high = entry["interval"]
         cells["Self-Data FT - SFT (points)"] = f"{100 * entry['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from sdd_utils import ROOT, data, sources
+from sdd_utils.arms import ARMS
 
 STUDIES = ROOT / "studies"
 
@@ -30,6 +31,7 @@ class Study:
     block_sizes: list
     finetune_block_sizes: list
     scaling: dict
+    arms: list
     seeds: list
     temperature: float
     top_p: float
@@ -47,6 +49,7 @@ class Study:
     tasks: dict
     shots: dict
     chat_tasks: list
+    in_domain: dict
     evaluation_batch: int
     merge_pairs: list
     slerp_t: list
@@ -126,7 +129,9 @@ def _check_values(values: dict) -> None:
         raise ValueError(f"study key 'finetune_block_sizes' holds {extra[0]}: add it to 'block_sizes' as well")
     _check_members("shots", values["shots"], values["tasks"])
     _check_members("chat_tasks", values["chat_tasks"], values["tasks"])
+    _check_arms(values["arms"])
     _check_data(values)
+    _check_domains(values)
     _check_scaling(values)
     bad_t = [t for t in values["slerp_t"] if not isinstance(t, int | float) or not 0 <= t <= 1]
     if bad_t:
@@ -153,6 +158,13 @@ def _check_members(name: str, given, allowed) -> None:
         raise ValueError(f"study key {name!r} holds {unknown[0]!r}: use one of {', '.join(map(str, allowed))}")
 
 
+def _check_arms(arms: list) -> None:
+    _check_members("arms", arms, ARMS)
+    missing = [arm for arm in ("sft", "self_data_ft") if arm not in arms]
+    if missing:
+        raise ValueError(f"study key 'arms' is {arms}: add {missing[0]}, one of the two that are compared")
+
+
 def _check_data(values: dict) -> None:
     """Data sets are known, their own sources complete, and merges name two of them."""
     for name, keys in values["own_data"].items():
@@ -166,6 +178,15 @@ def _check_data(values: dict) -> None:
         if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
             raise ValueError(f"study key 'merge_pairs' holds {pair!r}: each entry is a list of two data sets")
         _check_members("merge_pairs", pair, values["data_sets"])
+
+
+def _check_domains(values: dict) -> None:
+    """`in_domain` names tasks of the study by data set; sets that this study does not train on do no harm."""
+    _check_members("in_domain", values["in_domain"], [*data.names(), *values["own_data"]])
+    for name, tasks in values["in_domain"].items():
+        if not isinstance(tasks, list):
+            raise ValueError(f"study key 'in_domain' has {tasks!r} for {name}: it must be a list of tasks")
+        _check_members(f"in_domain: {name}", tasks, values["tasks"])
 
 
 def _check_scaling(values: dict) -> None:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sdd_utils import grid, paper, report, results
+from sdd_utils import grid, paper, report, results, side_tables
 from sdd_utils.study import record_path
 
 PARAMS = {"study": "tiny", "run": "r", "seed": 4, "tasks": {"facts": 3}}
@@ -119,6 +119,23 @@ def test_fewer_rows_stand_in_the_scaling_table_and_not_in_the_grid():
         ("self_data_ft", 10, 0.0), ("self_data_ft", 40, 0.5), ("sft", 10, 0.0), ("sft", 40, 0.25)
     ]  # fmt: skip
     assert list(report.scaling_table(scaled)["rows"]) == [10, 40]
+
+
+def test_fidelity_is_averaged_over_seeds_of_the_main_comparison():
+    records = study_records()
+    for record in records:
+        each = record["metrics"].get("arms", {"": record["metrics"]}).values()
+        for index, metrics in enumerate(each):
+            metrics["fidelity"] = {"d": {"nll": 1.0 + index, "kl": record["params"]["block_size"] / 4}}
+    second, fewer = (json.loads(json.dumps(records[-1])) for _ in range(2))
+    second["metrics"]["arms"]["self_data_ft"]["fidelity"]["d"]["nll"] = 3.0
+    fewer["metrics"]["arms"]["sft"] |= {"training": {"rows": 10}, "fidelity": {"d": {"nll": 9.0, "kl": 9.0}}}
+    fewer["metrics"]["arms"].pop("self_data_ft")
+    table = side_tables.fidelity_table([*records, second, fewer])
+    assert table["model"].tolist() == ["Original", "No FT", "SFT", "Self-Data FT"]
+    assert table["seeds"].tolist() == [1, 1, 2, 2]
+    assert table["NLL on d"].tolist() == ["1.000", "1.000", "1.000", "2.500"]
+    assert table["KL on d"][0] == "0.000"
 
 
 def test_published_numbers_have_sources():

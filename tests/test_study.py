@@ -42,7 +42,15 @@ def write(tmp_path, **changes):
         ({"slerp_t": [0.0, 1.0]}, "name a point between 0 and 1"),
         ({"slerp_t": [1.5]}, "holds 1.5: SLERP's t lies in 0..1"),
         ({"data_sets": {"gsm9k": 5}}, "holds 'gsm9k': use one of gsm_symbolic, pydoc"),
+        ({"in_domain": {"pydoc": ["arc"]}}, "'in_domain: pydoc' holds 'arc': use one of facts"),
+        ({"in_domain": {"pydoc": "facts"}}, "has 'facts' for pydoc: it must be a list of tasks"),
+        ({"in_domain": {"pydocs": []}}, "'in_domain' holds 'pydocs': use one of gsm_symbolic, pydoc"),
         ({"seeds": [0, 0]}, "names something twice"),
+        (
+            {"arms": ["sft", "self_data_ft", "dpo"]},
+            "'arms' holds 'dpo': use one of sft, self_data_ft, self",
+        ),
+        ({"arms": ["sft", "mixed_ft"]}, "add self_data_ft, one of the two that are compared"),
     ],
 )
 def test_bad_keys_are_named(tmp_path, changes, said):
