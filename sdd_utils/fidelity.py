@@ -71,6 +71,26 @@ def measure(original, model, tokenizer, answers: dict[str, list[dict]]) -> dict[
     return found
 
 
+def response_nll(model, tokenizer, rows: list[dict], responses: list[str]) -> list[float]:
+    """Mean negative log-likelihood per token (nats) of each response to its row's question in chat format.
+
+    It says how foreign a response is to a model: fine-tuning on text that the model finds likely changes it less.
+    """
+    found = []
+    for row, text in zip(tqdm(rows, desc="likelihood", unit="row", disable=None), responses, strict=True):
+        prompt = render(tokenizer, [{"role": "user", "content": question_of(row)}])
+        ids, answered = _tokens(tokenizer, {"prompt": prompt, "text": text, "finish": "stop"})
+        found.append(_nll(model, ids, answered))
+    return found
+
+
+@torch.inference_mode()
+def _nll(model, prompt: list[int], answered: list[int]) -> float:
+    ids = torch.tensor([prompt + answered])
+    log_probs = _log_probs(model, ids, len(answered))
+    return -float(log_probs.gather(1, ids[0, -len(answered) :, None].to(log_probs.device)).mean())
+
+
 def _tokens(tokenizer, row: dict) -> tuple[list[int], list[int]]:
     """Ids of the prompt and of the answer, which ends with the end token unless it was cut."""
     prompt, text = (tokenizer(row[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "text"))

@@ -128,21 +128,24 @@ def score_bars(scores: dict[str, dict[str, dict]]) -> Figure:
 
 
 def distillation_summary(statistics: dict) -> Figure:
-    """What became of the responses, and how their length changed."""
-    drawn, (rates, lengths) = figure(2, width=9)
-    reasons = statistics["reasons"]
-    bars = rates.barh(
-        list(reasons), [count / statistics["rows"] for count in reasons.values()], color=COLOURS["self_data_ft"]
-    )
-    rates.bar_label(bars, [str(count) for count in reasons.values()], padding=3)
+    """What became of the responses, how their length changed, and how likely the unpruned model finds either."""
+    drawn, (rates, lengths, losses) = figure(3, width=13)
+    counts = statistics["reasons"]
+    bars = rates.barh([*counts], [n / statistics["rows"] for n in counts.values()], color=COLOURS["self_data_ft"])
+    rates.bar_label(bars, [str(count) for count in counts.values()], padding=3)
     rates.set(xlabel="share of rows", xlim=(0, 1.08), title="Conditional selection")
-    original, distilled = statistics["words_original"], statistics["words_distilled"]
-    bins = np.histogram_bin_edges(original + distilled, 20)
-    lengths.hist(original, bins, color=COLOURS["sft"], alpha=0.7, label="original", hatch="//", edgecolor="white")
-    lengths.hist(distilled, bins, color=COLOURS["self_data_ft"], histtype="step", lw=2, label="distilled set")
-    lengths.set(xlabel="words in a response", ylabel="rows", title="Length of the training responses")
-    lengths.legend()
+    _before_after(lengths, statistics["words_original"], statistics["words_distilled"], xlabel="words in a response")
+    _before_after(losses, *(statistics["nll"][name] for name in ("original", "distilled")), xlabel="nats per token")
+    losses.set(title="NLL under the unpruned model")
     return drawn
+
+
+def _before_after(axis, original: list, distilled: list, *, xlabel: str) -> None:
+    bins = np.histogram_bin_edges(original + distilled, 20)
+    axis.hist(original, bins, color=COLOURS["sft"], alpha=0.7, label="original", hatch="//", edgecolor="white")
+    axis.hist(distilled, bins, color=COLOURS["self_data_ft"], histtype="step", lw=2, label="distilled set")
+    axis.set(xlabel=xlabel, ylabel="rows", title="Length of the training responses")
+    axis.legend()
 
 
 def loss_curves(losses: dict[str, list]) -> Figure:

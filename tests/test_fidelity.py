@@ -48,6 +48,17 @@ def test_sums_are_those_of_a_plain_loop(model, tokenizer, answers):
     assert found["kl"] > 0.01
 
 
+def test_likelihood_of_a_response_is_that_of_a_plain_loop(model, tokenizer):
+    texts = ["A short answer.", "Seven."]
+    found = fidelity.response_nll(model, tokenizer, ROWS[:2], texts)
+    for row, text, nll in zip(ROWS[:2], texts, found, strict=True):
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["instruction"]}], tokenize=False, add_generation_prompt=True
+        )
+        total, _, tokens = plain(model, model, tokenizer, {"prompt": prompt, "text": text, "finish": "stop"})
+        assert nll == pytest.approx(total / tokens, rel=1e-4)
+
+
 def test_a_model_has_no_divergence_from_itself(model, tokenizer, answers):
     found = fidelity.measure(model, copy.deepcopy(model), tokenizer, {"d": answers[:2]})["d"]
     assert found["kl"] == 0
