@@ -155,19 +155,30 @@ def _range_of(tuned: list[dict], *, arm: str, n: int) -> str:
 
 
 def recovery_table(rows: list[dict], original: dict[str, dict]) -> pd.DataFrame:
-    """The headline as text: recovery by block size and data set for each arm, and the difference between arms."""
+    """The headline as text: recovery by block size and data set for each arm, and the difference between arms.
+
+    Beside the difference stand its p-value, corrected over the table's rows (Holm), and the smallest difference that
+    the design finds with 80 % power.
+    """
     by_key = {(row["arm"], row["block_size"], row["data_set"]): row for row in rows}
+    arms = [arm for arm in NAMES if arm not in ("original", "merged") and any(row["arm"] == arm for row in rows)]
     lines = []
     for entry in differences(rows, original):
         n, data_set = entry["block_size"], entry["data_set"]
         cells = {"n": n, "fine-tuned on": data_set}
-        for arm, key in (("no_ft", ""), ("sft", data_set), ("self_data_ft", data_set)):
-            row = by_key[(arm, n, key)]
-            cells[NAMES[arm]] = percent(row["recovery"], row["interval"])
-        low, high = entry["interval"]
-        cells["Self-Data FT - SFT (points)"] = f"{100 * entry['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        for arm in arms:
+            row = by_key.get((arm, n, "" if arm == "no_ft" else data_set))
+            cells[NAMES[arm]] = percent(row["recovery"], row["interval"]) if row else "-"
+        cells["Self-Data FT - SFT (points)"] = points(entry["difference"], entry["interval"])
+        cells |= {"p (Holm)": f"{entry['p_holm']:.2g}", "detectable (points)": f"{100 * entry['detectable']:.1f}"}
         lines.append(cells)
     return pd.DataFrame(lines)
+
+
+def points(difference: float, low_high: list[float]) -> str:
+    """0.01 as "+1.0 [-4.0, +6.9]", in percentage points."""
+    low, high = low_high
+    return f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def averaged(records: list[dict]) -> str:

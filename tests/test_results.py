@@ -92,7 +92,38 @@ def test_grid_and_tables_come_from_the_records():
     original = grid.original_scores(study_records())
     table = report.recovery_table(rows, original)
     assert table["Self-Data FT - SFT (points)"][0].startswith("+25.0 [")
+    assert list(table)[-2:] == ["p (Holm)", "detectable (points)"]
     assert list(report.score_table(rows)["model"]) == ["Original", "No FT", "SFT", "Self-Data FT"]
+
+
+def test_differences_are_paired_by_seed_whatever_the_order_of_the_records():
+    records = study_records()
+    more = [json.loads(json.dumps(records[-1])) for _ in range(2)]
+    for seed, record in zip((2, 1), more, strict=True):
+        record["params"]["seed"] = seed
+        arms = record["metrics"]["arms"]
+        arms["sft"]["scores"]["a"], arms["self_data_ft"]["scores"]["a"] = (
+            score([1, 0, seed - 1, 0]),
+            score([1, 1, seed - 1, 0]),
+        )
+    (entry,) = grid.differences(grid.grid([*records, *more]), grid.original_scores(records))
+    assert (entry["seeds"], entry["documents"], entry["df"]["seeds"]) == (3, 4, 2)
+    assert entry["difference"] == pytest.approx(0.25)
+    assert entry["seed_share"] == 0  # the same difference at every seed
+    assert entry["p_holm"] == entry["p"]
+    del more[0]["metrics"]["arms"]["sft"]
+    (entry,) = grid.differences(grid.grid([*records, *more]), grid.original_scores(records))
+    assert entry["seeds"] == 2  # only seeds that both arms have
+
+
+def test_other_capacities_stay_out_of_the_main_comparison():
+    records = study_records()
+    second, other = (json.loads(json.dumps(records[-1])) for _ in range(2))
+    second["params"]["seed"] = 1
+    other["params"]["lora_rank"] = 64
+    rows = grid.grid([*records, other, second])
+    assert [row["seeds"] for row in rows if row["arm"] in ("sft", "self_data_ft")] == [2, 2]
+    assert {key[0] for key in grid.finetuned([*records, other])} == {(None, None), (64, None)}
 
 
 def test_several_seeds_are_averaged_by_document():
