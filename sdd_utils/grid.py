@@ -17,7 +17,7 @@ def grid(records: list[dict]) -> list[dict]:
     """
     original = original_scores(records)
     rows = []
-    for (arm, block_size, data_set), by_seed in sorted(_scores_by_model(records).items(), key=_grid_order):
+    for (arm, block_size, data_set), by_seed in sorted(_scores_by_model(records).items(), key=in_order):
         rows.append({"arm": arm, "block_size": block_size, "data_set": data_set} | _summary(by_seed, original))
     return rows
 
@@ -38,9 +38,9 @@ def scaling(records: list[dict]) -> list[dict]:
     """Recovery against the number of training rows: the grid's columns and `rows`, a row per fine-tuned model."""
     original = original_scores(records)
     found = []
-    for (arm, block_size, data_set, rows), by_seed in sorted(_main_finetuned(records).items()):
+    for (arm, block_size, data_set, rows), by_seed in sorted(finetuned(records).items(), key=lambda item: item[0]):
         key = {"arm": arm, "block_size": block_size, "data_set": data_set, "rows": rows}
-        found.append(key | _summary(by_seed, original))
+        found.append(key | _summary(_scores(by_seed), original))
     return found
 
 
@@ -49,25 +49,40 @@ def capacity_of(record: dict) -> tuple:
     return record["params"].get("lora_rank"), record["params"].get("lora_targets")
 
 
-def finetuned(records: list[dict]) -> dict[tuple, dict[int, dict]]:
-    """Scores of the fine-tuned models by seed, by (capacity, arm, block size, data set, training rows)."""
+def main_capacity(records: list[dict]) -> tuple | None:
+    """The LoRA capacity of most fine-tunings, which is the main comparison's; None without any."""
+    counts = Counter(capacity_of(record) for record in of_step(records, "finetuning"))
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def finetuned(records: list[dict], *, capacity: tuple | None = None) -> dict[tuple, dict[int, dict]]:
+    """Metrics of the fine-tuned models by seed, by (arm, block size, data set, training rows), at one LoRA capacity.
+
+    Args:
+        capacity: see `capacity_of`; the main comparison's where it is left out.
+    """
+    wanted = capacity or main_capacity(records)
     found: dict[tuple, dict] = {}
     for record in of_step(records, "finetuning"):
         params = record["params"]
-        for arm, metrics in record["metrics"]["arms"].items():
-            which = (params["block_size"], params["data_set"], metrics["training"]["rows"])
-            found.setdefault((capacity_of(record), arm, *which), {})[params["seed"]] = metrics["scores"]
+        for arm, metrics in record["metrics"]["arms"].items() if capacity_of(record) == wanted else ():
+            key = (arm, params["block_size"], params["data_set"], metrics["training"]["rows"])
+            found.setdefault(key, {})[params["seed"]] = metrics
     return found
 
 
-def _main_finetuned(records: list[dict]) -> dict[tuple, dict[int, dict]]:
-    """`finetuned` at the capacity of most fine-tunings, which is the main comparison's, by the rest of the key."""
-    counts = Counter(capacity_of(record) for record in of_step(records, "finetuning"))
-    main = counts.most_common(1)[0][0] if counts else None
-    return {key[1:]: by_seed for key, by_seed in finetuned(records).items() if key[0] == main}
+def main_comparison(records: list[dict], *, capacity: tuple | None = None) -> dict[tuple, dict[int, dict]]:
+    """`finetuned` on the largest number of rows only, by (arm, block size, data set)."""
+    models = finetuned(records, capacity=capacity).items()
+    return {key[:3]: by_seed for key, by_seed in sorted(models, key=lambda item: item[0])}  # the largest comes last
 
 
-def _grid_order(item: tuple) -> tuple:
+def _scores(by_seed: dict[int, dict]) -> dict[int, dict]:
+    return {seed: metrics["scores"] for seed, metrics in by_seed.items()}
+
+
+def in_order(item: tuple) -> tuple:
+    """Sorting key of an item ((arm, block size, data set), ...): as tables list the models."""
     (arm, block_size, data_set), _ = item
     return block_size, data_set, _ARM_ORDER.index(arm)
 
@@ -86,8 +101,8 @@ def _scores_by_model(records: list[dict]) -> dict[tuple, dict[int, dict]]:
     for record in of_step(records, "pruning"):
         n = record["params"]["block_size"]
         found[("no_ft" if n else "original", n, "")] = {0: record["metrics"]["scores"]}
-    for (arm, n, data_set, _), by_seed in sorted(_main_finetuned(records).items(), key=lambda item: item[0]):
-        found[(arm, n, data_set)] = by_seed  # the largest number of rows comes last and stays
+    for key, by_seed in main_comparison(records).items():
+        found[key] = _scores(by_seed)
     for record in of_step(records, "merging"):
         params, middle = record["params"], min(record["metrics"]["points"], key=lambda point: abs(point["t"] - 0.5))
         key = ("merged", params["block_size"], f"{params['data_set']} + {params['other_data_set']}")
