@@ -40,7 +40,7 @@ def scaling(records: list[dict]) -> list[dict]:
     found = []
     for (arm, block_size, data_set, rows), by_seed in sorted(finetuned(records).items(), key=lambda item: item[0]):
         key = {"arm": arm, "block_size": block_size, "data_set": data_set, "rows": rows}
-        found.append(key | _summary(_scores(by_seed), original))
+        found.append(key | _summary(scores_of(by_seed), original))
     return found
 
 
@@ -77,7 +77,8 @@ def main_comparison(records: list[dict], *, capacity: tuple | None = None) -> di
     return {key[:3]: by_seed for key, by_seed in sorted(models, key=lambda item: item[0])}  # the largest comes last
 
 
-def _scores(by_seed: dict[int, dict]) -> dict[int, dict]:
+def scores_of(by_seed: dict[int, dict]) -> dict[int, dict]:
+    """The scores among a model's metrics, by seed."""
     return {seed: metrics["scores"] for seed, metrics in by_seed.items()}
 
 
@@ -102,7 +103,7 @@ def _scores_by_model(records: list[dict]) -> dict[tuple, dict[int, dict]]:
         n = record["params"]["block_size"]
         found[("no_ft" if n else "original", n, "")] = {0: record["metrics"]["scores"]}
     for key, by_seed in main_comparison(records).items():
-        found[key] = _scores(by_seed)
+        found[key] = scores_of(by_seed)
     for record in of_step(records, "merging"):
         params, middle = record["params"], min(record["metrics"]["points"], key=lambda point: abs(point["t"] - 0.5))
         key = ("merged", params["block_size"], f"{params['data_set']} + {params['other_data_set']}")

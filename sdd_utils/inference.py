@@ -1,18 +1,23 @@
 """Intervals, p-values and power of a mean over tasks, documents and training seeds; Holm's correction.
 
-Tasks are fixed; documents and seeds are samples, crossed with each other: every model answers the same documents, and
-a seed moves all documents of its model together. The variance of the mean over S seeds then has two parts:
+Tasks, and the cells of a grid (block size x data set), are fixed; documents and seeds are samples, crossed with each
+other: every model answers the same documents, and a seed moves all documents of its model together. The variance of
+the mean over S seeds then has two parts:
 
     seeds      s^2(seed means) / S                       seed effect and seed x document interaction, S - 1 df
     documents  s^2(document means) / n - interaction     document effect, n - 1 df per task
 
 The second takes off the interaction because the first holds it already. A percentile bootstrap over seeds and
 documents does not cover here: it resamples three seeds as if their spread were known. The mean over its standard
-error is referred to the mixture of the two t distributions instead, each weighted with its share of the variance.
-That was chosen by simulation: with Satterthwaite's degrees of freedom three seeds cover 92-95 % and their small
-p-values are up to four times too frequent; with the mixture they cover 95-97 % and small p-values are never too
-frequent (tests/test_inference.py). Two seeds are too few for either: then coverage can fall to 92 %.
+error is referred to the mixture of the two parts' t distributions instead, each weighted with its share of the
+variance. That was chosen by simulation: with Satterthwaite's degrees of freedom for the sum three seeds cover 92-95 %,
+and p-values near 0.006 come up to four times too often; with the mixture they cover 95-97 %, and small p-values come
+no more often than they should (tests/test_inference.py). Two seeds are too few for either: coverage can fall to 92 %.
 With one seed nothing is known of seeds, and the interval speaks of documents only.
+
+Several cells share their documents but not their trainings: seed 0 of one cell and seed 0 of another train other
+layers on other rows, so each training counts as a draw of its own, and Satterthwaite's rule adds the cells' degrees of
+freedom up. That errs on the safe side: such means cover 95-98 %.
 """
 
 import numpy as np
@@ -26,7 +31,8 @@ def estimate(values: list[np.ndarray], *, null: float = 0.0, level: float = 0.95
     """Mean over tasks of the mean over a task's documents and seeds, with what is known about it.
 
     Args:
-        values: per task (seeds, documents), the same seeds for every task; for a paired comparison, differences.
+        values: per task (seeds, documents) or (cells, seeds, documents), with the same cells and seeds for every task;
+            for a paired comparison, differences.
         null: the value that the p-value tests against.
 
     Returns:
@@ -36,10 +42,11 @@ def estimate(values: list[np.ndarray], *, null: float = 0.0, level: float = 0.95
         test with, and p is 1.
     """
     middle = float(np.mean([task.mean() for task in values]))
-    by_seed, by_document, document_df = _variances(values)
+    cells = [task[None] if task.ndim == 2 else task for task in values]
+    by_seed, seed_df = _seed_variance(cells)
+    by_document, document_df = _document_variance(cells)
     se, share = float(np.sqrt(by_seed + by_document)), float(by_seed / max(by_seed + by_document, 1e-300))
-    seeds = len(values[0])
-    known = {"share": share, "seed_df": max(seeds - 1, 1), "document_df": document_df}
+    known = {"share": share, "seed_df": max(seed_df, 1), "document_df": document_df}
     reach = _quantile((1 - level) / 2, **known)
     return {
         "estimate": middle,
@@ -48,28 +55,44 @@ def estimate(values: list[np.ndarray], *, null: float = 0.0, level: float = 0.95
         "p": float(min(1.0, 2 * _tail(abs(middle - null) / se, **known))) if se > 0 else 1.0,
         "detectable": (reach + _quantile(0.2, **known)) * se,
         "seed_share": share,
-        "df": {"seeds": seeds - 1, "documents": document_df},
-        "seeds": seeds,
-        "documents": sum(task.shape[1] for task in values),
+        "df": {"seeds": seed_df, "documents": document_df},
+        "seeds": cells[0].shape[1],
+        "documents": sum(task.shape[2] for task in cells),
     }
 
 
-def _variances(values: list[np.ndarray]) -> tuple[float, float, float]:
-    """The mean's variance from seeds and from documents, and the degrees of freedom of the latter."""
-    seeds, tasks = len(values[0]), len(values)
-    parts, interactions, dfs = [], [], []
+def _seed_variance(values: list[np.ndarray]) -> tuple[float, float]:
+    """The mean's variance from seeds, interaction included, and its degrees of freedom; 0 and 0 with one seed."""
+    cells, seeds, _ = values[0].shape
+    if seeds == 1:
+        return 0.0, 0.0
+    means = np.mean([task.mean(axis=2) for task in values], axis=0)
+    parts = means.var(axis=1, ddof=1) / seeds / cells**2
+    return float(parts.sum()), _satterthwaite(parts, np.full(cells, seeds - 1))
+
+
+def _document_variance(values: list[np.ndarray]) -> tuple[float, float]:
+    """The mean's variance from documents, interaction left out, and its degrees of freedom.
+
+    A task of a single document has no spread to measure and counts with none.
+    """
+    cells, seeds, _ = values[0].shape
+    parts, interaction = [], 0.0
     for task in values:
-        n, means = task.shape[1], task.mean(axis=0)
+        n, means = task.shape[2], task.mean(axis=(0, 1))
         df = max(n - 1, 1)
-        rest = task - means - task.mean(axis=1, keepdims=True) + task.mean()
-        parts.append(((means - means.mean()) ** 2).sum() / df / n / tasks**2)
-        interactions.append((rest**2).sum() / (df * max(seeds - 1, 1)) / (seeds * n) / tasks**2)
-        dfs.append(df)
-    seed_means = np.mean([task.mean(axis=1) for task in values], axis=0)
-    by_seed = float(seed_means.var(ddof=1)) / seeds if seeds > 1 else 0.0
-    squares = sum(part**2 / df for part, df in zip(parts, dfs, strict=True))
-    document_df = sum(parts) ** 2 / squares if squares > 0 else float(sum(dfs))
-    return by_seed, max(float(sum(parts) - sum(interactions)), 0.0), float(document_df)
+        rest = task - task.mean(axis=1, keepdims=True) - task.mean(axis=2, keepdims=True)
+        rest = rest + task.mean(axis=(1, 2), keepdims=True)
+        interaction += (rest**2).sum() / (df * max(seeds - 1, 1)) / (seeds * n) / cells**2 / len(values) ** 2
+        parts.append(((means - means.mean()) ** 2).sum() / df / n / len(values) ** 2)
+    dfs = [max(task.shape[2] - 1, 1) for task in values]
+    return max(float(sum(parts) - interaction), 0.0), _satterthwaite(np.array(parts), np.array(dfs))
+
+
+def _satterthwaite(parts: np.ndarray, dfs: np.ndarray) -> float:
+    """Degrees of freedom of a sum of variances that have `dfs` each."""
+    squares = (parts**2 / dfs).sum()
+    return float(parts.sum() ** 2 / squares) if squares > 0 else float(dfs.sum())
 
 
 def _tail(t: float, *, share: float, seed_df: float, document_df: float) -> float:
@@ -113,9 +136,9 @@ def document_values(scores: list[dict], task: str, *, minus: list[dict] | None =
     return values if minus is None else values - document_values(minus, task)
 
 
-def mean_of(cells: list[list[np.ndarray]]) -> list[np.ndarray]:
-    """Cells of a grid averaged value by value, for `estimate`: the documents, and the seeds, are those of all cells."""
-    return [np.mean(tasks, axis=0) for tasks in zip(*cells, strict=True)]
+def stacked(cells: list[list[np.ndarray]]) -> list[np.ndarray]:
+    """Several cells' values, each per task (seeds, documents), as per task (cells, seeds, documents)."""
+    return [np.stack(tasks) for tasks in zip(*cells, strict=True)]
 
 
 def holm(p_values: list[float]) -> list[float]:

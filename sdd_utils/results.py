@@ -115,7 +115,12 @@ def read_record(path: Path, *, made_by: str) -> dict:
 
 def read_records(folder: Path) -> list[dict]:
     """Every record of a folder, in the order of their file names."""
-    return [read_record(path, made_by="08_results") for path in sorted(folder.glob("*.json"))]
+    return list(records_by_file(folder).values())
+
+
+def records_by_file(folder: Path) -> dict[str, dict]:
+    """Every record of a folder by its file name, in their order."""
+    return {path.name: read_record(path, made_by="08_results") for path in sorted(folder.glob("*.json"))}
 
 
 def of_step(records: Iterable[dict], step: str) -> list[dict]:

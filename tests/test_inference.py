@@ -67,6 +67,17 @@ def test_a_family_without_a_difference_makes_a_false_claim_once_in_twenty_at_mos
     assert 0.005 < claims / families < 0.05 + 2 * np.sqrt(0.05 * 0.95 / families)
 
 
+def test_the_mean_over_cells_covers_at_least_as_often():
+    """Four cells, seeds of their own, the same documents; one cell varies more with the seed than the others."""
+    rng, covered = np.random.default_rng(6), []
+    for _ in range(1500):
+        values = rng.normal(0, [[[0.1]], [[0.02]], [[0.02]], [[0.05]]], (4, 3, 1))
+        values = values + rng.normal(0, 0.5, 200) + rng.normal(0, 0.5, (4, 1, 200)) + rng.normal(0, 1, (4, 3, 200))
+        low, high = inference.estimate([values])["interval"]
+        covered.append(low <= 0 <= high)
+    assert 0.94 < np.mean(covered) < 0.98, np.mean(covered)
+
+
 def test_power_is_what_it_says():
     """Differences as large as `detectable` are found in four simulations of five."""
     rng, found, smallest = np.random.default_rng(2), 0, []
