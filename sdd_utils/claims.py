@@ -101,7 +101,7 @@ CLAIMS = (
                 what=f"{_LEAD} in cosine to the original's answers",
                 side=1,
                 size=_published("embedding_self_data_ft") - _published("embedding_sft"),
-                measure=contrasts.cosine_difference,
+                measure=partial(contrasts.cosine, arm="self_data_ft", minus="sft"),
             ),
         ),
     ),

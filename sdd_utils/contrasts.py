@@ -209,24 +209,21 @@ def _per_token(pair: list[dict[int, dict]], seeds: list[int]) -> list[np.ndarray
     return found
 
 
-def cosine_difference(records: list[dict], *, null: float = 0.0) -> dict:
-    """Cosine to the original's answers, Self-Data FT minus SFT, over block sizes and data sets."""
+def cosine(records: list[dict], *, arm: str, minus: str | None = None, null: float = 0.0) -> dict:
+    """Cosine to the original's answers of one arm, or minus that of another, over block sizes and data sets."""
     found: dict[tuple, dict[int, np.ndarray]] = {}
     for record in of_step(records, "embedding_similarity"):
         arms, params = record["metrics"]["arms"], record["params"]
-        if {"sft", "self_data_ft"} <= set(arms):
-            pair = [np.array(arms[arm]["similarities"], dtype=float) for arm in ("self_data_ft", "sft")]
-            found.setdefault((params["data_set"], params["block_size"]), {})[params["seed"]] = pair[0] - pair[1]
+        if arm in arms and (minus is None or minus in arms):
+            own, other = (np.array(arms[name]["similarities"]) if name else 0.0 for name in (arm, minus))
+            found.setdefault((params["block_size"], params["data_set"]), {})[params["seed"]] = own - other
     if not found:
-        raise Missing("no record has the embedding similarity of both arms")
+        raise Missing("the records hold no embedding similarity of these arms")
     seeds = _shared_seeds([(cell, cell) for cell in found.values()])
-    names = sorted({data_set for data_set, _ in found})
-    own = [name for name in names if name.startswith("openmathinstruct")] or names  # the paper's, where there is one
-    tasks = [
-        np.array([[cell[s] for s in seeds] for (data_set, _), cell in found.items() if data_set == name])
-        for name in own
-    ]
-    return estimate(tasks, null=null) | {"where": _cells([(n, name) for name, n in found if name in own])}
+    by_set: dict[str, list] = {}
+    for (_, data_set), cell in sorted(found.items()):
+        by_set.setdefault(data_set, []).append([cell[seed] for seed in seeds])
+    return estimate([np.array(cells) for cells in by_set.values()], null=null) | {"where": _cells(found)}
 
 
 def share_cut(records: list[dict], *, null: float = 0.0) -> dict:

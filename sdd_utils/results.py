@@ -40,11 +40,16 @@ def write_record(path: Path, *, step: str, params: dict, metrics: dict) -> Path:
         "metrics": metrics,
         "provenance": provenance(seed=params.get("seed")),
     }
+    return write_json(path, record)
+
+
+def write_json(path: Path, content: dict | list) -> Path:
+    """Write JSON completely or not at all. Raises ValueError on a NaN or an infinity."""
     try:
-        text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
     except ValueError as error:
         raise ValueError(
-            f"record {path.name} would hold NaN or infinity: something went wrong before, nothing was written"
+            f"{path.name} would hold NaN or infinity: something went wrong before, nothing was written"
         ) from error
     return write_whole(path, _one_line_lists(text) + "\n")
 

@@ -128,7 +128,7 @@ def test_similarity_averages_block_sizes_before_it_tests():
             }
             params = {"block_size": n, "data_set": "openmathinstruct2", "seed": seed}
             world.add("embedding_similarity", f"{n}-{seed}", params, {"arms": arms})
-    measured = contrasts.cosine_difference(list(world.records.values()))
+    measured = contrasts.cosine(list(world.records.values()), arm="self_data_ft", minus="sft")
     assert (measured["estimate"], measured["documents"]) == (pytest.approx(0.1), 50)
 
 
