@@ -8,9 +8,9 @@ the mean over S seeds then has two parts:
     documents  s^2(document means) / n - interaction     document effect, n - 1 df per task
 
 The second takes off the interaction because the first holds it already. A percentile bootstrap over seeds and
-documents does not cover here: it resamples three seeds as if their spread were known. The mean over its standard
-error is referred to the mixture of the two parts' t distributions instead, each weighted with its share of the
-variance. That was chosen by simulation: with Satterthwaite's degrees of freedom for the sum three seeds cover 92-95 %,
+documents covers too much or too little here (docs/log.md): it counts the interaction twice, and takes the spread of
+three seeds as known. The mean over its standard error is referred to the mixture of the two parts' t distributions
+instead, each weighted with its share of the variance. That was chosen by simulation: with Satterthwaite's degrees of freedom for the sum three seeds cover 92-95 %,
 and p-values near 0.006 come up to four times too often; with the mixture they cover 95-97 %, and small p-values come
 no more often than they should (tests/test_inference.py). Two seeds are too few for either: coverage can fall to 92 %.
 With one seed nothing is known of seeds, and the interval speaks of documents only.

@@ -63,7 +63,7 @@ def similarity_heatmap(angular_map: np.ndarray, blocks: list[dict]) -> Figure:
     for block, marker in zip(blocks, cycle("sohDv^"), strict=False):
         end = block["start"] + block["block_size"]
         name = f"n = {block['block_size']}: layers [{block['start']}, {end})"
-        axis.plot(end, block["start"], ls="", marker=marker, mfc="none", mec="#D55E00", mew=2, ms=8, label=name)
+        axis.plot(end, block["start"], ls="", marker=marker, mfc="white", mec="black", ms=8, label=name)
     axis.legend(loc="upper left", title="chosen blocks")
     axis.grid(False)
     axis.set(
