@@ -10,10 +10,11 @@ the mean over S seeds then has two parts:
 The second takes off the interaction because the first holds it already. A percentile bootstrap over seeds and
 documents covers too much or too little here (docs/log.md): it counts the interaction twice, and takes the spread of
 three seeds as known. The mean over its standard error is referred to the mixture of the two parts' t distributions
-instead, each weighted with its share of the variance. That was chosen by simulation: with Satterthwaite's degrees of freedom for the sum three seeds cover 92-95 %,
-and p-values near 0.006 come up to four times too often; with the mixture they cover 95-97 %, and small p-values come
-no more often than they should (tests/test_inference.py). Two seeds are too few for either: coverage can fall to 92 %.
-With one seed nothing is known of seeds, and the interval speaks of documents only.
+instead, each weighted with its share of the variance. That was chosen by simulation: with Satterthwaite's degrees of
+freedom for the sum three seeds cover 92-95 %, and p-values near 0.006 come up to four times too often; with the
+mixture they cover 95-97 %, and small p-values come no more often than they should (tests/test_inference.py). Two seeds
+are too few for either: coverage can fall to 92 %. With one seed nothing is known of seeds, and the interval speaks of
+documents only.
 
 Several cells share their documents but not their trainings: seed 0 of one cell and seed 0 of another train other
 layers on other rows, so each training counts as a draw of its own, and Satterthwaite's rule adds the cells' degrees of

@@ -89,8 +89,8 @@ def _why(part: dict, unit: str, verdict: str) -> str:
     """What was measured, and why that decides it, or does not."""
     if part["p"] is None:
         return f"{part['what'].capitalize()}, {part['where']}: {100 * part['estimate']:.2f} %, counted, not estimated."
-    low, high = (amount(bound, unit) for bound in part["interval"])
-    said = f"{part['what'][0].upper()}{part['what'][1:]}, {part['where']}: {amount(part['estimate'], unit)} {unit} [{low}, {high}], "
+    middle, low, high = (amount(value, unit) for value in (part["estimate"], *part["interval"]))
+    said = f"{part['what'][0].upper()}{part['what'][1:]}, {part['where']}: {middle} {unit} [{low}, {high}], "
     said += f"p = {part['p']:.2g} ({part['p_holm']:.2g} after Holm's correction). "
     if part["seeds"] < SEEDS_NEEDED:
         return f"{said}Training seeds: {part['seeds']}; fewer than {SEEDS_NEEDED} do not show how far another moves it."
