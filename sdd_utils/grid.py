@@ -5,6 +5,7 @@ import numpy as np
 from sdd_utils.arms import ARMS
 from sdd_utils.results import average, bootstrap_recovery, interval, of_step, recovery
 
+_LORA = ("rank", "alpha", "targets")
 _ARM_ORDER = ("original", "no_ft", *ARMS, "merged")
 
 
@@ -42,10 +43,28 @@ def scaling(records: list[dict]) -> list[dict]:
     return found
 
 
-def finetuned(records: list[dict]) -> dict[tuple, list[dict]]:
-    """Metrics of the fine-tuned models, a list over seeds, by (arm, block size, data set, training rows)."""
-    found: dict[tuple, list[dict]] = {}
+def capacities(records: list[dict]) -> list[dict]:
+    """Recovery by LoRA capacity, each on all training rows: the grid's columns, rank, alpha and targets."""
+    original, by_capacity = original_scores(records), {}
     for record in of_step(records, "finetuning"):
+        by_capacity.setdefault(tuple(record["params"][f"lora_{name}"] for name in _LORA), []).append(record)
+    rows = []
+    for lora, own in by_capacity.items():
+        for key, per_seed in _on_all_rows(_by_model(own)).items():
+            line = dict(zip(("arm", "block_size", "data_set", *_LORA), (*key, *lora), strict=True))
+            rows.append(line | _summary([metrics["scores"] for metrics in per_seed], original))
+    return sorted(rows, key=lambda row: (row["data_set"], row["block_size"], row["rank"], row["targets"]))
+
+
+def finetuned(records: list[dict]) -> dict[tuple, list[dict]]:
+    """Metrics of the models of the study's own LoRA capacity, a list over seeds, by (arm, block size, data set,
+    training rows)."""
+    return _by_model([record for record in of_step(records, "finetuning") if not record["params"].get("capacity")])
+
+
+def _by_model(records: list[dict]) -> dict[tuple, list[dict]]:
+    found: dict[tuple, list[dict]] = {}
+    for record in records:
         params = record["params"]
         for arm, metrics in record["metrics"]["arms"].items():
             key = (arm, params["block_size"], params["data_set"], metrics["training"]["rows"])
@@ -55,7 +74,11 @@ def finetuned(records: list[dict]) -> dict[tuple, list[dict]]:
 
 def main_comparison(records: list[dict]) -> dict[tuple, list[dict]]:
     """`finetuned` on the largest number of rows only, by (arm, block size, data set)."""
-    return {key[:3]: per_seed for key, per_seed in sorted(finetuned(records).items())}  # the largest comes last, stays
+    return _on_all_rows(finetuned(records))
+
+
+def _on_all_rows(found: dict[tuple, list[dict]]) -> dict[tuple, list[dict]]:
+    return {key[:3]: per_seed for key, per_seed in sorted(found.items())}  # the largest number comes last and stays
 
 
 def in_order(item: tuple) -> tuple:

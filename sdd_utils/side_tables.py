@@ -52,3 +52,13 @@ def domain_table(rows: list[dict]) -> pd.DataFrame:
 
 def _recovered(part: dict | None) -> str:
     return percent(part["recovery"], part["interval"]) if part else "-"
+
+
+def capacity_table(rows: list[dict]) -> pd.DataFrame:
+    """Recovery by data set, block size and LoRA capacity, an arm per column (see `grid.capacities`)."""
+    by_key: dict[tuple, dict] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("data_set", "block_size", "rank", "alpha", "targets"))
+        by_key.setdefault(key, {})[NAMES[row["arm"]]] = percent(row["recovery"], row["interval"])
+    keys = ("fine-tuned on", "n", "rank", "alpha", "targets")
+    return pd.DataFrame(dict(zip(keys, key, strict=True)) | cells for key, cells in by_key.items())

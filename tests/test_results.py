@@ -138,6 +138,26 @@ def test_fidelity_is_averaged_over_seeds_of_the_main_comparison():
     assert table["KL on d"][0] == "0.000"
 
 
+def test_other_capacities_stand_in_their_table_and_not_in_the_grid():
+    records = study_records()
+    records[-1]["params"] |= {"lora_rank": 16, "lora_alpha": 32, "lora_targets": "all-linear"}
+    small = json.loads(json.dumps(records[-1]))
+    small["params"] |= {"lora_rank": 8, "lora_alpha": 16, "lora_targets": "q_proj", "capacity": "r8a16-q_proj"}
+    small["metrics"]["arms"]["sft"] |= {"training": {"rows": 40}, "scores": {"a": score([1, 1, 1, 0])}}
+    fewer = json.loads(json.dumps(records[-1]))
+    fewer["metrics"]["arms"]["sft"]["training"]["rows"] = 10
+    found = [*records, small, fewer]
+    assert [(row["arm"], row["recovery"]) for row in grid.grid(found)] == [
+        (row["arm"], row["recovery"]) for row in grid.grid(records)
+    ]
+    rows = [row for row in grid.capacities(found) if row["arm"] == "sft"]
+    assert [(row["rank"], row["targets"], row["seeds"]) for row in rows] == [(8, "q_proj", 1), (16, "all-linear", 1)]
+    assert [row["recovery"] for row in rows] == [0.75, 0.25]
+    table = side_tables.capacity_table(grid.capacities(found))
+    assert table["rank"].tolist() == [8, 16]
+    assert table["SFT"][0].startswith("75.0 % [")
+
+
 def test_published_numbers_have_sources():
     assert all(published.source and published.unit for published in paper.NUMBERS)
     assert paper.number("recovery_self_data_ft").value - paper.number("recovery_sft").value == pytest.approx(9.5)
