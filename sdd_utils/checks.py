@@ -22,7 +22,7 @@ def check_keys(*, given: dict, allowed: list[str], where: str) -> None:
 def check_type(*, name: str, value, kind: type) -> None:
     """Raise ValueError, in one sentence, unless a value is of its type; a whole number does for a float."""
     numeric = kind is float and isinstance(value, int) and not isinstance(value, bool)
-    if not numeric and (not isinstance(value, kind) or isinstance(value, bool)):
+    if not numeric and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
         raise ValueError(f"study key {name!r} is {value!r}: it must be a {kind.__name__}")
 
 
@@ -32,7 +32,7 @@ _MAY_BE_ZERO = ("top_k", "max_response_words")
 def check_values(values: dict) -> None:
     """Bounds that need no model: the number of layers is checked where the model is known."""
     for name, value in values.items():
-        if isinstance(value, int) and value < (0 if name in _MAY_BE_ZERO else 1):
+        if isinstance(value, int) and not isinstance(value, bool) and value < (0 if name in _MAY_BE_ZERO else 1):
             raise ValueError(f"study key {name!r} is {value}: it must be a whole number of at least 1")
         if isinstance(value, list) and len(set(map(str, value))) != len(value):
             raise ValueError(f"study key {name!r} is {value}: it names something twice, keep each once")

@@ -31,6 +31,7 @@ class Study:
     scaling: dict
     capacities: dict
     arms: list
+    equal_tokens: bool
     seeds: list
     temperature: float
     top_p: float

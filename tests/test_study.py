@@ -57,6 +57,8 @@ def write(tmp_path, **changes):
         ({"capacities": SMALL | {"lora": [RANK8, RANK8]}}, "twice, or it is the study's own"),
         ({"capacities": SMALL | {"lora": [{"rank": 16, "alpha": 32, "targets": "all-linear"}]}}, "the study's own"),
         ({"capacities": SMALL | {"block_sizes": [2]}}, "'capacities: block_sizes' holds 2: use one of 4, 6"),
+        ({"equal_tokens": 1}, "study key 'equal_tokens' is 1: it must be a bool"),
+        ({"epochs": True}, "study key 'epochs' is True: it must be a int"),
         ({"seeds": [0, 0]}, "names something twice"),
         (
             {"arms": ["sft", "self_data_ft", "dpo"]},
