@@ -53,7 +53,8 @@ def capacities(records: list[dict]) -> list[dict]:
         for key, per_seed in _on_all_rows(_by_model(own)).items():
             line = dict(zip(("arm", "block_size", "data_set", *_LORA), (*key, *lora), strict=True))
             rows.append(line | _summary([metrics["scores"] for metrics in per_seed], original))
-    return sorted(rows, key=lambda row: (row["data_set"], row["block_size"], row["rank"], row["targets"]))
+    order = ("data_set", "block_size", "rank", "alpha", "targets")
+    return sorted(rows, key=lambda row: (*(row[name] for name in order), _ARM_ORDER.index(row["arm"])))
 
 
 def finetuned(records: list[dict]) -> dict[tuple, list[dict]]:
