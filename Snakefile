@@ -5,6 +5,7 @@ modules that make its numbers, so editing one of them reruns its jobs; editing a
 it. Figures are drawn again from the records by 08, so `plots` is an input of that job alone.
 """
 
+import re
 from pathlib import Path
 
 from sdd_utils import notebooks, study as studies
@@ -16,12 +17,15 @@ NAME = Path(STUDY).stem
 RUN = config.get("run", f"work/{NAME}")
 PUBLISH = config.get("publish", f"results/{NAME}")
 RECORDS, LOGS = f"{RUN}/records", f"{RUN}/notebooks"
+CAPACITIES = studies.capacities(S)
+CAPACITY_NAMES = [f"-{name}" for name in CAPACITIES]  # in file names; the study's own capacity has none
 TUNED = [(n, seed) for n in S.finetune_block_sizes for seed in S.seeds]
 
 localrules: all, model  # on a cluster, where Snakemake runs: that machine has the network
 
 wildcard_constraints:
-    n=r"\d+", seed=r"\d+", rows=r"\d+|all", data="|".join(S.data_sets), other="|".join(S.data_sets)
+    n=r"\d+", seed=r"\d+", rows=r"\d+|all", capacity=f"({'|'.join(map(re.escape, CAPACITY_NAMES))})?",
+    data="|".join(S.data_sets), other="|".join(S.data_sets)
 
 
 def uses(notebook, *modules):
@@ -39,6 +43,13 @@ def tuned(notebook, wildcards, **which):
     which = {"train_rows": S.data_sets[wildcards.data]} | which
     which |= {"block_size": int(wildcards.n), "data_set": wildcards.data, "seed": int(wildcards.seed)}
     return parameters(notebook, **which)
+
+
+def finetuning_on(wildcards):
+    """What one fine-tuning is run on besides: rows, LoRA capacity, and the data sets that fidelity is measured on."""
+    capacity = wildcards.capacity[1:]
+    which = {"train_rows": int(wildcards.rows.replace("all", "0")), "answer_sets": [*S.data_sets]}
+    return which | {"capacity": capacity} | CAPACITIES.get(capacity, {})
 
 
 def finetuned(**which):
@@ -79,16 +90,18 @@ rule similarity:
     run: execute("01_similarity_analysis", log[0], params, threads)
 
 rule pruning:
-    input: uses("02_pruning", "pruning", "evaluation", "models"), TASKS, rules.similarity.output
+    input: uses("02_pruning", "pruning", "evaluation", "fidelity", "models"), TASKS, rules.similarity.output,
+        [f"{RECORDS}/distillation-{data}.json" for data in S.data_sets]  # the original's answers
     output: f"{RECORDS}/pruning-n{{n}}.json", f"{RUN}/checkpoints/n{{n}}/manifest.json"
     log: f"{LOGS}/pruning-n{{n}}.ipynb"
-    params: values=lambda w: parameters("02_pruning", block_size=int(w.n))
+    params: values=lambda w: parameters("02_pruning", block_size=int(w.n), answer_sets=[*S.data_sets])
     message: "02 pruning, n = {wildcards.n}"
     resources: mem_mb=3000
     run: execute("02_pruning", log[0], params, threads)
 
 rule distillation:
-    input: uses("03_self_data_distillation", "distillation", "generation", "models"), DATA, rules.model.output
+    input: uses("03_self_data_distillation", "distillation", "generation", "fidelity", "arms", "models"),
+        DATA, rules.model.output
     output: f"{RECORDS}/distillation-{{data}}.json"
     log: f"{LOGS}/distillation-{{data}}.ipynb"
     params: values=lambda w: parameters("03_self_data_distillation", data_set=w.data, train_rows=S.data_sets[w.data])
@@ -97,12 +110,12 @@ rule distillation:
     run: execute("03_self_data_distillation", log[0], params, threads)
 
 rule finetuning:
-    input: uses("04_sft_vs_self_distill", "finetuning", "training", "evaluation", "models"), TASKS, rules.distillation.output,
-        rules.pruning.output
-    output: f"{RECORDS}/finetuning-n{{n}}-{{data}}-{{rows}}rows-s{{seed}}.json"
-    log: f"{LOGS}/finetuning-n{{n}}-{{data}}-{{rows}}rows-s{{seed}}.ipynb"
-    params: values=lambda w: tuned("04_sft_vs_self_distill", w, train_rows=int(w.rows.replace("all", "0")))
-    message: "04 SFT and Self-Data FT, n = {wildcards.n}, {wildcards.data}, {wildcards.rows} rows, seed {wildcards.seed}"
+    input: uses("04_sft_vs_self_distill", "finetuning", "arms", "training", "evaluation", "fidelity", "models"), TASKS,
+        rules.distillation.output, rules.pruning.output
+    output: f"{RECORDS}/finetuning-n{{n}}-{{data}}-{{rows}}rows{{capacity}}-s{{seed}}.json"
+    log: f"{LOGS}/finetuning-n{{n}}-{{data}}-{{rows}}rows{{capacity}}-s{{seed}}.ipynb"
+    params: values=lambda w: tuned("04_sft_vs_self_distill", w, **finetuning_on(w))
+    message: "04 fine-tuning of each arm, n = {wildcards.n}, {wildcards.data}, {wildcards.rows} rows{wildcards.capacity}, seed {wildcards.seed}"
     resources: mem_mb=4000
     run: execute("04_sft_vs_self_distill", log[0], params, threads)
 
@@ -117,7 +130,7 @@ rule merging:
     run: execute("05_model_merging", log[0], params, threads)
 
 rule embedding_similarity:
-    input: uses("06_embedding_similarity", "embeddings", "generation", "finetuning", "models"), DATA,
+    input: uses("06_embedding_similarity", "embeddings", "generation", "fidelity", "models"),
         lambda w: main_finetuned(w, w.data)
     output: f"{RECORDS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.json"
     log: f"{LOGS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.ipynb"
@@ -127,7 +140,9 @@ rule embedding_similarity:
     run: execute("06_embedding_similarity", log[0], params, threads)
 
 rule results:
-    input: uses("08_results", "results", "grid", "report", "paper", "plots", "similarity"), rules.similarity.output,
+    input: uses("08_results", "results", "inference", "grid", "domains", "contrasts", "claims", "verdicts", "report",
+            "side_tables", "arms", "paper", "plots", "page", "similarity"),
+        "sdd_utils/page.html", rules.similarity.output,
         expand(rules.pruning.output, n=[0, *S.block_sizes]), expand(rules.distillation.output, data=S.data_sets),
         [finetuned(**which) for which in studies.finetunings(S)],
         [expand(rules.embedding_similarity.output, n=n, seed=seed, data=S.data_sets) for n, seed in TUNED],

@@ -19,9 +19,9 @@ class Missing(LookupError):
 Pair = tuple[dict[int, dict], dict[int, dict]]  # two models' scores by seed
 
 
-def _arm_pairs(records: list[dict], *, capacity: tuple | None = None) -> dict[tuple, Pair]:
+def _arm_pairs(records: list[dict], *, lora: tuple | None = None) -> dict[tuple, Pair]:
     """(Self-Data FT, SFT) by (block size, data set)."""
-    models = grid.main_comparison(records, capacity=capacity)
+    models = grid.main_comparison(records, lora=lora)
     found = {
         key[1:]: (grid.scores_of(models[key]), grid.scores_of(models[("sft", *key[1:])]))
         for key in models
@@ -143,23 +143,25 @@ def over_no_ft(records: list[dict], *, data_set: str, task: str, null: float = 0
     return _score_difference(pairs, [task], null=null) | {"where": _cells([(n, data_set) for n in tuned])}
 
 
-def in_domain(records: list[dict], *, rank: int, null: float = 0.0) -> dict:
-    """Score on in-domain tasks, Self-Data FT minus SFT, at the largest LoRA capacity of at least this rank."""
-    tuned = of_step(records, "finetuning")
-    wide = {grid.capacity_of(r) for r in tuned if (r["params"].get("lora_rank") or 0) >= rank}
-    wide = [capacity for capacity in wide if capacity[1] == "all-linear"]
+def in_domain(records: list[dict], *, domains: dict[str, list], rank: int, null: float = 0.0) -> dict:
+    """Score on in-domain tasks, Self-Data FT minus SFT, at the largest LoRA capacity of at least this rank.
+
+    Args:
+        domains: the tasks of each data set's own domain, by data set.
+    """
+    known = {grid.lora_of(record) for record in of_step(records, "finetuning")}
+    wide = [lora for lora in known if (lora[0] or 0) >= rank and lora[2] == "all-linear"]
     if not wide:
         raise Missing(f"no fine-tuning has rank {rank} or more on all linear layers")
-    capacity = max(wide)
-    averaged = averaged_tasks(grid.original_scores(records))
-    domains = {r["params"]["data_set"]: [task for task in _domain_of(r) if task in averaged] for r in tuned}
-    cells = {cell: pair for cell, pair in _arm_pairs(records, capacity=capacity).items() if domains[cell[1]]}
+    averaged, lora = averaged_tasks(grid.original_scores(records)), max(wide)
+    domains = {data_set: [task for task in tasks if task in averaged] for data_set, tasks in domains.items()}
+    cells = {cell: pair for cell, pair in _arm_pairs(records, lora=lora).items() if domains.get(cell[1])}
     if not cells:
         raise Missing("the study names no in-domain task of a data set that was fine-tuned on at this capacity")
     seeds = _shared_seeds(list(cells.values()))
     found = estimate(_in_domain_values(cells, domains, seeds), null=null)
     tasks = sorted({task for _, data_set in cells for task in domains[data_set]})
-    return found | {"where": f"rank {capacity[0]}, {_cells(cells)}, tasks {', '.join(tasks)}"}
+    return found | {"where": f"rank {lora[0]}, {_cells(cells)}, tasks {', '.join(tasks)}"}
 
 
 def _in_domain_values(cells: dict[tuple, Pair], domains: dict[str, list], seeds: list[int]) -> list[np.ndarray]:
@@ -174,11 +176,6 @@ def _in_domain_values(cells: dict[tuple, Pair], domains: dict[str, list], seeds:
             values.append(weight * document_values(ours, task, minus=theirs))
         found.append(np.stack(values))
     return found
-
-
-def _domain_of(record: dict) -> list[str]:
-    named = record["params"].get("in_domain", [])
-    return named.get(record["params"]["data_set"], []) if isinstance(named, dict) else named
 
 
 def divergence_difference(records: list[dict], *, null: float = 0.0) -> dict:

@@ -27,6 +27,8 @@ _MATH = (
     "Write your own step-by-step solution, with the reference answer as a guide. {ending}\n\n"
     "### Question:\n{instruction}\n\n### Reference Answer:\n{response}\n"
 )
+_MATH_ALONE_SYSTEM = "You are an expert in math. Below is a math question."
+_MATH_ALONE = "Write your own step-by-step solution. {ending}\n\n### Question:\n{instruction}\n"
 _ENDINGS = {"number": "End with '#### ' and the number.", "boxed": "Put the final answer into \\boxed{}."}
 _MATH_OPENING = "Let's solve this step by step:\n"  # the parent method opens the math turn too; the wording is ours
 
@@ -62,6 +64,24 @@ def rewrite_messages(row: dict) -> list[dict]:
         {"role": "user", "content": _MATH.format(**fields, ending=ending)},
         {"role": "assistant", "content": _MATH_OPENING},
     ]
+
+
+def answer_messages(row: dict) -> list[dict]:
+    """The conversation that asks the unpruned model for a response of its own, without the reference answer.
+
+    Mathematics gets the rewrite's template but for the reference, so that answers can be checked as rewrites are.
+    """
+    ending = _ENDINGS.get(check_of(row))
+    if ending is None:
+        return [{"role": "user", "content": question_of(row)}]
+    return [
+        {"role": "system", "content": _MATH_ALONE_SYSTEM},
+        {"role": "user", "content": _MATH_ALONE.format(instruction=question_of(row), ending=ending)},
+        {"role": "assistant", "content": _MATH_OPENING},
+    ]
+
+
+ASKED_BY = {"distilled": rewrite_messages, "self_generated": answer_messages}
 
 
 def opening(row: dict) -> str:
@@ -130,10 +150,13 @@ def _verdict(row: dict, *, text: str, finish: str) -> str:
     return "no answer" if right is None else "kept" if right else "wrong answer"
 
 
-def distill(model: str | Path, rows: list[dict], *, path: Path, **settings) -> list[dict]:
-    """Rewrite every response and write the distilled set, one JSON line per row as batches finish.
+def distill(model: str | Path, rows: list[dict], *, path: Path, which: str = "distilled", **settings) -> list[dict]:
+    """Have the model write every response anew and write the set, one JSON line per row as batches finish.
 
     A rerun keeps the finished lines and generates the rest; see `generation.generate` for `settings`.
+
+    Args:
+        which: "distilled", with sight of the original response, or "self_generated", without it.
 
     Returns:
         rows {id, response, source: "distilled" | "original", reason, finish, n_tokens, seed, rewrite}, in the order
@@ -141,7 +164,7 @@ def distill(model: str | Path, rows: list[dict], *, path: Path, **settings) -> l
     """
     by_id = {row["id"]: row for row in rows}
     tokenizer = load_tokenizer(model)
-    prompts = {id_: render(tokenizer, rewrite_messages(row)) for id_, row in by_id.items()}
+    prompts = {id_: render(tokenizer, ASKED_BY[which](row)) for id_, row in by_id.items()}
     return generate_file(
         model,
         prompts,

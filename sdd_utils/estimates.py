@@ -6,7 +6,6 @@ allows. The rules of cost stand at the head of `throughput.yaml`.
 """
 
 from dataclasses import dataclass
-from functools import cache
 from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +13,10 @@ from types import SimpleNamespace
 import yaml
 
 from sdd_utils.architecture import Shape
+from sdd_utils.arms import sets_of
+from sdd_utils.lengths import context_of, documents_of, response_of, rewritten, rows_of, set_lengths, task_lengths
 
 HERE = Path(__file__).parent
-ARMS = 2  # SFT and Self-Data FT
-LIKE_SET, LIKE_TASK = "alpaca", "arc_easy"  # stand in for a data set or task whose lengths were never measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +44,6 @@ class Setting:
         return self.shapes[n].parameters * self.machine.dtype_bytes
 
 
-@cache
-def lengths() -> dict:
-    """`lengths.yaml`, as measured by benchmarks/lengths.py."""
-    return yaml.safe_load((HERE / "lengths.yaml").read_text(encoding="utf-8"))
-
-
 def machine(name: str) -> SimpleNamespace:
     """A machine of `throughput.yaml`; ValueError, in one sentence, for an unknown one."""
     machines = yaml.safe_load((HERE / "throughput.yaml").read_text(encoding="utf-8"))
@@ -58,39 +51,6 @@ def machine(name: str) -> SimpleNamespace:
         known = f"one of {', '.join(machines)}, or add it to sdd_utils/throughput.yaml"
         raise ValueError(f"hardware {name!r} is unknown: use {known}")
     return SimpleNamespace(name=name, **machines[name])
-
-
-def set_lengths(name: str) -> dict:
-    """Lengths of a data set; one that was never measured is taken to be like `LIKE_SET`."""
-    return lengths()["data_sets"].get(name) or lengths()["data_sets"][LIKE_SET]
-
-
-def task_lengths(name: str) -> dict:
-    """Lengths of a task; one that was never measured is taken to be like `LIKE_TASK`."""
-    return lengths()["tasks"].get(name) or lengths()["tasks"][LIKE_TASK]
-
-
-def rows_of(study, data_set: str) -> int:
-    """Training rows of a data set; 0 in the study means all of them."""
-    return study.data_sets[data_set] or set_lengths(data_set)["rows"]
-
-
-def documents_of(study, task: str) -> int:
-    """Documents of a task; 0 in the study means all, and a number counts for each part (MMLU: each subject)."""
-    known = task_lengths(task)
-    return min(study.tasks[task] * known["parts"], known["documents"]) or known["documents"]
-
-
-def context_of(study, task: str) -> float:
-    """Mean tokens that are read for one document of a task, few-shot examples and choices included."""
-    known = task_lengths(task)
-    return known["read"] + study.shots.get(task, known["default_shots"]) * known["example"]
-
-
-def rewritten(study, data_set: str) -> float:
-    """Mean tokens of a rewrite."""
-    known, growth = set_lengths(data_set), lengths()["growth"]
-    return min(known["response"] * growth["maths" if known["maths"] else "general"], study.rewrite_tokens)
 
 
 def read_seconds(s: Setting, n: int, tokens: float) -> float:
@@ -169,6 +129,16 @@ def training_memory(s: Setting, n: int) -> list[tuple[str, str, float]]:
     ]
 
 
+def fidelity(s: Setting, n: int, *, models: int = 1) -> Estimate:
+    """The original and, one after the other, so many models of one size read all of the original's answers."""
+    asked = [set_lengths(name)["prompt"] + s.study.answer_tokens for name in s.study.data_sets]
+    read = s.study.answer_prompts * sum(asked)
+    seconds = read_seconds(s, 0, read) + read_seconds(s, n, read)
+    logits = 4 * s.study.answer_tokens * s.shapes[n].vocabulary * 4  # two distributions and as much for the arithmetic
+    loads = start_seconds(s, 0, *[n] * models) - s.machine.job_seconds
+    return Estimate(read=2 * models * read, seconds=loads + models * seconds, memory=resident(s, 0, n) + logits)
+
+
 def similarity(s: Setting) -> Estimate:
     """One pass of the original over the calibration set."""
     sets, longest = [set_lengths(name) for name in s.study.calibration_sets], s.study.max_length
@@ -178,47 +148,55 @@ def similarity(s: Setting) -> Estimate:
 
 
 def pruned(s: Setting, block_size: int) -> Estimate:
-    """Load the original, cut, save, load the checkpoint while the original is still there, score it."""
-    scored = evaluation(s, block_size)
+    """Load the original, cut, save, load the checkpoint while the original is still there, score and compare it."""
+    scored, compared = evaluation(s, block_size), fidelity(s, block_size)
     return Estimate(
-        read=scored.read,
+        read=scored.read + compared.read,
         generated=scored.generated,
-        seconds=start_seconds(s, 0, block_size, block_size) + scored.seconds,
-        memory=resident(s, 0, block_size) + scored.memory,
+        seconds=start_seconds(s, 0, block_size, block_size) + scored.seconds + compared.seconds,
+        memory=max(resident(s, 0, block_size) + scored.memory, compared.memory),
         disk=s.bytes_of(block_size),
     )
 
 
 def distillation(s: Setting, data_set: str) -> Estimate:
-    """The original rewrites every row. In fixed batches every row takes the steps of the longest."""
+    """The original writes every row anew, once per set, and answers the held-out prompts. In fixed batches every row
+    takes the steps of the longest."""
+    asked, length, batch = s.study.answer_prompts, s.study.answer_tokens, s.study.generation_batch
+    prompt = set_lengths(data_set)["prompt"]
+    answering = decode_seconds(s, 0, rows=asked, context=prompt, new=length, batch=batch)
+    sets = len(sets_of(s.study.arms))
     rows, known, new = rows_of(s.study, data_set), set_lengths(data_set), rewritten(s.study, data_set)
-    context, batch = known["rewrite_prompt"], s.study.generation_batch
+    context = known["rewrite_prompt"]
     steps = new if s.machine.sequences else s.study.rewrite_tokens
     at_once = min(rows, s.machine.sequences or batch)
     cached = cache_bytes(s, 0, at_once * (context + s.study.rewrite_tokens))
     return Estimate(
-        read=rows * context,
-        generated=rows * new,
-        seconds=start_seconds(s, 0) + decode_seconds(s, 0, rows=rows, context=context, new=steps, batch=batch),
+        read=sets * rows * context + asked * prompt,
+        generated=sets * rows * new + asked * length,
+        seconds=start_seconds(s, 0)
+        + answering
+        + sets * (start_seconds(s, 0) + decode_seconds(s, 0, rows=rows, context=context, new=steps, batch=batch)),
         memory=resident(s, 0) + cached + layer_bytes(s, 0, at_once * context),
-        disk=rows * (known["response"] + 2 * new) * 5,  # text: about 5 bytes a token
+        disk=sets * rows * (known["response"] + 2 * new) * 5,  # text: about 5 bytes a token
     )
 
 
 def finetuning(s: Setting, *, block_size: int, data_set: str, rows: int) -> Estimate:
-    """Both arms: train an adapter, load the model again with it merged in, score it."""
-    known, scored = set_lengths(data_set), evaluation(s, block_size)
-    responses = (known["response"], rewritten(s.study, data_set))
+    """Every arm: train an adapter, load the model again with it merged in, score it and compare it."""
+    known, scored, arms = set_lengths(data_set), evaluation(s, block_size), len(s.study.arms)
+    compared = fidelity(s, block_size, models=arms)
+    responses = [response_of(s.study, data_set, arm) for arm in s.study.arms]
     trained = s.study.epochs * rows * sum(min(known["prompt"] + r, s.study.max_length) for r in responses)
     training = sum(size for _, _, size in training_memory(s, block_size))
-    start = start_seconds(s, *[block_size] * 2 * ARMS)
+    start = start_seconds(s, *[block_size] * 2 * arms)
     return Estimate(
-        read=ARMS * scored.read,
+        read=arms * scored.read + compared.read,
         trained=trained,
-        generated=ARMS * scored.generated,
-        seconds=start + train_seconds(s, block_size, trained) + ARMS * scored.seconds,
-        memory=max(training, resident(s, block_size) + scored.memory),
-        disk=ARMS * 4 * s.shapes[block_size].adapter,
+        generated=arms * scored.generated,
+        seconds=start + train_seconds(s, block_size, trained) + arms * scored.seconds + compared.seconds,
+        memory=max(training, resident(s, block_size) + scored.memory, compared.memory),
+        disk=arms * 4 * s.shapes[block_size].adapter,
     )
 
 
@@ -236,14 +214,14 @@ def merging(s: Setting, *, block_size: int) -> Estimate:
 
 
 def embedding_similarity(s: Setting, *, block_size: int, data_set: str) -> Estimate:
-    """Answers of the original and of both arms to held-out prompts, each as long as may be."""
+    """Answers of every arm to held-out prompts, each as long as may be."""
     context, batch, asked = set_lengths(data_set)["prompt"], s.study.generation_batch, s.study.answer_prompts
-    new, answering = s.study.answer_tokens, (0, *[block_size] * ARMS)
+    new, answering = s.study.answer_tokens, [block_size] * len(s.study.arms)
     decoding = sum(decode_seconds(s, n, rows=asked, context=context, new=new, batch=batch) for n in answering)
-    cached = cache_bytes(s, 0, min(asked, s.machine.sequences or batch) * (context + new))
+    cached = cache_bytes(s, block_size, min(asked, s.machine.sequences or batch) * (context + new))
     return Estimate(
         read=len(answering) * asked * context,
         generated=len(answering) * asked * new,
         seconds=start_seconds(s, *answering) + decoding,
-        memory=resident(s, 0, block_size) + cached,
+        memory=resident(s, block_size) + cached,
     )

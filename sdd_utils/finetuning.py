@@ -1,7 +1,7 @@
 """Fine-tune a pruned model with LoRA, one arm per source of responses, on equal budgets.
 
-SFT trains on the original responses and Self-Data FT on the distilled ones; everything else is the same: rows,
-order, steps, template, seed. The loss is cross-entropy on response tokens only (arXiv 2410.09982).
+SFT trains on the original responses and Self-Data FT on the distilled ones (`arms` has them all); everything else
+is the same: rows, order, steps, template, seed. The loss is cross-entropy on response tokens only (arXiv 2410.09982).
 """
 
 import hashlib
@@ -11,10 +11,9 @@ from pathlib import Path
 from datasets import Dataset
 
 from sdd_utils import models, training
+from sdd_utils.arms import ARMS, set_name, sets_of
 from sdd_utils.distillation import question_of
-from sdd_utils.generation import render
-
-ARMS = ("sft", "self_data_ft")
+from sdd_utils.generation import read_rows, render
 
 
 def encode(tokenizer, row: dict, response: str) -> dict:
@@ -35,20 +34,38 @@ def encode(tokenizer, row: dict, response: str) -> dict:
     }
 
 
-def paired_sets(tokenizer, rows: list[dict], distilled: list[dict], *, max_length: int) -> dict[str, Dataset]:
+def read_sets(folder: Path, data_set: str, *, arms: list[str]) -> dict[str, dict[str, dict]]:
+    """The generated sets that the arms learn from, {set: {row id: row}}; see `distillation.distill`."""
+    return {which: {row["id"]: row for row in read_rows(folder / set_name(data_set, which))} for which in sets_of(arms)}
+
+
+def paired_sets(
+    tokenizer, rows: list[dict], sets: dict[str, dict[str, dict]], *, arms: list[str], max_length: int
+) -> dict[str, Dataset]:
     """One training set per arm, with the same rows in the same order.
 
-    A row that is longer than `max_length` tokens in either arm leaves both: otherwise the arms would differ in
-    more than the responses.
+    A row that is longer than `max_length` tokens in one arm leaves all: otherwise the arms would differ in more than
+    the responses.
     """
-    encoded = [
-        {"sft": encode(tokenizer, row, row["response"]), "self_data_ft": encode(tokenizer, row, other["response"])}
-        for row, other in zip(rows, distilled, strict=True)
-    ]
-    fitting = [pair for pair in encoded if all(len(pair[arm]["input_ids"]) <= max_length for arm in ARMS)]
+    encoded = _encoded(tokenizer, rows, sets, arms)
+    longest = [max(len(own[i]["input_ids"]) for own in encoded.values()) for i in range(len(rows))]
+    fitting = [row for row, length in zip(rows, longest, strict=True) if length <= max_length]
     if not fitting:
         raise ValueError(f"no training row fits into max_length = {max_length} tokens: raise max_length")
-    return {arm: Dataset.from_list([pair[arm] for pair in fitting]) for arm in ARMS}
+    # Once more, for an arm may give a row's response in view of the other rows.
+    return {arm: Dataset.from_list(own) for arm, own in _encoded(tokenizer, fitting, sets, arms).items()}
+
+
+def _encoded(tokenizer, rows: list[dict], sets: dict, arms: list[str]) -> dict[str, list[dict]]:
+    return {
+        arm: [encode(tokenizer, row, response) for row, response in zip(rows, ARMS[arm](rows, sets), strict=True)]
+        for arm in arms
+    }
+
+
+def token_budget(sets: dict[str, Dataset], *, epochs: int) -> int:
+    """Tokens with loss of the arm that has fewest: where all arms stop if their trained tokens shall be equal."""
+    return epochs * min(sum(map(sum, own["completion_mask"])) for own in sets.values())
 
 
 def finetune(
@@ -64,6 +81,7 @@ def finetune(
     epochs: int,
     batch_size: int,
     seed: int,
+    trained_tokens: int,
 ) -> dict:
     """Train one LoRA adapter on a checkpoint and save it; a finished adapter is not trained again.
 
@@ -74,10 +92,11 @@ def finetune(
         data: rows from `paired_sets`.
         adapter: where the adapter goes, with `training.json` beside its weights.
         lora_targets: "all-linear", or module names separated by commas ("q_proj,v_proj").
+        trained_tokens: stop at this many tokens with loss, see `token_budget`; 0 is no limit.
 
     Returns:
-        {rows, steps, trained_tokens, seen_tokens, loss: [[step, value], ...]}; tokens over all epochs, `trained`
-        being those that the loss sees.
+        {rows, steps, trained_tokens, seen_tokens, loss: [[step, value], ...]}; rows of the set, tokens over all
+        epochs, `trained` being those that the loss sees.
     """
     settings = {name: value for name, value in locals().items() if name not in ("folder", "data", "adapter")}
     key = _key(folder, data, settings)

@@ -1,13 +1,13 @@
 """The grid of a study, block size x data set x arm, with recovery and intervals, from its records."""
 
-from collections import Counter
-
 import numpy as np
 
+from sdd_utils.arms import ARMS
 from sdd_utils.inference import estimate, holm, recovery_values
 from sdd_utils.results import average, of_step, recovery
 
-_ARM_ORDER = ("original", "no_ft", "sft", "mixed_ft", "self_generated_ft", "self_data_ft", "merged")
+_LORA = ("rank", "alpha", "targets")
+_ARM_ORDER = ("original", "no_ft", *ARMS, "merged")
 
 
 def grid(records: list[dict]) -> list[dict]:
@@ -44,36 +44,41 @@ def scaling(records: list[dict]) -> list[dict]:
     return found
 
 
-def capacity_of(record: dict) -> tuple:
-    """(rank, targets) of a fine-tuning's LoRA update."""
-    return record["params"].get("lora_rank"), record["params"].get("lora_targets")
+def capacities(records: list[dict]) -> list[dict]:
+    """Recovery by LoRA capacity, each on all training rows: the grid's columns, rank, alpha and targets."""
+    original, rows = original_scores(records), []
+    for lora in dict.fromkeys(lora_of(record) for record in of_step(records, "finetuning")):
+        for key, by_seed in main_comparison(records, lora=lora).items():
+            line = dict(zip(("arm", "block_size", "data_set", *_LORA), (*key, *lora), strict=True))
+            rows.append(line | _summary(scores_of(by_seed), original))
+    order = ("data_set", "block_size", "rank", "alpha", "targets")
+    return sorted(rows, key=lambda row: (*(row[name] for name in order), _ARM_ORDER.index(row["arm"])))
 
 
-def main_capacity(records: list[dict]) -> tuple | None:
-    """The LoRA capacity of most fine-tunings, which is the main comparison's; None without any."""
-    counts = Counter(capacity_of(record) for record in of_step(records, "finetuning"))
-    return counts.most_common(1)[0][0] if counts else None
+def lora_of(record: dict) -> tuple:
+    """(rank, alpha, targets) of a fine-tuning's LoRA update."""
+    return tuple(record["params"].get(f"lora_{name}") for name in _LORA)
 
 
-def finetuned(records: list[dict], *, capacity: tuple | None = None) -> dict[tuple, dict[int, dict]]:
+def finetuned(records: list[dict], *, lora: tuple | None = None) -> dict[tuple, dict[int, dict]]:
     """Metrics of the fine-tuned models by seed, by (arm, block size, data set, training rows), at one LoRA capacity.
 
     Args:
-        capacity: see `capacity_of`; the main comparison's where it is left out.
+        lora: the capacity, see `lora_of`; the study's own where it is left out.
     """
-    wanted = capacity or main_capacity(records)
     found: dict[tuple, dict] = {}
     for record in of_step(records, "finetuning"):
         params = record["params"]
-        for arm, metrics in record["metrics"]["arms"].items() if capacity_of(record) == wanted else ():
+        wanted = lora_of(record) == lora if lora else not params.get("capacity")
+        for arm, metrics in record["metrics"]["arms"].items() if wanted else ():
             key = (arm, params["block_size"], params["data_set"], metrics["training"]["rows"])
             found.setdefault(key, {})[params["seed"]] = metrics
     return found
 
 
-def main_comparison(records: list[dict], *, capacity: tuple | None = None) -> dict[tuple, dict[int, dict]]:
+def main_comparison(records: list[dict], *, lora: tuple | None = None) -> dict[tuple, dict[int, dict]]:
     """`finetuned` on the largest number of rows only, by (arm, block size, data set)."""
-    models = finetuned(records, capacity=capacity).items()
+    models = finetuned(records, lora=lora).items()
     return {key[:3]: by_seed for key, by_seed in sorted(models, key=lambda item: item[0])}  # the largest comes last
 
 

@@ -92,7 +92,7 @@ def _recovery_rows(records: dict[str, dict]) -> list[dict]:
     rows = []
     for entry in metrics["differences"]:
         n, data_set = entry["block_size"], entry["data_set"]
-        tuned = _files(records, "finetuning", block_size=n, data_set=data_set)
+        tuned = _main_files(records, block_size=n, data_set=data_set)
         cells = []
         for arm in _arms(metrics["grid"]):
             row = by_key.get((arm, n, "" if arm == "no_ft" else data_set))
@@ -105,6 +105,13 @@ def _recovery_rows(records: dict[str, dict]) -> list[dict]:
 def _files(records: dict[str, dict], step: str, **params) -> list[str]:
     """The files of one step whose parameters are these."""
     return [name for name in _of_step(records, step) if params.items() <= records[name]["params"].items()]
+
+
+def _main_files(records: dict[str, dict], **params) -> list[str]:
+    """The files of the main comparison's fine-tunings: the study's own LoRA capacity, the largest number of rows."""
+    files = [name for name in _files(records, "finetuning", **params) if not records[name]["params"].get("capacity")]
+    rows = {name: records[name]["params"]["train_rows"] or float("inf") for name in files}  # 0 is all
+    return [name for name in files if rows[name] == max(rows.values())]
 
 
 def _compared(table: pd.DataFrame, records: dict[str, dict]) -> list[dict]:

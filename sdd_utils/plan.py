@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tabulate
 
-from sdd_utils import architecture, estimates, results
+from sdd_utils import architecture, estimates, lengths, results
 from sdd_utils import study as studies
 from sdd_utils.estimates import Estimate, Setting
 
@@ -21,8 +21,8 @@ MILLION, GB, HOUR = 1e6, 1e9, 3600
 LARGE = 1e9  # parameters from which a GPU is taken for granted
 LEFT_OUT = (
     "attention between tokens (a few per cent up to 2048 tokens), rows dropped by length, speculative decoding, "
-    "rewrites that fall back, memory an inference engine reserves beyond its need, trainer checkpoints, data sets, "
-    "queues, failures and downloads"
+    "rewrites that fall back, the size of other LoRA capacities, memory an inference engine "
+    "reserves beyond its need, trainer checkpoints, data sets, queues, failures and downloads"
 )
 
 
@@ -35,7 +35,8 @@ def jobs(study) -> list[dict]:
     on_sets = [{"block_size": n, "data_set": d, "seed": seed} for n, seed in tuned for d in study.data_sets]
     for on in studies.finetunings(study):
         where = {name: on[name] for name in ("block_size", "data_set", "seed")}
-        found.append({"step": "finetuning", **where, "train_rows": on["rows"]})
+        capacity = studies.capacities(study).get(on["capacity"], {})
+        found.append({"step": "finetuning", **where, "train_rows": on["rows"], **capacity})
     found += [
         {"step": "merging", "block_size": n, "data_set": a, "other_data_set": b, "seed": seed}
         for n, seed in tuned
@@ -66,7 +67,7 @@ def estimate(s: Setting, job: dict) -> Estimate:
         case "distillation":
             return estimates.distillation(s, data_set)
         case "finetuning":
-            rows = job["train_rows"] or estimates.rows_of(s.study, data_set)
+            rows = job["train_rows"] or lengths.rows_of(s.study, data_set)
             return estimates.finetuning(s, block_size=n, data_set=data_set, rows=rows)
         case "merging":
             return estimates.merging(s, block_size=n)
@@ -187,10 +188,10 @@ def notes(s: Setting, plan: dict[str, Row]) -> list[str]:
     ]
     if machine.dtype_bytes < 4:
         said.append(f"host memory: {_short(4 * s.shapes[0].parameters / GB)} GB a job: adapters are merged in float32")
-    unknown = [name for name in s.study.data_sets if name not in estimates.lengths()["data_sets"]]
-    unknown += [name for name in s.study.tasks if name not in estimates.lengths()["tasks"]]
+    unknown = [name for name in s.study.data_sets if name not in lengths.lengths()["data_sets"]]
+    unknown += [name for name in s.study.tasks if name not in lengths.lengths()["tasks"]]
     if unknown:
-        like = f"data sets are taken to be like {estimates.LIKE_SET}, tasks like {estimates.LIKE_TASK}"
+        like = f"data sets are taken to be like {lengths.LIKE_SET}, tasks like {lengths.LIKE_TASK}"
         said.append(f"never measured: {', '.join(unknown)}; {like}")
     return said
 

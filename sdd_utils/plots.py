@@ -1,4 +1,4 @@
-"""Every figure of the project, in one style: colours that colour-blind readers and grey printers tell apart.
+"""Every figure of the project, in one style that colour-blind readers and grey printers can tell apart.
 
 Each function takes plain data, draws one figure and returns it; `save` writes it as PNG and PDF.
 """
@@ -11,17 +11,18 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, with one marker each, so that no line is told by colour alone.
-COLOURS = {"original": "#000000", "no_ft": "#999999", "sft": "#E69F00", "self_data_ft": "#0072B2", "merged": "#009E73"}
-MARKERS = {"original": "D", "no_ft": "s", "sft": "^", "self_data_ft": "o", "merged": "P"}
-HATCHES = {"original": "", "no_ft": "..", "sft": "//", "self_data_ft": "", "merged": "xx"}
-NAMES = {
-    "original": "Original",
-    "no_ft": "No FT",
-    "sft": "SFT",
-    "self_data_ft": "Self-Data FT",
-    "merged": "Self-Data FT, SLERP",
+from sdd_utils.arms import arms_in
+
+_LOOKS = {  # name, colour of Okabe and Ito's palette, marker, hatch: no line or bar is told by colour alone
+    "original": ("Original", "#000000", "D", ""),
+    "no_ft": ("No FT", "#999999", "s", ".."),
+    "sft": ("SFT", "#E69F00", "^", "//"),
+    "self_data_ft": ("Self-Data FT", "#0072B2", "o", ""),
+    "self_generated_ft": ("Self-generated FT", "#CC79A7", "v", "\\\\"),
+    "mixed_ft": ("Mixed FT", "#56B4E9", "X", "--"),
+    "merged": ("Self-Data FT, SLERP", "#009E73", "P", "xx"),
 }
+NAMES, COLOURS, MARKERS, HATCHES = ({arm: look[i] for arm, look in _LOOKS.items()} for i in range(4))
 _CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 _STYLE = {
     "figure.dpi": 110,
@@ -176,9 +177,10 @@ def embedding_histogram(similarities: dict[str, np.ndarray]) -> Figure:
     """Distribution of the cosine to the original's answer, per arm, with its mean."""
     drawn, (axis,) = figure()
     bins = np.linspace(min(0.0, *(np.min(values) for values in similarities.values())), 1, 26)
-    for arm, values in similarities.items():
+    for (arm, values), line in zip(similarities.items(), cycle(["-", "-", "--", ":"]), strict=False):
         look = {"histtype": "stepfilled", "alpha": 0.5, "hatch": "//"} if arm == "sft" else {"histtype": "step"}
-        axis.hist(values, bins, label=f"{NAMES[arm]}, mean {np.mean(values):.2f}", color=COLOURS[arm], lw=2, **look)
+        name = f"{NAMES[arm]}, mean {np.mean(values):.2f}"
+        axis.hist(values, bins, label=name, color=COLOURS[arm], lw=2, ls=line, **look)
         axis.axvline(np.mean(values), color=COLOURS[arm], ls=":" if arm == "sft" else "--")
     axis.set(xlabel="cosine to the original model's answer", ylabel="prompts", title="Embedding similarity")
     axis.legend(loc="upper left")
@@ -192,13 +194,13 @@ def recovery_grid(rows: list[dict]) -> Figure:
         rows: {data_set, block_size, arm, recovery, interval}; rows without a data set belong to every panel.
     """
     data_sets = sorted({row["data_set"] for row in rows if row["arm"] == "sft"})
+    arms = ["no_ft", *arms_in(rows)]
     drawn, axes = figure(len(data_sets), width=4.6 * len(data_sets), sharey=True)
     for axis, data_set in zip(axes, data_sets, strict=True):
-        for shift, arm in enumerate(("no_ft", "sft", "self_data_ft")):
+        for place, arm in enumerate(arms):
             own = [row for row in rows if row["arm"] == arm and row["data_set"] in ("", data_set)]
-            _interval_line(
-                axis, sorted(own, key=lambda row: row["block_size"]), arm=arm, at="block_size", shift=0.12 * (shift - 1)
-            )
+            own, shift = sorted(own, key=lambda row: row["block_size"]), 0.12 * (place - (len(arms) - 1) / 2)
+            _interval_line(axis, own, arm=arm, at="block_size", shift=shift)
         axis.axhline(1, color="black", lw=1, ls="--")
         axis.set(xlabel="block size n (layers removed)", title=f"fine-tuned on {data_set}")
         axis.set_xticks(sorted({row["block_size"] for row in rows}))
@@ -216,10 +218,12 @@ def scaling_curves(rows: list[dict]) -> Figure:
     largest = max(row["block_size"] for row in rows)
     data_sets = sorted({row["data_set"] for row in rows})
     drawn, axes = figure(len(data_sets), width=3.6 * len(data_sets) + 1, sharey=True)
+    arms = arms_in(rows)
     for axis, data_set in zip(axes, data_sets, strict=True):
-        for shift, arm in ((0.98, "sft"), (1.02, "self_data_ft")):
+        for place, arm in enumerate(arms):
             own = [row for row in rows if (row["arm"], row["data_set"]) == (arm, data_set)]
-            _interval_line(axis, [r for r in own if r["block_size"] == largest], arm=arm, at="rows", stretch=shift)
+            own, stretch = [r for r in own if r["block_size"] == largest], 1 + 0.04 * (place - (len(arms) - 1) / 2)
+            _interval_line(axis, own, arm=arm, at="rows", stretch=stretch)
         counts = sorted({row["rows"] for row in rows if row["data_set"] == data_set})
         axis.set(xscale="log", xlim=(counts[0] / 1.5, counts[-1] * 1.5))
         axis.set_xticks(counts, map(str, counts))
@@ -237,12 +241,5 @@ def _interval_line(axis, rows: list[dict], *, arm: str, at: str, shift: float = 
     middle = np.array([row["recovery"] for row in rows])
     low, high = np.array([row["interval"] for row in rows]).T
     where = [row[at] * stretch + shift for row in rows]
-    axis.errorbar(
-        where,
-        middle,
-        [middle - low, high - middle],
-        color=COLOURS[arm],
-        marker=MARKERS[arm],
-        label=NAMES[arm],
-        capsize=3,
-    )
+    look = {"color": COLOURS[arm], "marker": MARKERS[arm], "label": NAMES[arm], "capsize": 3}
+    axis.errorbar(where, middle, [middle - low, high - middle], **look)

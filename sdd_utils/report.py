@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sdd_utils import contrasts, paper
+from sdd_utils.arms import arms_in
 from sdd_utils.grid import differences, original_scores
 from sdd_utils.plots import NAMES
 from sdd_utils.results import averaged_tasks, of_step, write_whole
@@ -67,23 +68,24 @@ def _mean_cells(mean: dict) -> dict:
 
 
 def distillation_table(records: list[dict]) -> pd.DataFrame:
-    """Rates and mean lengths of every distilled set."""
+    """Rates and mean lengths of every set that the unpruned model wrote, a line per set."""
     lines = []
     for record in of_step(records, "distillation"):
-        metrics = record["metrics"]
-        lines.append(
-            {
-                "data set": record["params"]["data_set"],
-                "rows": metrics["rows"],
-                "fallback": percent(metrics["fallback_rate"]),
-                "copy": percent(metrics["copy_rate"]),
-                "truncation": percent(metrics["truncation_rate"]),
-                "8-gram overlap": percent(metrics["overlap_8gram"]),
-                "words, original": f"{np.mean(metrics['words_original']):.1f}",
-                "words, distilled": f"{np.mean(metrics['words_distilled']):.1f}",
-            }
-        )
+        where, metrics = {"data set": record["params"]["data_set"]}, record["metrics"]
+        lines.append({**where, "written": "from the original", **_set_cells(metrics)})
+        if "self_generated" in metrics:
+            lines.append({**where, "written": "without it", **_set_cells(metrics["self_generated"])})
     return pd.DataFrame(lines)
+
+
+def _set_cells(metrics: dict) -> dict:
+    names = {"fallback_rate": "fallback", "copy_rate": "copy", "truncation_rate": "truncation"}
+    return {
+        "rows": metrics["rows"],
+        **{name: percent(metrics[rate]) for rate, name in (names | {"overlap_8gram": "8-gram overlap"}).items()},
+        "words, original": f"{np.mean(metrics['words_original']):.1f}",
+        "words, written": f"{np.mean(metrics['words_distilled']):.1f}",
+    }
 
 
 def merging_table(records: list[dict]) -> pd.DataFrame:
@@ -164,12 +166,11 @@ def recovery_table(rows: list[dict], original: dict[str, dict]) -> pd.DataFrame:
     the design finds with 80 % power.
     """
     by_key = {(row["arm"], row["block_size"], row["data_set"]): row for row in rows}
-    arms = [arm for arm in NAMES if arm not in ("original", "merged") and any(row["arm"] == arm for row in rows)]
     lines = []
     for entry in differences(rows, original):
         n, data_set = entry["block_size"], entry["data_set"]
         cells = {"n": n, "fine-tuned on": data_set}
-        for arm in arms:
+        for arm in ("no_ft", *arms_in(rows)):
             row = by_key.get((arm, n, "" if arm == "no_ft" else data_set))
             cells[NAMES[arm]] = percent(row["recovery"], row["interval"]) if row else "-"
         cells["Self-Data FT - SFT (points)"] = points(entry["difference"], entry["interval"])

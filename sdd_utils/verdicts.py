@@ -8,7 +8,7 @@ here. Neither can a claim about training with fewer than three seeds, which do n
 the number. "Holds" and "does not hold" speak of the study's models and data, not of the paper's.
 """
 
-from sdd_utils.claims import CLAIMS, Claim, Part
+from sdd_utils.claims import Claim, Part, claims
 from sdd_utils.contrasts import Missing
 from sdd_utils.inference import holm
 
@@ -17,20 +17,25 @@ SEEDS_NEEDED, LEVEL = 3, 0.05
 _NUMBERS = ("estimate", "interval", "p", "p_holm", "detectable")
 
 
-def answer(records: dict[str, dict]) -> list[dict]:
-    """Every claim's verdict from a study's records by file name.
+def answer(records: dict[str, dict], *, in_domain: dict[str, list]) -> list[dict]:
+    """Every claim's verdict.
+
+    Args:
+        records: a study's records by file name.
+        in_domain: the tasks of each data set's own domain, by data set.
 
     Returns:
         per claim {key, claim, source, unit, verdict, why, estimate, interval, p, p_holm, detectable, n, parts,
         records}. Estimates in points are fractions (0.01 is 1 point). The numbers are those of the part that decides,
         None where nothing was measured. `n` is {seeds, documents}; `records` names the files behind the answer.
     """
-    measured = [_measured(claim, list(records.values())) for claim in CLAIMS]
+    asked = claims(in_domain)
+    measured = [_measured(claim, list(records.values())) for claim in asked]
     parts = [part for found, _ in measured for part in found]
     tests = [(part, name) for part in parts for name in ("p", "p_size") if part[name] is not None]
     for (part, name), p in zip(tests, holm([part[name] for part, name in tests]), strict=True):
         part[f"{name}_holm"] = p
-    return [_answer(claim, *found, records) for claim, found in zip(CLAIMS, measured, strict=True)]
+    return [_answer(claim, *found, records) for claim, found in zip(asked, measured, strict=True)]
 
 
 def _measured(claim: Claim, records: list[dict]) -> tuple[list[dict], str]:

@@ -7,6 +7,7 @@ import pytest
 
 from sdd_utils import claims, contrasts, results, verdicts
 
+DOMAINS = {"gsm8k": ["gsm8k"]}
 DOCUMENTS, TASKS = 400, ("gsm8k", "arc_challenge", "mmlu")
 
 
@@ -43,12 +44,12 @@ class World:
                 kl = tokens * (mean + 0.02 * self.rng.standard_normal(60))
                 documents = np.stack([kl, kl, tokens], axis=1).tolist()
                 arms[arm]["fidelity"] = {data_set: {"documents": documents}}
-            params = {"block_size": 6, "data_set": data_set, "seed": seed, "lora_rank": rank,
-                      "lora_targets": "all-linear", "in_domain": {"gsm8k": ["gsm8k"]}}  # fmt: skip
+            params = {"block_size": 6, "data_set": data_set, "seed": seed, "capacity": "" if rank == 16 else f"r{rank}"}
+            params |= {"lora_rank": rank, "lora_alpha": 32, "lora_targets": "all-linear"}
             self.add("finetuning", f"{data_set}-{rows}-{rank}-{seed}", params, {"arms": arms})
 
     def answers(self):
-        return {answer["key"]: answer for answer in verdicts.answer(self.records)}
+        return {answer["key"]: answer for answer in verdicts.answer(self.records, in_domain=DOMAINS)}
 
 
 def test_a_clear_lead_holds_and_its_absence_does_not():
@@ -134,19 +135,19 @@ def test_similarity_averages_block_sizes_before_it_tests():
 
 def test_every_claim_is_answered_and_can_be_written():
     answers = World(model="org/other").answers()
-    assert list(answers) == [claim.key for claim in claims.CLAIMS]
+    assert list(answers) == [claim.key for claim in claims.claims({})]
     for answer in answers.values():
         assert (answer["verdict"], answer["estimate"], answer["parts"]) == ("cannot be told here", None, [])
         assert answer["why"].endswith(".")
     assert "org/other are 16.30 %" in answers["cut"]["why"]
     world = World()
     world.tune("gsm8k", sft=0.5, self_data_ft=0.6, divergence={"sft": 0.3, "self_data_ft": 0.5})
-    json.dumps(verdicts.answer(world.records), allow_nan=False)
+    json.dumps(verdicts.answer(world.records, in_domain=DOMAINS), allow_nan=False)
 
 
 def test_the_committed_study_is_answered():
     from sdd_utils.study import ROOT
 
     records = results.records_by_file(ROOT / "results" / "embedded" / "records")
-    found = {answer["key"]: answer for answer in verdicts.answer(records)}
+    found = {answer["key"]: answer for answer in verdicts.answer(records, in_domain={})}
     assert set(found["recovers_more"]["records"]) <= set(records)

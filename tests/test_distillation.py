@@ -80,6 +80,25 @@ def test_the_template_shows_context_instruction_and_reference():
         assert all(part in text for part in ("the context", MATH["instruction"], MATH["response"]))
 
 
+def test_an_answer_of_its_own_is_asked_without_the_reference_and_checked_like_a_rewrite():
+    asking = MATH | {"context": "the context", "instruction": "How many are 3 and 4?"}
+    for row in (asking, asking | {"answer": ""}, asking | {"answer": "seven", "response": "seven, I think"}):
+        asked = distillation.answer_messages(row)
+        text = "\n".join(message["content"] for message in asked)
+        assert "the context" in text
+        assert row["instruction"] in text
+        assert row["response"] not in text
+        assert "eference" not in text
+    assert distillation.answer_messages(MATH)[-1] == distillation.rewrite_messages(MATH)[-1]
+
+
+def test_own_answers_are_another_set_with_the_same_rows(model_folder, tmp_path):
+    own = distillation.distill(model_folder, ROWS, path=tmp_path / "own.jsonl", which="self_generated", **SETTINGS)
+    rewrites = distill(model_folder, tmp_path / "rewrites.jsonl")
+    assert [row["id"] for row in own] == [row["id"] for row in rewrites] == [row["id"] for row in ROWS]
+    assert [row["rewrite"] for row in own] != [row["rewrite"] for row in rewrites]
+
+
 def distill(model_folder, path):
     return distillation.distill(model_folder, ROWS, path=path, **SETTINGS)
 

@@ -1,19 +1,25 @@
 """Labels mask the prompt and nothing else; both arms get the same budget; a finished adapter is not trained twice."""
 
+import json
+
 import pytest
 import torch
 from trl import SFTTrainer
 
 from sdd_utils import finetuning
+from sdd_utils.arms import ARMS
 from sdd_utils.generation import render
 
 ROWS = [
     {"id": str(i), "instruction": f"Say {i}.", "context": "", "response": "abc" * (1 + i % 2), "answer": ""}
     for i in range(6)
 ]
-DISTILLED = [{"id": row["id"], "response": "hello " * (1 + int(row["id"]) % 3)} for row in ROWS]
+DISTILLED = {row["id"]: {"id": row["id"], "response": "hello " * (1 + int(row["id"]) % 3)} for row in ROWS}
+OWN = {id_: row | {"response": f"I say {id_}"} for id_, row in DISTILLED.items()}
+SETS = {"distilled": DISTILLED, "self_generated": OWN}
+TWO = ["sft", "self_data_ft"]
 SETTINGS = {"lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_targets": "all-linear", "learning_rate": 1e-2}
-SETTINGS |= {"epochs": 1, "batch_size": 2, "seed": 3}
+SETTINGS |= {"epochs": 1, "batch_size": 2, "seed": 3, "trained_tokens": 0}
 
 
 def test_mask_covers_exactly_the_prompt_and_the_end_token_is_trained(tokenizer):
@@ -36,7 +42,7 @@ def test_the_trainer_sees_those_labels(model_folder, tokenizer, tmp_path, monkey
         return plain(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(SFTTrainer, "compute_loss", spy)
-    sets = finetuning.paired_sets(tokenizer, ROWS, DISTILLED, max_length=500)
+    sets = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=500)
     finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "a", **SETTINGS)
     # A batch is one sequence whose positions start anew with every row.
     rows = [
@@ -51,19 +57,59 @@ def test_the_trainer_sees_those_labels(model_folder, tokenizer, tmp_path, monkey
     assert trained == sorted(expected)
 
 
-def test_both_arms_hold_the_same_rows_and_long_ones_leave_both(tokenizer):
-    long = [DISTILLED[0] | {"response": "x" * 400}, *DISTILLED[1:]]
-    sets = finetuning.paired_sets(tokenizer, ROWS, long, max_length=300)
-    assert len(sets["sft"]) == len(sets["self_data_ft"]) == 5
-    for a, b in zip(sets["sft"], sets["self_data_ft"], strict=True):
-        prompts = [[i for i, m in zip(r["input_ids"], r["completion_mask"], strict=True) if not m] for r in (a, b)]
-        assert prompts[0] == prompts[1]
+def trained_texts(tokenizer, rows):
+    own = [[i for i, m in zip(row["input_ids"], row["completion_mask"], strict=True) if m] for row in rows]
+    return [tokenizer.decode(ids).removesuffix("<|im_end|>") for ids in own]
+
+
+def test_all_arms_hold_the_same_rows_and_a_long_one_leaves_all(tokenizer):
+    long = SETS | {"self_generated": OWN | {"0": {"id": "0", "response": "x" * 400}}}
+    sets = finetuning.paired_sets(tokenizer, ROWS, long, arms=list(ARMS), max_length=300)
+    assert {arm: len(own) for arm, own in sets.items()} == dict.fromkeys(ARMS, 5)
+    for rows in zip(*sets.values(), strict=True):
+        prompts = [[i for i, m in zip(r["input_ids"], r["completion_mask"], strict=True) if not m] for r in rows]
+        assert all(prompt == prompts[0] for prompt in prompts)
+    assert len(finetuning.paired_sets(tokenizer, ROWS, long, arms=TWO, max_length=300)["sft"]) == 6
     with pytest.raises(ValueError, match="no training row fits into max_length = 3 tokens"):
-        finetuning.paired_sets(tokenizer, ROWS, DISTILLED, max_length=3)
+        finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=3)
+
+
+def test_each_arm_learns_its_own_responses_and_the_mix_half_of_each(tokenizer):
+    sets = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=list(ARMS), max_length=500)
+    texts = {arm: trained_texts(tokenizer, own) for arm, own in sets.items()}
+    assert texts["sft"] == [row["response"] for row in ROWS]
+    assert texts["self_data_ft"] == [DISTILLED[row["id"]]["response"] for row in ROWS]
+    assert texts["self_generated_ft"] == [OWN[row["id"]]["response"] for row in ROWS]
+    from_original = [mix == own for mix, own in zip(texts["mixed_ft"], texts["sft"], strict=True)]
+    from_distilled = [mix == own for mix, own in zip(texts["mixed_ft"], texts["self_data_ft"], strict=True)]
+    assert sum(from_original) == sum(from_distilled) == 3
+    assert all(a != b for a, b in zip(from_original, from_distilled, strict=True))
+
+
+def test_the_mix_is_half_and_half_of_the_rows_that_are_trained_and_goes_by_row(tokenizer):
+    rows = [{"id": f"r{i}", "response": "original"} for i in range(400)]
+    sets = {"distilled": {row["id"]: {"response": "distilled"} for row in rows}}
+    mixed = ARMS["mixed_ft"](rows, sets)
+    assert mixed.count("original") == 200
+    turned = ARMS["mixed_ft"](rows[::-1], sets)
+    assert turned[::-1] == mixed  # the coin is the row's, whatever its place
+    runs = sum(a != b for a, b in zip(mixed, mixed[1:], strict=False))
+    assert 150 < runs < 250  # neither alternating nor in blocks
+    assert ARMS["mixed_ft"](rows[:101], sets).count("original") == 50
+
+
+def test_generated_sets_are_read_where_an_arm_needs_them(tmp_path):
+    for name in ("d.jsonl", "d-self_generated.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"id": "0", "response": name}) + "\n")
+    assert list(finetuning.read_sets(tmp_path, "d", arms=TWO)) == ["distilled"]
+    both = finetuning.read_sets(tmp_path, "d", arms=[*TWO, "self_generated_ft"])
+    assert {which: rows["0"]["response"] for which, rows in both.items()} == {
+        "distilled": "d.jsonl", "self_generated": "d-self_generated.jsonl"
+    }  # fmt: skip
 
 
 def test_equal_budgets_and_a_finished_adapter_is_found_again(model_folder, tokenizer, tmp_path, monkeypatch):
-    sets = finetuning.paired_sets(tokenizer, ROWS, DISTILLED, max_length=500)
+    sets = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=500)
     reports = {arm: finetuning.finetune(model_folder, sets[arm], adapter=tmp_path / arm, **SETTINGS) for arm in sets}
     assert reports["sft"]["rows"] == reports["self_data_ft"]["rows"] == 6
     assert reports["sft"]["steps"] == reports["self_data_ft"]["steps"] == 3
@@ -75,12 +121,24 @@ def test_equal_budgets_and_a_finished_adapter_is_found_again(model_folder, token
         finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "sft", **SETTINGS | {"learning_rate": 1e-3})
 
 
+def test_equal_tokens_stop_the_longer_arm_where_the_shorter_one_ends(model_folder, tokenizer, tmp_path):
+    sets = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=500)
+    settings = SETTINGS | {"trained_tokens": finetuning.token_budget(sets, epochs=2), "epochs": 2}
+    short, long = (finetuning.finetune(model_folder, sets[arm], adapter=tmp_path / arm, **settings) for arm in TWO)
+    assert short["trained_tokens"] == settings["trained_tokens"] == 2 * sum(map(sum, sets["sft"]["completion_mask"]))
+    longest = max(map(sum, sets["self_data_ft"]["completion_mask"]))
+    assert settings["trained_tokens"] - longest < long["trained_tokens"] <= settings["trained_tokens"]
+    assert (short["steps"], long["steps"]) == (6, len(long["loss"]))
+    assert long["steps"] < 6
+    assert long["seen_tokens"] < 2 * sum(map(len, sets["self_data_ft"]["input_ids"]))
+
+
 def test_merged_adapter_is_the_adapted_model(model_folder, tokenizer, tmp_path):
     from peft import PeftModel
 
     from sdd_utils import models
 
-    sets = finetuning.paired_sets(tokenizer, ROWS, DISTILLED, max_length=500)
+    sets = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=500)
     finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "a", **SETTINGS)
     base, _ = models.load(model_folder, dtype=torch.float32)
     ids = torch.tensor([[5, 6, 7, 8]])

@@ -33,7 +33,7 @@ def folder(tmp_path):
     kept = tmp_path / "embedded"
     shutil.copytree(STUDY, kept, ignore=shutil.ignore_patterns("index.html", "claims.json", "*.ipynb"))
     records = results.records_by_file(kept / "records")
-    results.write_json(kept / "claims.json", verdicts.answer(records))
+    results.write_json(kept / "claims.json", verdicts.answer(records, in_domain={}))
     return kept
 
 
@@ -64,6 +64,16 @@ def test_every_number_of_the_records_is_shown_beside_its_record(folder):
         (link,) = set(re.findall(rf'href="records/([^"]+)">{re.escape(shown)}', html))
         params = json.loads((folder / "records" / link).read_text())["params"]
         assert (params["block_size"], params["data_set"]) == (row["block_size"], row["data_set"])
+
+
+def test_fewer_rows_and_other_capacities_are_not_cited_for_the_headline():
+    def tuned(**params):
+        return {"step": "finetuning", "params": {"block_size": 4, "data_set": "d", "train_rows": 48} | params}
+
+    records = {"all": tuned(train_rows=0), "few": tuned(train_rows=12), "wide": tuned(train_rows=0, capacity="r64")}
+    assert page._main_files(records, block_size=4, data_set="d") == ["all"]
+    assert page._main_files({"more": tuned(), "few": records["few"]}, block_size=4, data_set="d") == ["more"]
+    assert page._main_files(records, block_size=6, data_set="d") == []
 
 
 def test_every_claim_has_its_card_and_text_is_escaped(folder):

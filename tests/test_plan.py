@@ -12,7 +12,7 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from sdd_utils import architecture, estimates, plan, results
+from sdd_utils import architecture, estimates, lengths, plan, results
 from sdd_utils import study as studies
 
 RECORDS = studies.ROOT / "results" / "embedded" / "records"
@@ -23,7 +23,8 @@ EMBEDDED = {
     "finetune_block_sizes": [4, 6], "seeds": [0], "rewrite_tokens": 128, "generation_batch": 32, "lora_rank": 16,
     "lora_targets": "all-linear", "epochs": 1, "batch_size": 4, "max_length": 256,
     "tasks": {"facts": 400, "gsm_symbolic": 12, "gsm_symbolic_mc": 64, "pydoc_nll": 32}, "shots": {},
-    "evaluation_batch": 16, "slerp_t": [0.0, 0.5, 1.0], "merge_pairs": [["gsm_symbolic", "pydoc"]], "scaling": {},
+    "arms": ["sft", "self_data_ft"], "evaluation_batch": 16, "slerp_t": [0.0, 0.5, 1.0],
+    "merge_pairs": [["gsm_symbolic", "pydoc"]], "scaling": {}, "capacities": {},
     "answer_prompts": 12, "answer_tokens": 48,
 }  # fmt: skip
 PAPER = EMBEDDED | {
@@ -56,13 +57,21 @@ def records():
     return results.read_records(RECORDS)
 
 
-@pytest.mark.parametrize("changes", [{}, {"seeds": [0, 3], "block_sizes": [2, 4, 6, 8], "finetune_block_sizes": [4]}])
+CAPACITIES = {
+    "lora": [{"rank": 8, "alpha": 16, "targets": "q_proj,v_proj"}, {"rank": 64, "alpha": 64, "targets": "all-linear"}]
+}
+CAPACITIES |= {"block_sizes": [4], "data_sets": ["pydoc"]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"capacities": CAPACITIES}, {"seeds": [0, 3], "block_sizes": [2, 4, 6, 8], "finetune_block_sizes": [4]}],
+)
 def test_job_counts_are_the_dag(changes, tmp_path):
     """Of a whole study, run from nothing."""
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load((studies.STUDIES / "embedded.yaml").read_text()) | changes))
     study = studies.load(str(path))
-    study = study if hasattr(study, "scaling") else SimpleNamespace(**EMBEDDED | changes)
     command = [sys.executable, "-m", "snakemake", "-n", "--nolock", "--quiet", "rules"]
     command += ["--config", f"study={path}", f"run={tmp_path}"]
     done = subprocess.run(command, cwd=studies.ROOT, capture_output=True, text=True, check=True)
@@ -99,8 +108,8 @@ def test_tokens_are_those_of_the_committed_study_within_a_factor_of_two(embedded
     estimate = estimates.finetuning(embedded, block_size=4, data_set=data_set, rows=48)
     assert 0.5 < estimate.trained / seen < 2
     responses = sum(arm["training"]["trained_tokens"] for arm in tuned[0]["metrics"]["arms"].values())
-    known = estimates.set_lengths(data_set)
-    assert 0.5 < 48 * (known["response"] + estimates.rewritten(embedded.study, data_set)) / responses < 2
+    known = lengths.set_lengths(data_set)
+    assert 0.5 < 48 * (known["response"] + lengths.rewritten(embedded.study, data_set)) / responses < 2
 
 
 def test_adapter_is_counted_as_peft_counts_it(model_folder):
@@ -175,13 +184,35 @@ def test_scaling_adds_fine_tunings_that_are_done_apart_from_the_full_ones():
     assert (row.jobs, row.done) == (6, 1)
 
 
+def test_other_capacities_are_jobs_of_their_own():
+    s = setting_of(EMBEDDED, capacities=CAPACITIES)
+    main = {"block_size": 4, "data_set": "pydoc", "seed": 0, "train_rows": 48, "lora_rank": 16, "lora_alpha": 32}
+    large = main | {"lora_rank": 64, "lora_alpha": 64, "lora_targets": "all-linear", "capacity": "r64a64-all-linear"}
+    for done in ([main], [large], [main, large]):
+        row = plan.rows(s, [{"step": "finetuning", "params": params} for params in done])["finetuning"]
+        assert (row.jobs, row.done) == (6, len(done))
+
+
+def test_more_arms_cost_more_and_only_own_answers_are_a_further_set():
+    two, three, four = (
+        setting_of(EMBEDDED, arms=["sft", "self_data_ft", *more])
+        for more in ([], ["mixed_ft"], ["mixed_ft", "self_generated_ft"])
+    )
+    tuned = [estimates.finetuning(s, block_size=4, data_set="pydoc", rows=48) for s in (two, three, four)]
+    assert tuned[1].trained == pytest.approx(1.5 * tuned[0].trained)  # the mix is the mean of the two
+    assert tuned[0].seconds < tuned[1].seconds < tuned[2].seconds
+    written = [estimates.distillation(s, "pydoc").generated for s in (two, three, four)]
+    answers = 12 * 48
+    assert written == pytest.approx([written[0], written[0], 2 * (written[0] - answers) + answers])
+
+
 def test_zero_means_all_and_shots_lengthen_contexts(paper):
-    assert estimates.rows_of(paper.study, "gsm8k") == 7473
-    assert estimates.documents_of(paper.study, "mmlu") == 14042
+    assert lengths.rows_of(paper.study, "gsm8k") == 7473
+    assert lengths.documents_of(paper.study, "mmlu") == 14042
     few = SimpleNamespace(**PAPER | {"tasks": {"mmlu": 10, "hellaswag": 200}, "shots": {}})
-    assert estimates.documents_of(few, "mmlu") == 570
-    assert estimates.documents_of(few, "hellaswag") == 200
-    assert estimates.context_of(paper.study, "hellaswag") > 5 * estimates.context_of(few, "hellaswag")
+    assert lengths.documents_of(few, "mmlu") == 570
+    assert lengths.documents_of(few, "hellaswag") == 200
+    assert lengths.context_of(paper.study, "hellaswag") > 5 * lengths.context_of(few, "hellaswag")
 
 
 def test_what_was_never_measured_is_said():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sdd_utils import grid, paper, report, results
+from sdd_utils import grid, paper, report, results, side_tables
 from sdd_utils.study import record_path
 
 PARAMS = {"study": "tiny", "run": "r", "seed": 4, "tasks": {"facts": 3}}
@@ -116,18 +116,6 @@ def test_differences_are_paired_by_seed_whatever_the_order_of_the_records():
     assert entry["seeds"] == 2  # only seeds that both arms have
 
 
-def test_other_capacities_stay_out_of_the_main_comparison():
-    records = study_records()
-    second, other = (json.loads(json.dumps(records[-1])) for _ in range(2))
-    second["params"]["seed"] = 1
-    other["params"]["lora_rank"] = 64
-    rows = grid.grid([*records, other, second])
-    assert [row["seeds"] for row in rows if row["arm"] in ("sft", "self_data_ft")] == [2, 2]
-    assert set(grid.finetuned([*records, second, other], capacity=(64, None))) == {
-        ("sft", 2, "d", 40), ("self_data_ft", 2, "d", 40)
-    }  # fmt: skip
-
-
 def test_several_seeds_are_averaged_by_document():
     records = study_records()
     second = json.loads(json.dumps(records[-1]))
@@ -152,6 +140,44 @@ def test_fewer_rows_stand_in_the_scaling_table_and_not_in_the_grid():
         ("self_data_ft", 10, 0.0), ("self_data_ft", 40, 0.5), ("sft", 10, 0.0), ("sft", 40, 0.25)
     ]  # fmt: skip
     assert list(report.scaling_table(scaled)["rows"]) == [10, 40]
+
+
+def test_fidelity_is_averaged_over_seeds_of_the_main_comparison():
+    records = study_records()
+    for record in records:
+        each = record["metrics"].get("arms", {"": record["metrics"]}).values()
+        for index, metrics in enumerate(each):
+            metrics["fidelity"] = {"d": {"nll": 1.0 + index, "kl": record["params"]["block_size"] / 4}}
+    second, fewer = (json.loads(json.dumps(records[-1])) for _ in range(2))
+    second["params"]["seed"] = 1
+    second["metrics"]["arms"]["self_data_ft"]["fidelity"]["d"]["nll"] = 3.0
+    fewer["metrics"]["arms"]["sft"] |= {"training": {"rows": 10}, "fidelity": {"d": {"nll": 9.0, "kl": 9.0}}}
+    fewer["metrics"]["arms"].pop("self_data_ft")
+    table = side_tables.fidelity_table([*records, second, fewer])
+    assert table["model"].tolist() == ["Original", "No FT", "SFT", "Self-Data FT"]
+    assert table["seeds"].tolist() == [1, 1, 2, 2]
+    assert table["NLL on d"].tolist() == ["1.000", "1.000", "1.000", "2.500"]
+    assert table["KL on d"][0] == "0.000"
+
+
+def test_other_capacities_stand_in_their_table_and_not_in_the_grid():
+    records = study_records()
+    records[-1]["params"] |= {"lora_rank": 16, "lora_alpha": 32, "lora_targets": "all-linear"}
+    small = json.loads(json.dumps(records[-1]))
+    small["params"] |= {"lora_rank": 8, "lora_alpha": 16, "lora_targets": "q_proj", "capacity": "r8a16-q_proj"}
+    small["metrics"]["arms"]["sft"] |= {"training": {"rows": 40}, "scores": {"a": score([1, 1, 1, 0])}}
+    fewer = json.loads(json.dumps(records[-1]))
+    fewer["metrics"]["arms"]["sft"]["training"]["rows"] = 10
+    found = [*records, small, fewer]
+    assert [(row["arm"], row["recovery"]) for row in grid.grid(found)] == [
+        (row["arm"], row["recovery"]) for row in grid.grid(records)
+    ]
+    rows = [row for row in grid.capacities(found) if row["arm"] == "sft"]
+    assert [(row["rank"], row["targets"], row["seeds"]) for row in rows] == [(8, "q_proj", 1), (16, "all-linear", 1)]
+    assert [row["recovery"] for row in rows] == [0.75, 0.25]
+    table = side_tables.capacity_table(grid.capacities(found))
+    assert table["rank"].tolist() == [8, 16]
+    assert table["SFT"][0].startswith("75.0 % [")
 
 
 def test_published_numbers_have_sources():

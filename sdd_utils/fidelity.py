@@ -1,0 +1,95 @@
+"""How far a model has left the original where accuracy cannot see it yet: on the original's own greedy answers.
+
+At every token of such an answer two numbers are taken, in nats: the negative log-likelihood of the token under the
+model, and the Kullback-Leibler divergence KL(original || model) of the distributions of the next token.
+"""
+
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from sdd_utils.distillation import question_of
+from sdd_utils.generation import generate_file, read_rows, render
+from sdd_utils.models import load_tokenizer
+
+
+def answer(model: str | Path, rows: list[dict], *, path: Path, max_new_tokens: int, batch_size: int) -> list[dict]:
+    """Greedy answers to the rows' questions in chat format, kept in a file; see `generation.generate_file`.
+
+    Returns:
+        rows {id, question, prompt, text, finish, n_tokens, seed}; `prompt` is the rendered conversation.
+    """
+    tokenizer, questions = load_tokenizer(model), {row["id"]: question_of(row) for row in rows}
+    prompts = {id_: render(tokenizer, [{"role": "user", "content": text}]) for id_, text in questions.items()}
+    return generate_file(
+        model,
+        prompts,
+        path=path,
+        finish_row=lambda out: out | {"question": questions[out["id"]], "prompt": prompts[out["id"]]},
+        depends_on=[questions],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+
+
+def answer_path(run_folder: Path, data_set: str) -> Path:
+    """Where a run keeps the original model's answers to a data set's held-out questions."""
+    return run_folder / "answers" / f"{data_set}-original.jsonl"
+
+
+def read_answers(run_folder: Path, data_sets: list[str]) -> dict[str, list[dict]]:
+    """The original model's answers by data set. FileNotFoundError, with the mend, where there are none yet."""
+    return {data_set: read_rows(answer_path(run_folder, data_set)) for data_set in data_sets}
+
+
+def measure(original, model, tokenizer, answers: dict[str, list[dict]]) -> dict[str, dict]:
+    """Fidelity of a model on the original's answers; answers are tokenised anew, their end token included.
+
+    One answer is read at a time, so that no more is held than the distributions of its tokens under both models.
+
+    Args:
+        original, model: two loaded models of one vocabulary.
+        answers: rows from `answer` by data set.
+
+    Returns:
+        by data set: {nll, kl, tokens, documents: [[nll_sum, kl_sum, n_tokens], ...]}, means and sums in nats, a
+        document per answer; one without tokens counts as [0, 0, 0].
+
+    Raises:
+        ValueError: no answer of a data set has a token.
+    """
+    found = {}
+    for data_set, rows in answers.items():
+        rows = tqdm(rows, desc=f"fidelity on {data_set}", unit="answer", disable=None)
+        documents = [_document(original, model, *_tokens(tokenizer, row)) for row in rows]
+        nll, kl, tokens = map(sum, zip(*documents, strict=True))
+        if not tokens:
+            raise ValueError(f"every answer of the original to {data_set} is empty: raise answer_prompts")
+        found[data_set] = {"nll": nll / tokens, "kl": kl / tokens, "tokens": tokens, "documents": documents}
+    return found
+
+
+def _tokens(tokenizer, row: dict) -> tuple[list[int], list[int]]:
+    """Ids of the prompt and of the answer, which ends with the end token unless it was cut."""
+    prompt, text = (tokenizer(row[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "text"))
+    return prompt, text + [tokenizer.eos_token_id] * (row["finish"] == "stop")
+
+
+@torch.inference_mode()
+def _document(original, model, prompt: list[int], answered: list[int]) -> list[float]:
+    """[nll_sum, kl_sum, n_tokens] of one answer."""
+    if not answered:
+        return [0.0, 0.0, 0]
+    ids = torch.tensor([prompt + answered])
+    theirs, ours = (_log_probs(one, ids, len(answered)) for one in (original, model))
+    nll = -ours.gather(1, ids[0, -len(answered) :, None].to(ours.device)).sum()
+    kl = functional.kl_div(ours, theirs, log_target=True, reduction="sum")
+    return [float(nll), float(kl), len(answered)]
+
+
+def _log_probs(model, ids: torch.Tensor, answered: int) -> torch.Tensor:
+    """(answered, vocabulary) float32 log-probabilities of the last `answered` tokens' places."""
+    logits = model(input_ids=ids.to(model.device), logits_to_keep=answered + 1, use_cache=False).logits
+    return torch.log_softmax(logits[0, :-1].float(), dim=-1)

@@ -1,0 +1,53 @@
+"""How many rows, documents and tokens a study is about: the means of `benchmarks/lengths.py`, and its keys."""
+
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+LIKE_SET, LIKE_TASK = "alpaca", "arc_easy"  # stand in for a data set or task whose lengths were never measured
+
+
+@cache
+def lengths() -> dict:
+    """`lengths.yaml`, as measured by benchmarks/lengths.py."""
+    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+
+
+def set_lengths(name: str) -> dict:
+    """Lengths of a data set; one that was never measured is taken to be like `LIKE_SET`."""
+    return lengths()["data_sets"].get(name) or lengths()["data_sets"][LIKE_SET]
+
+
+def task_lengths(name: str) -> dict:
+    """Lengths of a task; one that was never measured is taken to be like `LIKE_TASK`."""
+    return lengths()["tasks"].get(name) or lengths()["tasks"][LIKE_TASK]
+
+
+def rows_of(study, data_set: str) -> int:
+    """Training rows of a data set; 0 in the study means all of them."""
+    return study.data_sets[data_set] or set_lengths(data_set)["rows"]
+
+
+def documents_of(study, task: str) -> int:
+    """Documents of a task; 0 in the study means all, and a number counts for each part (MMLU: each subject)."""
+    known = task_lengths(task)
+    return min(study.tasks[task] * known["parts"], known["documents"]) or known["documents"]
+
+
+def context_of(study, task: str) -> float:
+    """Mean tokens that are read for one document of a task, few-shot examples and choices included."""
+    known = task_lengths(task)
+    return known["read"] + study.shots.get(task, known["default_shots"]) * known["example"]
+
+
+def rewritten(study, data_set: str) -> float:
+    """Mean tokens of a rewrite."""
+    known, growth = set_lengths(data_set), lengths()["growth"]
+    return min(known["response"] * growth["maths" if known["maths"] else "general"], study.rewrite_tokens)
+
+
+def response_of(study, data_set: str, arm: str) -> float:
+    """Mean tokens of the responses of an arm. Answers without sight of the original are taken to be like rewrites."""
+    original, written = set_lengths(data_set)["response"], rewritten(study, data_set)
+    return {"sft": original, "mixed_ft": (original + written) / 2}.get(arm, written)

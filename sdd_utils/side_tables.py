@@ -1,0 +1,65 @@
+"""Tables beside the headline: what else the records say about the same models."""
+
+import numpy as np
+import pandas as pd
+
+from sdd_utils import grid
+from sdd_utils.plots import NAMES
+from sdd_utils.report import percent
+from sdd_utils.results import of_step
+
+
+def fidelity_table(records: list[dict]) -> pd.DataFrame:
+    """NLL and KL on the original's answers, nats per token, a line per model and a pair of columns per data set.
+
+    Several seeds are averaged, and their number is told.
+    """
+    found = grid.main_comparison(records)
+    for record in of_step(records, "pruning"):
+        n = record["params"]["block_size"]
+        found[("no_ft" if n else "original", n, "")] = {0: record["metrics"]}
+    lines = []
+    for (arm, n, data_set), by_seed in sorted(found.items(), key=grid.in_order):
+        per_seed = list(by_seed.values())
+        line = {"n": n, "model": NAMES[arm], "fine-tuned on": data_set or "-", "seeds": len(per_seed)}
+        for name in per_seed[0]["fidelity"]:
+            for measure in ("nll", "kl"):
+                mean = np.mean([metrics["fidelity"][name][measure] for metrics in per_seed])
+                line[f"{measure.upper()} on {name}"] = f"{mean:.3f}"
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def domain_table(rows: list[dict]) -> pd.DataFrame:
+    """Recovery in and out of the training domain, and forgetting in points; a line per fine-tuned model.
+
+    Args:
+        rows: see `domains.with_domains`.
+    """
+    lines = []
+    for row in rows:
+        if "forgetting" not in row:
+            continue
+        own = row["in_domain"]
+        line = {"n": row["block_size"], "model": NAMES[row["arm"]], "fine-tuned on": row["data_set"]}
+        line |= {"own tasks": ", ".join(own["tasks"]) if own else "-", "recovery there": _recovered(own)}
+        line |= {"recovery elsewhere": _recovered(row["out_of_domain"]), "forgotten, points": "-"}
+        if row["forgetting"]:
+            low, high = row["forgetting"]["interval"]
+            line["forgotten, points"] = f"{100 * row['forgetting']['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _recovered(part: dict | None) -> str:
+    return percent(part["recovery"], part["interval"]) if part else "-"
+
+
+def capacity_table(rows: list[dict]) -> pd.DataFrame:
+    """Recovery by data set, block size and LoRA capacity, an arm per column (see `grid.capacities`)."""
+    by_key: dict[tuple, dict] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("data_set", "block_size", "rank", "alpha", "targets"))
+        by_key.setdefault(key, {})[NAMES[row["arm"]]] = percent(row["recovery"], row["interval"])
+    keys = ("fine-tuned on", "n", "rank", "alpha", "targets")
+    return pd.DataFrame(dict(zip(keys, key, strict=True)) | cells for key, cells in by_key.items())
