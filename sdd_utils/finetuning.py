@@ -63,6 +63,11 @@ def _encoded(tokenizer, rows: list[dict], sets: dict, arms: list[str]) -> dict[s
     }
 
 
+def token_budget(sets: dict[str, Dataset], *, epochs: int) -> int:
+    """Tokens with loss of the arm that has fewest: where all arms stop if their trained tokens shall be equal."""
+    return epochs * min(sum(map(sum, own["completion_mask"])) for own in sets.values())
+
+
 def finetune(
     folder: Path,
     data: Dataset,
@@ -76,6 +81,7 @@ def finetune(
     epochs: int,
     batch_size: int,
     seed: int,
+    trained_tokens: int,
 ) -> dict:
     """Train one LoRA adapter on a checkpoint and save it; a finished adapter is not trained again.
 
@@ -86,10 +92,11 @@ def finetune(
         data: rows from `paired_sets`.
         adapter: where the adapter goes, with `training.json` beside its weights.
         lora_targets: "all-linear", or module names separated by commas ("q_proj,v_proj").
+        trained_tokens: stop at this many tokens with loss, see `token_budget`; 0 is no limit.
 
     Returns:
-        {rows, steps, trained_tokens, seen_tokens, loss: [[step, value], ...]}; tokens over all epochs, `trained`
-        being those that the loss sees.
+        {rows, steps, trained_tokens, seen_tokens, loss: [[step, value], ...]}; rows of the set, tokens over all
+        epochs, `trained` being those that the loss sees.
     """
     settings = {name: value for name, value in locals().items() if name not in ("folder", "data", "adapter")}
     key = _key(folder, data, settings)

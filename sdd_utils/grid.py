@@ -3,32 +3,34 @@
 import numpy as np
 
 from sdd_utils.arms import ARMS
-from sdd_utils.results import average, bootstrap_recovery, interval, of_step, recovery
+from sdd_utils.inference import estimate, holm, recovery_values
+from sdd_utils.results import average, of_step, recovery
 
+_LORA = ("rank", "alpha", "targets")
 _ARM_ORDER = ("original", "no_ft", *ARMS, "merged")
 
 
 def grid(records: list[dict]) -> list[dict]:
-    """One row per model: {arm, block_size, data_set, seeds, average, recovery, interval, scores}.
+    """One row per model: {arm, block_size, data_set, seeds, average, recovery, interval, scores, by_seed}.
 
-    `data_set` is "" where a model was not fine-tuned. Several seeds are averaged per document before the
-    bootstrap, so the interval speaks of documents only.
+    `data_set` is "" where a model was not fine-tuned; `scores` are means over seeds, `by_seed` has each seed's own.
     """
     original = original_scores(records)
     rows = []
-    for (arm, block_size, data_set), per_seed in sorted(_scores_by_model(records).items(), key=in_order):
-        rows.append({"arm": arm, "block_size": block_size, "data_set": data_set} | _summary(per_seed, original))
+    for (arm, block_size, data_set), by_seed in sorted(_scores_by_model(records).items(), key=in_order):
+        rows.append({"arm": arm, "block_size": block_size, "data_set": data_set} | _summary(by_seed, original))
     return rows
 
 
-def _summary(per_seed: list[dict], original: dict[str, dict]) -> dict:
-    scores = _mean_over_seeds(per_seed)
+def _summary(by_seed: dict[int, dict], original: dict[str, dict]) -> dict:
+    scores = _mean_over_seeds(list(by_seed.values()))
     return {
-        "seeds": len(per_seed),
+        "seeds": len(by_seed),
         "average": average(scores),
         "recovery": recovery(scores, original),
-        "interval": interval(bootstrap_recovery(scores, original)),
+        "interval": estimate(recovery_values(list(by_seed.values()), original))["interval"],
         "scores": scores,
+        "by_seed": by_seed,
     }
 
 
@@ -36,26 +38,53 @@ def scaling(records: list[dict]) -> list[dict]:
     """Recovery against the number of training rows: the grid's columns and `rows`, a row per fine-tuned model."""
     original = original_scores(records)
     found = []
-    for (arm, block_size, data_set, rows), per_seed in sorted(finetuned(records).items()):
+    for (arm, block_size, data_set, rows), by_seed in sorted(finetuned(records).items(), key=lambda item: item[0]):
         key = {"arm": arm, "block_size": block_size, "data_set": data_set, "rows": rows}
-        found.append(key | _summary([metrics["scores"] for metrics in per_seed], original))
+        found.append(key | _summary(scores_of(by_seed), original))
     return found
 
 
-def finetuned(records: list[dict]) -> dict[tuple, list[dict]]:
-    """Metrics of the fine-tuned models, a list over seeds, by (arm, block size, data set, training rows)."""
-    found: dict[tuple, list[dict]] = {}
+def capacities(records: list[dict]) -> list[dict]:
+    """Recovery by LoRA capacity, each on all training rows: the grid's columns, rank, alpha and targets."""
+    original, rows = original_scores(records), []
+    for lora in dict.fromkeys(lora_of(record) for record in of_step(records, "finetuning")):
+        for key, by_seed in main_comparison(records, lora=lora).items():
+            line = dict(zip(("arm", "block_size", "data_set", *_LORA), (*key, *lora), strict=True))
+            rows.append(line | _summary(scores_of(by_seed), original))
+    order = ("data_set", "block_size", "rank", "alpha", "targets")
+    return sorted(rows, key=lambda row: (*(row[name] for name in order), _ARM_ORDER.index(row["arm"])))
+
+
+def lora_of(record: dict) -> tuple:
+    """(rank, alpha, targets) of a fine-tuning's LoRA update."""
+    return tuple(record["params"].get(f"lora_{name}") for name in _LORA)
+
+
+def finetuned(records: list[dict], *, lora: tuple | None = None) -> dict[tuple, dict[int, dict]]:
+    """Metrics of the fine-tuned models by seed, by (arm, block size, data set, training rows), at one LoRA capacity.
+
+    Args:
+        lora: the capacity, see `lora_of`; the study's own where it is left out.
+    """
+    found: dict[tuple, dict] = {}
     for record in of_step(records, "finetuning"):
         params = record["params"]
-        for arm, metrics in record["metrics"]["arms"].items():
+        wanted = lora_of(record) == lora if lora else not params.get("capacity")
+        for arm, metrics in record["metrics"]["arms"].items() if wanted else ():
             key = (arm, params["block_size"], params["data_set"], metrics["training"]["rows"])
-            found.setdefault(key, []).append(metrics)
+            found.setdefault(key, {})[params["seed"]] = metrics
     return found
 
 
-def main_comparison(records: list[dict]) -> dict[tuple, list[dict]]:
+def main_comparison(records: list[dict], *, lora: tuple | None = None) -> dict[tuple, dict[int, dict]]:
     """`finetuned` on the largest number of rows only, by (arm, block size, data set)."""
-    return {key[:3]: per_seed for key, per_seed in sorted(finetuned(records).items())}  # the largest comes last, stays
+    models = finetuned(records, lora=lora).items()
+    return {key[:3]: by_seed for key, by_seed in sorted(models, key=lambda item: item[0])}  # the largest comes last
+
+
+def scores_of(by_seed: dict[int, dict]) -> dict[int, dict]:
+    """The scores among a model's metrics, by seed."""
+    return {seed: metrics["scores"] for seed, metrics in by_seed.items()}
 
 
 def in_order(item: tuple) -> tuple:
@@ -72,18 +101,18 @@ def original_scores(records: list[dict]) -> dict[str, dict]:
     raise FileNotFoundError("the original model has no record: run notebooks/02_pruning.ipynb with block_size = 0")
 
 
-def _scores_by_model(records: list[dict]) -> dict[tuple, list[dict]]:
-    """Scores of every model, a list over seeds, by (arm, block size, data set)."""
-    found: dict[tuple, list[dict]] = {}
+def _scores_by_model(records: list[dict]) -> dict[tuple, dict[int, dict]]:
+    """Scores of every model by seed, by (arm, block size, data set); an untrained model has the one seed 0."""
+    found: dict[tuple, dict] = {}
     for record in of_step(records, "pruning"):
         n = record["params"]["block_size"]
-        found[("no_ft" if n else "original", n, "")] = [record["metrics"]["scores"]]
-    for key, per_seed in main_comparison(records).items():
-        found[key] = [metrics["scores"] for metrics in per_seed]
+        found[("no_ft" if n else "original", n, "")] = {0: record["metrics"]["scores"]}
+    for key, by_seed in main_comparison(records).items():
+        found[key] = scores_of(by_seed)
     for record in of_step(records, "merging"):
         params, middle = record["params"], min(record["metrics"]["points"], key=lambda point: abs(point["t"] - 0.5))
         key = ("merged", params["block_size"], f"{params['data_set']} + {params['other_data_set']}")
-        found.setdefault(key, []).append(middle["scores"])
+        found.setdefault(key, {})[params["seed"]] = middle["scores"]
     return found
 
 
@@ -102,29 +131,36 @@ def _mean_over_seeds(per_seed: list[dict]) -> dict[str, dict]:
     return mean
 
 
+def paired(row: dict, other: dict) -> tuple[list[dict], list[dict]]:
+    """Two rows' scores of the seeds that both have, in the same order."""
+    seeds = sorted(set(row["by_seed"]) & set(other["by_seed"]))
+    return [row["by_seed"][seed] for seed in seeds], [other["by_seed"][seed] for seed in seeds]
+
+
 def differences(rows: list[dict], original: dict[str, dict]) -> list[dict]:
-    """Self-Data FT minus SFT in recovery, per block size and data set, paired by document, with its interval."""
+    """Self-Data FT minus SFT in recovery, per block size and data set, paired by document and by seed.
+
+    Each is {block_size, data_set, difference, interval, p, p_holm, df, seed_share, detectable, seeds, documents}, see
+    `inference.estimate`; `p_holm` is corrected over all of them.
+    """
     by_key = {(row["arm"], row["block_size"], row["data_set"]): row for row in rows}
     found = []
     for (arm, block_size, data_set), row in by_key.items():
         other = by_key.get(("sft", block_size, data_set))
         if arm != "self_data_ft" or other is None:
             continue
-        draws = bootstrap_recovery(row["scores"], original) - bootstrap_recovery(other["scores"], original)
-        found.append(
-            {
-                "block_size": block_size,
-                "data_set": data_set,
-                "difference": row["recovery"] - other["recovery"],
-                "interval": interval(draws),
-            }
-        )
-    return found
+        ours, theirs = paired(row, other)
+        measured = estimate(recovery_values(ours, original, minus=theirs))
+        difference = measured.pop("estimate")
+        found.append({"block_size": block_size, "data_set": data_set, "difference": difference} | measured)
+    corrected = holm([entry["p"] for entry in found])
+    return [entry | {"p_holm": p} for entry, p in zip(found, corrected, strict=True)]
 
 
 def without_documents(rows: list[dict]) -> list[dict]:
     """The grid without the per-document scores, which the jobs' own records keep."""
+    brief = [{key: value for key, value in row.items() if key != "by_seed"} for row in rows]
     return [
         row | {"scores": {t: {k: v for k, v in s.items() if k != "documents"} for t, s in row["scores"].items()}}
-        for row in rows
+        for row in brief
     ]

@@ -10,6 +10,7 @@ import papermill
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
+from sdd_utils import page
 from sdd_utils.parameters import NOTEBOOKS, check_parameters, defaults_of
 
 
@@ -47,7 +48,10 @@ def to_html(executed: Path, *, out: Path) -> None:
 
 
 def publish(run: Path, *, out: Path) -> None:
-    """Copy a finished run's records and executed notebooks, as notebooks and as pages, to where they are kept."""
+    """Copy a finished run's records and executed notebooks, as notebooks and as pages, to where they are kept.
+
+    The study's own page, which links to them, is built last.
+    """
     for name in ("records", "notebooks", "html"):
         shutil.rmtree(out / name, ignore_errors=True)
     shutil.copytree(run / "records", out / "records")
@@ -56,6 +60,7 @@ def publish(run: Path, *, out: Path) -> None:
         kept = out / "notebooks" / executed.name
         nbformat.write(_without_log(nbformat.read(executed, as_version=4)), kept)
         to_html(kept, out=out / "html" / f"{executed.stem}.html")
+    page.build(out)
 
 
 def _without_log(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -21,8 +21,8 @@ MILLION, GB, HOUR = 1e6, 1e9, 3600
 LARGE = 1e9  # parameters from which a GPU is taken for granted
 LEFT_OUT = (
     "attention between tokens (a few per cent up to 2048 tokens), rows dropped by length, speculative decoding, "
-    "rewrites that fall back, memory an inference engine reserves beyond its need, trainer checkpoints, data sets, "
-    "queues, failures and downloads"
+    "rewrites that fall back, the size of other LoRA capacities, memory an inference engine "
+    "reserves beyond its need, trainer checkpoints, data sets, queues, failures and downloads"
 )
 
 
@@ -35,7 +35,8 @@ def jobs(study) -> list[dict]:
     on_sets = [{"block_size": n, "data_set": d, "seed": seed} for n, seed in tuned for d in study.data_sets]
     for on in studies.finetunings(study):
         where = {name: on[name] for name in ("block_size", "data_set", "seed")}
-        found.append({"step": "finetuning", **where, "train_rows": on["rows"]})
+        capacity = studies.capacities(study).get(on["capacity"], {})
+        found.append({"step": "finetuning", **where, "train_rows": on["rows"], **capacity})
     found += [
         {"step": "merging", "block_size": n, "data_set": a, "other_data_set": b, "seed": seed}
         for n, seed in tuned

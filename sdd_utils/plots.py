@@ -64,7 +64,7 @@ def similarity_heatmap(angular_map: np.ndarray, blocks: list[dict]) -> Figure:
     for block, marker in zip(blocks, cycle("sohDv^"), strict=False):
         end = block["start"] + block["block_size"]
         name = f"n = {block['block_size']}: layers [{block['start']}, {end})"
-        axis.plot(end, block["start"], ls="", marker=marker, mfc="none", mec="#D55E00", mew=2, ms=8, label=name)
+        axis.plot(end, block["start"], ls="", marker=marker, mfc="white", mec="black", ms=8, label=name)
     axis.legend(loc="upper left", title="chosen blocks")
     axis.grid(False)
     axis.set(
@@ -180,9 +180,10 @@ def embedding_histogram(similarities: dict[str, np.ndarray]) -> Figure:
     """Distribution of the cosine to the original's answer, per arm, with its mean."""
     drawn, (axis,) = figure()
     bins = np.linspace(min(0.0, *(np.min(values) for values in similarities.values())), 1, 26)
-    for arm, values in similarities.items():
+    for (arm, values), line in zip(similarities.items(), cycle(["-", "-", "--", ":"]), strict=False):
         look = {"histtype": "stepfilled", "alpha": 0.5, "hatch": "//"} if arm == "sft" else {"histtype": "step"}
-        axis.hist(values, bins, label=f"{NAMES[arm]}, mean {np.mean(values):.2f}", color=COLOURS[arm], lw=2, **look)
+        name = f"{NAMES[arm]}, mean {np.mean(values):.2f}"
+        axis.hist(values, bins, label=name, color=COLOURS[arm], lw=2, ls=line, **look)
         axis.axvline(np.mean(values), color=COLOURS[arm], ls=":" if arm == "sft" else "--")
     axis.set(xlabel="cosine to the original model's answer", ylabel="prompts", title="Embedding similarity")
     axis.legend(loc="upper left")
@@ -199,11 +200,10 @@ def recovery_grid(rows: list[dict]) -> Figure:
     arms = ["no_ft", *arms_in(rows)]
     drawn, axes = figure(len(data_sets), width=4.6 * len(data_sets), sharey=True)
     for axis, data_set in zip(axes, data_sets, strict=True):
-        for shift, arm in enumerate(arms):
+        for place, arm in enumerate(arms):
             own = [row for row in rows if row["arm"] == arm and row["data_set"] in ("", data_set)]
-            _interval_line(
-                axis, sorted(own, key=lambda row: row["block_size"]), arm=arm, at="block_size", shift=0.1 * (shift - 1)
-            )
+            own, shift = sorted(own, key=lambda row: row["block_size"]), 0.12 * (place - (len(arms) - 1) / 2)
+            _interval_line(axis, own, arm=arm, at="block_size", shift=shift)
         axis.axhline(1, color="black", lw=1, ls="--")
         axis.set(xlabel="block size n (layers removed)", title=f"fine-tuned on {data_set}")
         axis.set_xticks(sorted({row["block_size"] for row in rows}))
@@ -221,11 +221,12 @@ def scaling_curves(rows: list[dict]) -> Figure:
     largest = max(row["block_size"] for row in rows)
     data_sets = sorted({row["data_set"] for row in rows})
     drawn, axes = figure(len(data_sets), width=3.6 * len(data_sets) + 1, sharey=True)
+    arms = arms_in(rows)
     for axis, data_set in zip(axes, data_sets, strict=True):
-        for shift, arm in enumerate(arms_in(rows)):
+        for place, arm in enumerate(arms):
             own = [row for row in rows if (row["arm"], row["data_set"]) == (arm, data_set)]
-            own = [row for row in own if row["block_size"] == largest]
-            _interval_line(axis, own, arm=arm, at="rows", stretch=0.98 + 0.04 * shift)
+            own, stretch = [r for r in own if r["block_size"] == largest], 1 + 0.04 * (place - (len(arms) - 1) / 2)
+            _interval_line(axis, own, arm=arm, at="rows", stretch=stretch)
         counts = sorted({row["rows"] for row in rows if row["data_set"] == data_set})
         axis.set(xscale="log", xlim=(counts[0] / 1.5, counts[-1] * 1.5))
         axis.set_xticks(counts, map(str, counts))

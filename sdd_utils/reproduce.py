@@ -105,6 +105,7 @@ def _print_results(publish: Path) -> None:
         print("Tables and figures:")
         for path in sorted(publish.glob("tables/*.md")) + sorted(publish.glob("figures/*.png")):
             print(f"  {os.path.relpath(path)}")
+        print(f"All of it on one page: {os.path.relpath(publish / 'index.html')}")
 
 
 if __name__ == "__main__":

@@ -40,11 +40,16 @@ def write_record(path: Path, *, step: str, params: dict, metrics: dict) -> Path:
         "metrics": metrics,
         "provenance": provenance(seed=params.get("seed")),
     }
+    return write_json(path, record)
+
+
+def write_json(path: Path, content: dict | list) -> Path:
+    """Write JSON completely or not at all. Raises ValueError on a NaN or an infinity."""
     try:
-        text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
     except ValueError as error:
         raise ValueError(
-            f"record {path.name} would hold NaN or infinity: something went wrong before, nothing was written"
+            f"{path.name} would hold NaN or infinity: something went wrong before, nothing was written"
         ) from error
     return write_whole(path, _one_line_lists(text) + "\n")
 
@@ -115,7 +120,12 @@ def read_record(path: Path, *, made_by: str) -> dict:
 
 def read_records(folder: Path) -> list[dict]:
     """Every record of a folder, in the order of their file names."""
-    return [read_record(path, made_by="08_results") for path in sorted(folder.glob("*.json"))]
+    return list(records_by_file(folder).values())
+
+
+def records_by_file(folder: Path) -> dict[str, dict]:
+    """Every record of a folder by its file name, in their order."""
+    return {path.name: read_record(path, made_by="08_results") for path in sorted(folder.glob("*.json"))}
 
 
 def of_step(records: Iterable[dict], step: str) -> list[dict]:

@@ -17,9 +17,10 @@ def fidelity_table(records: list[dict]) -> pd.DataFrame:
     found = grid.main_comparison(records)
     for record in of_step(records, "pruning"):
         n = record["params"]["block_size"]
-        found[("no_ft" if n else "original", n, "")] = [record["metrics"]]
+        found[("no_ft" if n else "original", n, "")] = {0: record["metrics"]}
     lines = []
-    for (arm, n, data_set), per_seed in sorted(found.items(), key=grid.in_order):
+    for (arm, n, data_set), by_seed in sorted(found.items(), key=grid.in_order):
+        per_seed = list(by_seed.values())
         line = {"n": n, "model": NAMES[arm], "fine-tuned on": data_set or "-", "seeds": len(per_seed)}
         for name in per_seed[0]["fidelity"]:
             for measure in ("nll", "kl"):
@@ -52,3 +53,13 @@ def domain_table(rows: list[dict]) -> pd.DataFrame:
 
 def _recovered(part: dict | None) -> str:
     return percent(part["recovery"], part["interval"]) if part else "-"
+
+
+def capacity_table(rows: list[dict]) -> pd.DataFrame:
+    """Recovery by data set, block size and LoRA capacity, an arm per column (see `grid.capacities`)."""
+    by_key: dict[tuple, dict] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("data_set", "block_size", "rank", "alpha", "targets"))
+        by_key.setdefault(key, {})[NAMES[row["arm"]]] = percent(row["recovery"], row["interval"])
+    keys = ("fine-tuned on", "n", "rank", "alpha", "targets")
+    return pd.DataFrame(dict(zip(keys, key, strict=True)) | cells for key, cells in by_key.items())

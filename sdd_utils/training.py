@@ -80,29 +80,37 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
     place = checkpoints(job, processes=processes)
     arguments = _arguments(place, settings, processes=processes)  # first: it chooses this process's GPU
     model, tokenizer = models.load(job["folder"])
+    names = ("epochs", "batch_size", "seed", "trained_tokens")
+    scheduled = schedule(data, **{name: settings[name] for name in names})
     trainer = SFTTrainer(
         model=model,
         args=arguments,
-        train_dataset=schedule(data, **{name: settings[name] for name in ("epochs", "batch_size", "seed")}),
+        train_dataset=scheduled,
         processing_class=tokenizer,
         peft_config=_lora(settings),
         callbacks=[KeepNewest()],
     )
     trainer.train(resume_from_checkpoint=newest(place))
-    return _save(trainer, data, job)
+    return _save(trainer, scheduled, job, rows=len(data))
 
 
-def schedule(data: Dataset, *, epochs: int, batch_size: int, seed: int) -> Dataset:
+def schedule(data: Dataset, *, epochs: int, batch_size: int, seed: int, trained_tokens: int) -> Dataset:
     """All rows in the order in which they are trained, every epoch shuffled anew and filled up to whole batches.
 
     A filler is one token without loss. With it each step's rows are a slice that any number of processes can share,
     where the trainer would repeat rows to give every process its part of an epoch's last batch.
+
+    Args:
+        trained_tokens: end before the row, the first apart, that would bring the tokens with loss above this; 0 is no
+            limit.
     """
-    fillers = -len(data) % batch_size
-    filler = Dataset.from_dict({name: [[0]] * fillers for name in data.column_names}, features=data.features)
-    random = np.random.default_rng(seed)
-    last = range(len(data), len(data) + fillers)
-    order = [i for _ in range(epochs) for i in (*random.permutation(len(data)).tolist(), *last)]
+    filler = Dataset.from_dict({name: [[0]] for name in data.column_names}, features=data.features)
+    random, fill = np.random.default_rng(seed), [len(data)] * (-len(data) % batch_size)
+    order = [i for _ in range(epochs) for i in (*random.permutation(len(data)).tolist(), *fill)]
+    if trained_tokens:
+        tokens = np.array([*map(sum, data["completion_mask"]), 0])
+        order = order[: max(1, np.searchsorted(tokens[order].cumsum(), trained_tokens, side="right"))]
+        order += [len(data)] * (-len(order) % batch_size)
     return concatenate_datasets([data, filler]).select(order)
 
 
@@ -173,14 +181,14 @@ def _arguments(place: Path, settings: dict, *, processes: int) -> SFTConfig:
     )
 
 
-def _save(trainer: SFTTrainer, data: Dataset, job: dict) -> dict:
+def _save(trainer: SFTTrainer, scheduled: Dataset, job: dict, *, rows: int) -> dict:
     """Put the adapter and its report in their place, then drop every checkpoint that led there."""
-    adapter, epochs = Path(job["adapter"]), job["settings"]["epochs"]
+    adapter, trained = Path(job["adapter"]), [*map(sum, scheduled["completion_mask"])]
     report = {
-        "rows": len(data),
+        "rows": rows,
         "steps": trainer.state.global_step,
-        "trained_tokens": epochs * sum(map(sum, data["completion_mask"])),
-        "seen_tokens": epochs * sum(map(len, data["input_ids"])),
+        "trained_tokens": sum(trained),
+        "seen_tokens": sum(len(ids) for ids, own in zip(scheduled["input_ids"], trained, strict=True) if own),
         "loss": [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry],
     }
     weights = trainer.accelerator.get_state_dict(trainer.model)  # gathers the shards: every process takes part

@@ -19,7 +19,7 @@ OWN = {id_: row | {"response": f"I say {id_}"} for id_, row in DISTILLED.items()
 SETS = {"distilled": DISTILLED, "self_generated": OWN}
 TWO = ["sft", "self_data_ft"]
 SETTINGS = {"lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_targets": "all-linear", "learning_rate": 1e-2}
-SETTINGS |= {"epochs": 1, "batch_size": 2, "seed": 3}
+SETTINGS |= {"epochs": 1, "batch_size": 2, "seed": 3, "trained_tokens": 0}
 
 
 def test_mask_covers_exactly_the_prompt_and_the_end_token_is_trained(tokenizer):
@@ -119,6 +119,18 @@ def test_equal_budgets_and_a_finished_adapter_is_found_again(model_folder, token
     assert again == reports["sft"]
     with pytest.raises(pytest.fail.Exception, match="trained again"):
         finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "sft", **SETTINGS | {"learning_rate": 1e-3})
+
+
+def test_equal_tokens_stop_the_longer_arm_where_the_shorter_one_ends(model_folder, tokenizer, tmp_path):
+    sets = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=500)
+    settings = SETTINGS | {"trained_tokens": finetuning.token_budget(sets, epochs=2), "epochs": 2}
+    short, long = (finetuning.finetune(model_folder, sets[arm], adapter=tmp_path / arm, **settings) for arm in TWO)
+    assert short["trained_tokens"] == settings["trained_tokens"] == 2 * sum(map(sum, sets["sft"]["completion_mask"]))
+    longest = max(map(sum, sets["self_data_ft"]["completion_mask"]))
+    assert settings["trained_tokens"] - longest < long["trained_tokens"] <= settings["trained_tokens"]
+    assert (short["steps"], long["steps"]) == (6, len(long["loss"]))
+    assert long["steps"] < 6
+    assert long["seen_tokens"] < 2 * sum(map(len, sets["self_data_ft"]["input_ids"]))
 
 
 def test_merged_adapter_is_the_adapted_model(model_folder, tokenizer, tmp_path):

@@ -24,7 +24,7 @@ EMBEDDED = {
     "lora_targets": "all-linear", "epochs": 1, "batch_size": 4, "max_length": 256,
     "tasks": {"facts": 400, "gsm_symbolic": 12, "gsm_symbolic_mc": 64, "pydoc_nll": 32}, "shots": {},
     "arms": ["sft", "self_data_ft"], "evaluation_batch": 16, "slerp_t": [0.0, 0.5, 1.0],
-    "merge_pairs": [["gsm_symbolic", "pydoc"]], "scaling": {},
+    "merge_pairs": [["gsm_symbolic", "pydoc"]], "scaling": {}, "capacities": {},
     "answer_prompts": 12, "answer_tokens": 48,
 }  # fmt: skip
 PAPER = EMBEDDED | {
@@ -57,13 +57,21 @@ def records():
     return results.read_records(RECORDS)
 
 
-@pytest.mark.parametrize("changes", [{}, {"seeds": [0, 3], "block_sizes": [2, 4, 6, 8], "finetune_block_sizes": [4]}])
+CAPACITIES = {
+    "lora": [{"rank": 8, "alpha": 16, "targets": "q_proj,v_proj"}, {"rank": 64, "alpha": 64, "targets": "all-linear"}]
+}
+CAPACITIES |= {"block_sizes": [4], "data_sets": ["pydoc"]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"capacities": CAPACITIES}, {"seeds": [0, 3], "block_sizes": [2, 4, 6, 8], "finetune_block_sizes": [4]}],
+)
 def test_job_counts_are_the_dag(changes, tmp_path):
     """Of a whole study, run from nothing."""
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load((studies.STUDIES / "embedded.yaml").read_text()) | changes))
     study = studies.load(str(path))
-    study = study if hasattr(study, "scaling") else SimpleNamespace(**EMBEDDED | changes)
     command = [sys.executable, "-m", "snakemake", "-n", "--nolock", "--quiet", "rules"]
     command += ["--config", f"study={path}", f"run={tmp_path}"]
     done = subprocess.run(command, cwd=studies.ROOT, capture_output=True, text=True, check=True)
@@ -174,6 +182,15 @@ def test_scaling_adds_fine_tunings_that_are_done_apart_from_the_full_ones():
     done = {"block_size": 4, "data_set": "pydoc", "seed": 0, "train_rows": 12}
     row = plan.rows(s, [{"step": "finetuning", "params": done}])["finetuning"]
     assert (row.jobs, row.done) == (6, 1)
+
+
+def test_other_capacities_are_jobs_of_their_own():
+    s = setting_of(EMBEDDED, capacities=CAPACITIES)
+    main = {"block_size": 4, "data_set": "pydoc", "seed": 0, "train_rows": 48, "lora_rank": 16, "lora_alpha": 32}
+    large = main | {"lora_rank": 64, "lora_alpha": 64, "lora_targets": "all-linear", "capacity": "r64a64-all-linear"}
+    for done in ([main], [large], [main, large]):
+        row = plan.rows(s, [{"step": "finetuning", "params": params} for params in done])["finetuning"]
+        assert (row.jobs, row.done) == (6, len(done))
 
 
 def test_more_arms_cost_more_and_only_own_answers_are_a_further_set():

@@ -92,7 +92,28 @@ def test_grid_and_tables_come_from_the_records():
     original = grid.original_scores(study_records())
     table = report.recovery_table(rows, original)
     assert table["Self-Data FT - SFT (points)"][0].startswith("+25.0 [")
+    assert list(table)[-2:] == ["p (Holm)", "detectable (points)"]
     assert list(report.score_table(rows)["model"]) == ["Original", "No FT", "SFT", "Self-Data FT"]
+
+
+def test_differences_are_paired_by_seed_whatever_the_order_of_the_records():
+    records = study_records()
+    more = [json.loads(json.dumps(records[-1])) for _ in range(2)]
+    for seed, record in zip((2, 1), more, strict=True):
+        record["params"]["seed"] = seed
+        arms = record["metrics"]["arms"]
+        arms["sft"]["scores"]["a"], arms["self_data_ft"]["scores"]["a"] = (
+            score([1, 0, seed - 1, 0]),
+            score([1, 1, seed - 1, 0]),
+        )
+    (entry,) = grid.differences(grid.grid([*records, *more]), grid.original_scores(records))
+    assert (entry["seeds"], entry["documents"], entry["df"]["seeds"]) == (3, 4, 2)
+    assert entry["difference"] == pytest.approx(0.25)
+    assert entry["seed_share"] == 0  # the same difference at every seed
+    assert entry["p_holm"] == entry["p"]
+    del more[0]["metrics"]["arms"]["sft"]
+    (entry,) = grid.differences(grid.grid([*records, *more]), grid.original_scores(records))
+    assert entry["seeds"] == 2  # only seeds that both arms have
 
 
 def test_several_seeds_are_averaged_by_document():
@@ -128,6 +149,7 @@ def test_fidelity_is_averaged_over_seeds_of_the_main_comparison():
         for index, metrics in enumerate(each):
             metrics["fidelity"] = {"d": {"nll": 1.0 + index, "kl": record["params"]["block_size"] / 4}}
     second, fewer = (json.loads(json.dumps(records[-1])) for _ in range(2))
+    second["params"]["seed"] = 1
     second["metrics"]["arms"]["self_data_ft"]["fidelity"]["d"]["nll"] = 3.0
     fewer["metrics"]["arms"]["sft"] |= {"training": {"rows": 10}, "fidelity": {"d": {"nll": 9.0, "kl": 9.0}}}
     fewer["metrics"]["arms"].pop("self_data_ft")
@@ -136,6 +158,26 @@ def test_fidelity_is_averaged_over_seeds_of_the_main_comparison():
     assert table["seeds"].tolist() == [1, 1, 2, 2]
     assert table["NLL on d"].tolist() == ["1.000", "1.000", "1.000", "2.500"]
     assert table["KL on d"][0] == "0.000"
+
+
+def test_other_capacities_stand_in_their_table_and_not_in_the_grid():
+    records = study_records()
+    records[-1]["params"] |= {"lora_rank": 16, "lora_alpha": 32, "lora_targets": "all-linear"}
+    small = json.loads(json.dumps(records[-1]))
+    small["params"] |= {"lora_rank": 8, "lora_alpha": 16, "lora_targets": "q_proj", "capacity": "r8a16-q_proj"}
+    small["metrics"]["arms"]["sft"] |= {"training": {"rows": 40}, "scores": {"a": score([1, 1, 1, 0])}}
+    fewer = json.loads(json.dumps(records[-1]))
+    fewer["metrics"]["arms"]["sft"]["training"]["rows"] = 10
+    found = [*records, small, fewer]
+    assert [(row["arm"], row["recovery"]) for row in grid.grid(found)] == [
+        (row["arm"], row["recovery"]) for row in grid.grid(records)
+    ]
+    rows = [row for row in grid.capacities(found) if row["arm"] == "sft"]
+    assert [(row["rank"], row["targets"], row["seeds"]) for row in rows] == [(8, "q_proj", 1), (16, "all-linear", 1)]
+    assert [row["recovery"] for row in rows] == [0.75, 0.25]
+    table = side_tables.capacity_table(grid.capacities(found))
+    assert table["rank"].tolist() == [8, 16]
+    assert table["SFT"][0].startswith("75.0 % [")
 
 
 def test_published_numbers_have_sources():

@@ -13,6 +13,10 @@ from sdd_utils import notebooks, parameters, study
 NAMES = sorted(path.stem for path in parameters.NOTEBOOKS.glob("*.ipynb"))
 
 
+RANK8 = {"rank": 8, "alpha": 16, "targets": "q_proj,v_proj"}
+SMALL = {"lora": [RANK8], "block_sizes": [4], "data_sets": ["pydoc"]}
+
+
 def write(tmp_path, **changes):
     values = yaml.safe_load((study.STUDIES / "embedded.yaml").read_text()) | changes
     path = tmp_path / "mine.yaml"
@@ -45,6 +49,16 @@ def write(tmp_path, **changes):
         ({"in_domain": {"pydoc": ["arc"]}}, "'in_domain: pydoc' holds 'arc': use one of facts"),
         ({"in_domain": {"pydoc": "facts"}}, "has 'facts' for pydoc: it must be a list of tasks"),
         ({"in_domain": {"pydocs": []}}, "'in_domain' holds 'pydocs': use one of gsm_symbolic, pydoc"),
+        ({"capacities": {"lora": [RANK8]}}, "study key 'capacities': missing key"),
+        ({"capacities": SMALL | {"lora": [{"rank": 8}]}}, "study key 'capacities': missing key\\(s\\) alpha, targets"),
+        ({"capacities": SMALL | {"lora": [RANK8 | {"rank": "8"}]}}, "has '8' for rank: it must be a whole number"),
+        ({"capacities": SMALL | {"lora": [RANK8 | {"alpha": 0}]}}, "rank and alpha from 1 on"),
+        ({"capacities": SMALL | {"lora": [RANK8 | {"targets": "a/b"}]}}, "targets as for 'lora_targets'"),
+        ({"capacities": SMALL | {"lora": [RANK8, RANK8]}}, "twice, or it is the study's own"),
+        ({"capacities": SMALL | {"lora": [{"rank": 16, "alpha": 32, "targets": "all-linear"}]}}, "the study's own"),
+        ({"capacities": SMALL | {"block_sizes": [2]}}, "'capacities: block_sizes' holds 2: use one of 4, 6"),
+        ({"equal_tokens": 1}, "study key 'equal_tokens' is 1: it must be a bool"),
+        ({"epochs": True}, "study key 'epochs' is True: it must be a int"),
         ({"seeds": [0, 0]}, "names something twice"),
         (
             {"arms": ["sft", "self_data_ft", "dpo"]},
@@ -56,6 +70,18 @@ def write(tmp_path, **changes):
 def test_bad_keys_are_named(tmp_path, changes, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         study.load(write(tmp_path, **changes))
+
+
+def test_additional_capacities_are_told_apart_by_name(tmp_path):
+    loaded = study.load(write(tmp_path, capacities=SMALL, seeds=[0, 1]))
+    own, settings = "r8a16-q_proj+v_proj", {"lora_rank": 8, "lora_alpha": 16, "lora_targets": "q_proj,v_proj"}
+    assert study.capacities(loaded) == {own: settings}
+    further = [which for which in study.finetunings(loaded) if which["capacity"]]
+    wanted = {"block_size": 4, "data_set": "pydoc", "rows": 48, "capacity": own}
+    assert further == [wanted | {"seed": 0}, wanted | {"seed": 1}]
+    labels = [study.label("finetuning", **which) for which in study.finetunings(loaded)]
+    assert len(set(labels)) == len(labels) == 8 + 2
+    assert "finetuning-n4-pydoc-48rows-r8a16-q_proj+v_proj-s1" in labels
 
 
 def test_unknown_study_is_named_by_the_command_too():

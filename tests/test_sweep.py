@@ -20,8 +20,11 @@ TINY = {
     "answer_prompts": 3, "answer_tokens": 6, "epochs": 1,
     "arms": ["sft", "self_data_ft", "self_generated_ft", "mixed_ft"],
     "scaling": {"rows": [3], "block_sizes": [2], "data_sets": ["pydoc"]},
+    "capacities": {
+        "lora": [{"rank": 3, "alpha": 6, "targets": "q_proj,v_proj"}], "block_sizes": [2], "data_sets": ["pydoc"]
+    },
 }  # fmt: skip
-EXPECTED = {"similarity": 1, "pruning": 2, "distillation": 2, "finetuning": 3, "merging": 1}
+EXPECTED = {"similarity": 1, "pruning": 2, "distillation": 2, "finetuning": 4, "merging": 1}
 EXPECTED |= {"embedding_similarity": 2, "results": 1}
 
 
@@ -64,6 +67,9 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
         assert list(record["metrics"]["arms"]) == TINY["arms"]
         assert len({own["training"]["steps"] for own in record["metrics"]["arms"].values()}) == 1
         assert all(own["fidelity"].keys() == {"gsm_symbolic", "pydoc"} for own in record["metrics"]["arms"].values())
+    assert sorted({(r["params"]["lora_rank"], r["params"]["capacity"]) for r in tuned}) == [
+        (2, ""), (3, "r3a6-q_proj+v_proj")
+    ]  # fmt: skip
     compared = {r["params"]["block_size"]: r["metrics"]["fidelity"] for r in records if r["step"] == "pruning"}
     assert {own["kl"] for own in compared[0].values()} == {0}
     assert all(own["kl"] > 0 for own in compared[2].values())
@@ -75,8 +81,10 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
         assert not any(out.output_type == "error" for cell in cells for out in cell.get("outputs", []))
         assert str(study.ROOT) not in path.read_text()
         assert any("image/png" in str(cell.get("outputs")) for cell in cells), path.name
-    for name in ("recovery.md", "scores.csv", "paper_vs_ours.md"):
+    for name in ("recovery.md", "scores.csv", "paper_vs_ours.md", "fidelity.md", "domains.md", "capacities.md"):
         assert (folder / "published" / "tables" / name).stat().st_size > 50
+    assert "cannot be told here" in (folder / "published" / "index.html").read_text()
+    assert all(answer["why"] for answer in json.loads((folder / "published" / "claims.json").read_text()))
     for suffix in ("png", "pdf"):
         assert (folder / "published" / "figures" / f"recovery.{suffix}").stat().st_size > 1000
 

@@ -21,7 +21,7 @@ from trl import SFTTrainer
 from sdd_utils import models, training
 
 SETTINGS = {"lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_targets": "all-linear", "learning_rate": 1e-2}
-SETTINGS |= {"epochs": 2, "batch_size": 4, "seed": 3}
+SETTINGS |= {"epochs": 2, "batch_size": 4, "seed": 3, "trained_tokens": 0}
 
 
 @pytest.fixture
@@ -58,14 +58,33 @@ def spied(monkeypatch, *, die_at: int | None = None) -> list[dict]:
 
 
 def test_every_epoch_holds_each_row_once_and_fillers_only_complete_its_last_batch(data):
-    order = training.schedule(data, epochs=2, batch_size=4, seed=3)
+    order = training.schedule(data, epochs=2, batch_size=4, seed=3, trained_tokens=0)
     assert len(order) == 24
     for epoch in (order.select(range(12)), order.select(range(12, 24))):
         assert sorted(epoch["input_ids"][:10], key=len) == data["input_ids"]
         assert epoch["input_ids"][10:] == [[0], [0]]
         assert epoch["completion_mask"][10:] == [[0], [0]]
     assert order["input_ids"][:10] != order["input_ids"][12:22]
-    assert len(training.schedule(data, epochs=1, batch_size=5, seed=3)) == 10
+    assert len(training.schedule(data, epochs=1, batch_size=5, seed=3, trained_tokens=0)) == 10
+
+
+@pytest.mark.parametrize("budget", [370, 185, 100, 3])
+def test_a_token_budget_ends_the_same_order_before_it_is_exceeded(data, budget):
+    def real(scheduled):
+        return [row for row in scheduled if any(row["completion_mask"])]
+
+    def tokens(rows):
+        return sum(sum(row["completion_mask"]) for row in rows)
+
+    settings = {"epochs": 2, "batch_size": 4, "seed": 3}
+    whole = real(training.schedule(data, **settings, trained_tokens=0))
+    cut = training.schedule(data, **settings, trained_tokens=budget)
+    kept = real(cut)
+    assert tokens(whole) == 370
+    assert kept == whole[: len(kept)]
+    assert len(kept) == 1 or tokens(kept) <= budget  # one row is trained at least
+    assert len(kept) == len(whole) or tokens(whole[: len(kept) + 1]) > budget
+    assert len(cut) % 4 == 0
 
 
 def test_an_interrupted_training_resumes_and_ends_bit_for_bit_the_same(model_folder, data, tmp_path, monkeypatch):
@@ -136,7 +155,7 @@ def test_batches_without_padding_train_as_padded_ones_do(model_folder, data, tmp
 def test_the_first_loss_is_the_one_that_transformers_computes(tokenizer, model_folder, data, tmp_path):
     """An independent reference: pad with a mask, let transformers compute the loss of the first batch."""
     report = training.train(job_of(model_folder, tmp_path / "a"), data)
-    first = training.schedule(data, epochs=2, batch_size=4, seed=3).select(range(4))
+    first = training.schedule(data, epochs=2, batch_size=4, seed=3, trained_tokens=0).select(range(4))
     pad = DataCollatorForLanguageModeling(tokenizer, mlm=False)
     batch = pad([{"input_ids": ids} for ids in first["input_ids"]])
     labels = torch.full_like(batch["input_ids"], -100)

@@ -1,0 +1,235 @@
+"""The comparisons behind the claims, each measured from a study's records by `inference.estimate`.
+
+Each function raises Missing, with the reason, where the records do not hold the comparison. Cells of the grid (block
+size x data set) are fixed; where several are averaged, they share documents, while each training is a draw of its own.
+What comes back is that of `inference.estimate`, against `null`, with `where`: what was averaged, in words.
+"""
+
+import numpy as np
+
+from sdd_utils import grid, paper
+from sdd_utils.inference import document_values, estimate, recovery_values, stacked
+from sdd_utils.results import averaged_tasks, of_step
+
+
+class Missing(LookupError):
+    """The records do not hold what a claim is about; the message says what is lacking."""
+
+
+Pair = tuple[dict[int, dict], dict[int, dict]]  # two models' scores by seed
+
+
+def _arm_pairs(records: list[dict], *, lora: tuple | None = None) -> dict[tuple, Pair]:
+    """(Self-Data FT, SFT) by (block size, data set)."""
+    models = grid.main_comparison(records, lora=lora)
+    found = {
+        key[1:]: (grid.scores_of(models[key]), grid.scores_of(models[("sft", *key[1:])]))
+        for key in models
+        if key[0] == "self_data_ft" and ("sft", *key[1:]) in models
+    }
+    if not found:
+        raise Missing("no fine-tuning has both SFT and Self-Data FT")
+    return found
+
+
+def _shared_seeds(pairs: list[Pair]) -> list[int]:
+    """The seeds that every model of every pair has."""
+    seeds = sorted(set.intersection(*(set(model) for pair in pairs for model in pair)))
+    if not seeds:
+        raise Missing("no training seed is shared by all models of the comparison")
+    return seeds
+
+
+def _recovery_difference(pairs: list[Pair], original: dict[str, dict], *, null: float = 0.0) -> dict:
+    """Mean over cells of the difference in recovery, first minus second of each pair."""
+    seeds = _shared_seeds(pairs)
+    cells = [
+        recovery_values([ours[seed] for seed in seeds], original, minus=[theirs[seed] for seed in seeds])
+        for ours, theirs in pairs
+    ]
+    return estimate(stacked(cells), null=null)
+
+
+def _score_difference(pairs: list[Pair], tasks: list[str], *, null: float = 0.0, level: float = 0.95) -> dict:
+    """Mean over cells and tasks of the difference in score, first minus second of each pair."""
+    seeds = _shared_seeds(pairs)
+    cells = [
+        [document_values([ours[s] for s in seeds], task, minus=[theirs[s] for s in seeds]) for task in tasks]
+        for ours, theirs in pairs
+    ]
+    return estimate(stacked(cells), null=null, level=level)
+
+
+def recovery_lead(records: list[dict], *, null: float = 0.0) -> dict:
+    """Recovery of Self-Data FT minus that of SFT, mean over block sizes and data sets."""
+    pairs = _arm_pairs(records)
+    found = _recovery_difference(list(pairs.values()), grid.original_scores(records), null=null)
+    return found | {"where": _cells(pairs)}
+
+
+def recovery_lead_at_cut(records: list[dict], *, null: float = 0.0) -> dict:
+    """`recovery_lead` at the block size whose share of the parameters is nearest to the paper's."""
+    pairs = {cell: pair for cell, pair in _arm_pairs(records).items() if cell[0] == _nearest_cut(records)}
+    found = _recovery_difference(list(pairs.values()), grid.original_scores(records), null=null)
+    return found | {"where": _cells(pairs)}
+
+
+def _cells(cells) -> str:
+    """Cells of the grid in words, e.g. "n = 4, 6 on alpaca, gsm8k"."""
+    sizes, names = ({str(cell[i]) for cell in cells} for i in range(2))
+    return f"n = {', '.join(sorted(sizes, key=int))} on {', '.join(sorted(names))}"
+
+
+def _nearest_cut(records: list[dict]) -> int:
+    """The block size whose share of parameters is nearest to the paper's at n = 6, of those that are fine-tuned."""
+    tuned = {key[1] for key in grid.main_comparison(records)}
+    cuts = {
+        r["params"]["block_size"]: r["metrics"]["accounting"]["cut_parameters"] for r in of_step(records, "pruning")
+    }
+    wanted = paper.number("cut_n6").value / 100
+    return min(tuned & set(cuts), key=lambda n: abs(cuts[n] - wanted))
+
+
+def largest_gain(records: list[dict], *, null: float = 0.0) -> dict:
+    """The cell with the largest gain in average score, interval and p corrected for the choice (Bonferroni)."""
+    pairs, tasks = _arm_pairs(records), averaged_tasks(grid.original_scores(records))
+    found = {
+        cell: _score_difference([pair], tasks, null=null, level=1 - 0.05 / len(pairs)) for cell, pair in pairs.items()
+    }
+    best = max(found, key=lambda cell: found[cell]["estimate"])
+    p = min(1.0, found[best]["p"] * len(pairs))
+    return found[best] | {"p": p, "where": f"{_cells([best])}, the best of {len(pairs)}"}
+
+
+def more_rows(records: list[dict], *, null: float = 0.0) -> dict:
+    """Recovery of Self-Data FT on the most rows minus that on the fewest, over cells with several numbers of rows."""
+    counts: dict[tuple, dict[int, dict]] = {}
+    for (arm, n, data_set, rows), by_seed in grid.finetuned(records).items():
+        if arm == "self_data_ft":
+            counts.setdefault((n, data_set), {})[rows] = grid.scores_of(by_seed)
+    cells = {cell: (models[max(models)], models[min(models)]) for cell, models in counts.items() if len(models) > 1}
+    if not cells:
+        raise Missing("every data set was fine-tuned on with one number of rows only (study key 'scaling')")
+    found = _recovery_difference(list(cells.values()), grid.original_scores(records), null=null)
+    return found | {"where": _cells(cells)}
+
+
+def merge_over_parent(records: list[dict], *, parent: float, null: float = 0.0) -> dict:
+    """Recovery of the SLERP nearest t = 0.5 minus that of the parent at t = 0 or t = 1, over all merges."""
+    cells: dict[tuple, Pair] = {}
+    for record in of_step(records, "merging"):
+        params, points = record["params"], record["metrics"]["points"]
+        middle = min(points, key=lambda point: abs(point["t"] - 0.5))
+        ends = [point for point in points if point["t"] == parent]
+        cell = cells.setdefault((params["block_size"], params["data_set"], params["other_data_set"]), ({}, {}))
+        for end in ends:
+            cell[0][params["seed"]], cell[1][params["seed"]] = middle["scores"], end["scores"]
+    if not any(ours for ours, _ in cells.values()):
+        raise Missing("no merge was scored together with its parents (study keys 'merge_pairs', 'slerp_t')")
+    found = _recovery_difference(list(cells.values()), grid.original_scores(records), null=null)
+    merges = "; ".join(f"n = {n} of {a} and {b}" for n, a, b in sorted(cells))
+    return found | {"where": merges}
+
+
+def over_no_ft(records: list[dict], *, data_set: str, task: str, null: float = 0.0) -> dict:
+    """Score on one task of SFT on one data set minus that of No FT, over block sizes."""
+    untuned = {r["params"]["block_size"]: r["metrics"]["scores"] for r in of_step(records, "pruning")}
+    tuned = {n: s for (arm, n, name), s in grid.main_comparison(records).items() if (arm, name) == ("sft", data_set)}
+    if not tuned:
+        raise Missing(f"this study does not fine-tune on {data_set}")
+    if any(task not in scores for scores in untuned.values()):
+        raise Missing(f"this study does not score {task}")
+    pairs = [(grid.scores_of(by_seed), dict.fromkeys(by_seed, untuned[n])) for n, by_seed in tuned.items()]
+    return _score_difference(pairs, [task], null=null) | {"where": _cells([(n, data_set) for n in tuned])}
+
+
+def in_domain(records: list[dict], *, domains: dict[str, list], rank: int, null: float = 0.0) -> dict:
+    """Score on in-domain tasks, Self-Data FT minus SFT, at the largest LoRA capacity of at least this rank.
+
+    Args:
+        domains: the tasks of each data set's own domain, by data set.
+    """
+    known = {grid.lora_of(record) for record in of_step(records, "finetuning")}
+    wide = [lora for lora in known if (lora[0] or 0) >= rank and lora[2] == "all-linear"]
+    if not wide:
+        raise Missing(f"no fine-tuning has rank {rank} or more on all linear layers")
+    averaged, lora = averaged_tasks(grid.original_scores(records)), max(wide)
+    domains = {data_set: [task for task in tasks if task in averaged] for data_set, tasks in domains.items()}
+    cells = {cell: pair for cell, pair in _arm_pairs(records, lora=lora).items() if domains.get(cell[1])}
+    if not cells:
+        raise Missing("the study names no in-domain task of a data set that was fine-tuned on at this capacity")
+    seeds = _shared_seeds(list(cells.values()))
+    found = estimate(_in_domain_values(cells, domains, seeds), null=null)
+    tasks = sorted({task for _, data_set in cells for task in domains[data_set]})
+    return found | {"where": f"rank {lora[0]}, {_cells(cells)}, tasks {', '.join(tasks)}"}
+
+
+def _in_domain_values(cells: dict[tuple, Pair], domains: dict[str, list], seeds: list[int]) -> list[np.ndarray]:
+    """Per task (cells, seeds, documents) differences, scaled so that a task's cells without it count with 0."""
+    tasks = sorted({task for _, data_set in cells for task in domains[data_set]})
+    found = []
+    for task in tasks:
+        values = []
+        for (_, data_set), pair in cells.items():
+            ours, theirs = ([model[seed] for seed in seeds] for model in pair)
+            weight = len(tasks) / len(domains[data_set]) * (task in domains[data_set])
+            values.append(weight * document_values(ours, task, minus=theirs))
+        found.append(np.stack(values))
+    return found
+
+
+def divergence_difference(records: list[dict], *, null: float = 0.0) -> dict:
+    """KL from the original's next-token distribution, Self-Data FT minus SFT, nats per token of its own answers."""
+    models = grid.main_comparison(records)
+    cells = []
+    for cell in _arm_pairs(records):
+        pair = [models[(arm, *cell)] for arm in ("self_data_ft", "sft")]
+        if any("fidelity" not in metrics for by_seed in pair for metrics in by_seed.values()):
+            raise Missing("the records hold no fidelity to the original's answers")
+        cells.append(pair)
+    seeds = _shared_seeds(cells)
+    found = estimate(stacked([_per_token(pair, seeds) for pair in cells]), null=null)
+    return found | {"where": _cells(_arm_pairs(records))}
+
+
+def _per_token(pair: list[dict[int, dict]], seeds: list[int]) -> list[np.ndarray]:
+    """Per data set (seeds, answers) values whose mean is the difference of KL per token, a ratio of sums linearised."""
+    found = []
+    for name in pair[0][seeds[0]]["fidelity"]:
+        ours, theirs = (
+            np.array([model[seed]["fidelity"][name]["documents"] for seed in seeds], dtype=float) for model in pair
+        )
+        tokens = ours[..., 2]
+        kl = ours[..., 1] - theirs[..., 1]
+        ratio = kl.sum() / tokens.sum()
+        found.append(ratio + (kl - ratio * tokens) / tokens.mean())
+    return found
+
+
+def cosine(records: list[dict], *, arm: str, minus: str | None = None, null: float = 0.0) -> dict:
+    """Cosine to the original's answers of one arm, or minus that of another, over block sizes and data sets."""
+    found: dict[tuple, dict[int, np.ndarray]] = {}
+    for record in of_step(records, "embedding_similarity"):
+        arms, params = record["metrics"]["arms"], record["params"]
+        if arm in arms and (minus is None or minus in arms):
+            own, other = (np.array(arms[name]["similarities"]) if name else 0.0 for name in (arm, minus))
+            found.setdefault((params["block_size"], params["data_set"]), {})[params["seed"]] = own - other
+    if not found:
+        raise Missing("the records hold no embedding similarity of these arms")
+    seeds = _shared_seeds([(cell, cell) for cell in found.values()])
+    by_set: dict[str, list] = {}
+    for (_, data_set), cell in sorted(found.items()):
+        by_set.setdefault(data_set, []).append([cell[seed] for seed in seeds])
+    return estimate([np.array(cells) for cells in by_set.values()], null=null) | {"where": _cells(found)}
+
+
+def share_cut(records: list[dict], *, null: float = 0.0) -> dict:
+    """Share of Llama-3.1-8B's parameters in the block of 6 layers: counted, so there is nothing to test."""
+    pruned = {record["params"]["block_size"]: record for record in of_step(records, "pruning")}
+    if 6 not in pruned:
+        raise Missing("the study removes no block of 6 layers")
+    model, cut = pruned[6]["params"]["model"], pruned[6]["metrics"]["accounting"]["cut_parameters"]
+    if "Llama-3.1-8B" not in model:
+        raise Missing(f"the number is Llama-3.1-8B's; 6 layers of {model} are {100 * cut:.2f} % of its parameters")
+    counted = {"estimate": cut, "interval": None, "p": None, "detectable": None, "seeds": 0, "documents": 0}
+    return counted | {"where": f"n = 6, {model}"}
