@@ -9,7 +9,7 @@ README = (study.ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_example_study_loads_as_it_stands(tmp_path):
     (example,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
-    assert len(example.splitlines()) == 6
+    assert len(example.splitlines()) == 5
     (tmp_path / "mine.yaml").write_text(example)
     loaded = study.load(str(tmp_path / "mine.yaml"))
     assert loaded.own_data["mine"]["context"] == "passage"
