@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +94,37 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
     again = subprocess.run(run, cwd=study.ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert again.returncode == 0
     assert "Nothing to be done" in again.stdout + again.stderr
+
+
+# By step: the notebook that makes its records, and what it keeps for a rerun, which must not be found again here.
+MADE_BY = {
+    "similarity": ("01_similarity_analysis", []),
+    "pruning": ("02_pruning", ["checkpoints/n{block_size}"]),
+    "distillation": ("03_self_data_distillation", ["distilled", "answers"]),
+    "finetuning": ("04_sft_vs_self_distill", ["adapters"]),
+    "merging": ("05_model_merging", ["merges"]),
+    "embedding_similarity": ("06_embedding_similarity", ["answers/n*", "answers/-n*"]),
+}
+
+
+def test_a_job_picked_at_random_gives_its_record_again_bit_for_bit(command, tmp_path):
+    from sdd_utils import notebooks
+
+    folder, _ = command
+    picked = random.choice([p for p in sorted((folder / "run" / "records").glob("*.json")) if p.stem != "results"])
+    print(f"picked: {picked.name}")
+    record = json.loads(picked.read_text())
+    notebook, kept = MADE_BY[record["step"]]
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    (run / "records" / picked.name).unlink()
+    for pattern in kept:
+        for path in run.glob(pattern.format(**record["params"])):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    parameters = record["params"] | {"run": str(run)}
+    notebooks.execute(notebook, out=tmp_path / "again.ipynb", parameters=parameters)
+    again = json.loads((run / "records" / picked.name).read_text())
+    assert again["params"] == parameters
+    assert json.dumps(again["metrics"]) == json.dumps(record["metrics"]), picked.name
 
 
 def test_notebook_before_its_inputs_says_which_notebook_makes_them(command, tmp_path):
