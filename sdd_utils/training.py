@@ -91,7 +91,7 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
         callbacks=[KeepNewest()],
     )
     trainer.train(resume_from_checkpoint=newest(place))
-    return _save(trainer, scheduled, job, rows=len(data))
+    return _save(trainer, scheduled, job, len(data))
 
 
 def schedule(data: Dataset, *, epochs: int, batch_size: int, seed: int, trained_tokens: int) -> Dataset:
@@ -181,7 +181,7 @@ def _arguments(place: Path, settings: dict, *, processes: int) -> SFTConfig:
     )
 
 
-def _save(trainer: SFTTrainer, scheduled: Dataset, job: dict, *, rows: int) -> dict:
+def _save(trainer: SFTTrainer, scheduled: Dataset, job: dict, rows: int) -> dict:
     """Put the adapter and its report in their place, then drop every checkpoint that led there."""
     adapter, trained = Path(job["adapter"]), [*map(sum, scheduled["completion_mask"])]
     report = {

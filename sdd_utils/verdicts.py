@@ -87,7 +87,8 @@ def _answer(claim: Claim, parts: list[dict], lacking: str, records: dict[str, di
 
 def amount(value: float, unit: str) -> str:
     """A difference in its unit, e.g. 0.012 in points as "+1.2"."""
-    return f"{100 * value:+.1f}" if unit == "points" else f"{value:+.3f}"
+    digits, shown = (1, 100 * value) if unit == "points" else (3, value)
+    return f"{round(shown, digits) + 0.0:+.{digits}f}"  # + 0.0: no "-0.0"
 
 
 def _why(part: dict, unit: str, verdict: str) -> str:

@@ -133,6 +133,11 @@ def test_similarity_averages_block_sizes_before_it_tests():
     assert (measured["estimate"], measured["documents"]) == (pytest.approx(0.1), 50)
 
 
+def test_amounts_are_told_in_their_unit():
+    assert [verdicts.amount(value, "points") for value in (0.0123, -0.0001)] == ["+1.2", "+0.0"]
+    assert verdicts.amount(-0.0214, "cosine") == "-0.021"
+
+
 def test_every_claim_is_answered_and_can_be_written():
     answers = World(model="org/other").answers()
     assert list(answers) == [claim.key for claim in claims.claims({})]
