@@ -88,7 +88,7 @@ rule pruning:
     run: execute("02_pruning", log[0], params, threads)
 
 rule distillation:
-    input: uses("03_self_data_distillation", "distillation", "generation", "models"), DATA, rules.model.output
+    input: uses("03_self_data_distillation", "distillation", "generation", "decoding", "models"), DATA, rules.model.output
     output: f"{RECORDS}/distillation-{{data}}.json"
     log: f"{LOGS}/distillation-{{data}}.ipynb"
     params: values=lambda w: parameters("03_self_data_distillation", data_set=w.data, train_rows=S.data_sets[w.data])
@@ -117,7 +117,7 @@ rule merging:
     run: execute("05_model_merging", log[0], params, threads)
 
 rule embedding_similarity:
-    input: uses("06_embedding_similarity", "embeddings", "generation", "finetuning", "models"), DATA,
+    input: uses("06_embedding_similarity", "embeddings", "generation", "decoding", "finetuning", "models"), DATA,
         lambda w: main_finetuned(w, w.data)
     output: f"{RECORDS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.json"
     log: f"{LOGS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.ipynb"

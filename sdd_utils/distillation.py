@@ -131,7 +131,7 @@ def _verdict(row: dict, *, text: str, finish: str) -> str:
 
 
 def distill(model: str | Path, rows: list[dict], *, path: Path, **settings) -> list[dict]:
-    """Rewrite every response and write the distilled set, one JSON line per row as batches finish.
+    """Rewrite every response and write the distilled set, one JSON line per row as it finishes.
 
     A rerun keeps the finished lines and generates the rest; see `generation.generate` for `settings`.
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from sdd_utils import evaluation, generation, models, vllm_client, vllm_process
+from sdd_utils import decoding, evaluation, generation, models, vllm_client, vllm_process
 
 SMOLLM = "smollm2-135m-instruct"
 TEXTS = {
@@ -134,8 +134,8 @@ def test_evaluation_gives_the_scores_of_the_transformers_path(smollm):
             assert [sample[name] for sample in samples] == score["documents"]
 
 
-def test_a_row_seed_is_the_seed_of_a_batch_of_its_own():
-    assert vllm_process.row_seed("gsm-7", 3) == generation.batch_seed(["gsm-7"], 3)
+def test_a_row_has_the_same_seed_with_either_engine():
+    assert vllm_process.row_seed("gsm-7", 3) == decoding.row_seed("gsm-7", 3)
     assert vllm_process.row_seed("gsm-7", 4) != vllm_process.row_seed("gsm-7", 3)
 
 
