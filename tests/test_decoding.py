@@ -53,7 +53,8 @@ def test_greedy_texts_are_those_of_generate_row_by_row(tokenizer, batch_size, sh
     for model in models(tokenizer):
         found = decode(model, asked, batch_size=batch_size)
         assert found == {id_: alone(model, prompt, max_new_tokens=24) for id_, prompt in asked.items()}
-        finishes |= {tokens[-1] in ENDS for tokens in found.values()}    assert finishes == {True, False}, "the comparison needs rows that stop and rows that do not"
+        finishes |= {tokens[-1] in ENDS for tokens in found.values()}
+    assert finishes == {True, False}, "the comparison needs rows that stop and rows that do not"
 
 
 def test_a_sliding_window_goes_through_generate(tokenizer):
