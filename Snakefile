@@ -57,6 +57,9 @@ def execute(notebook, log, params, threads):
 DATA = ["sdd_utils/data.py", "sdd_utils/sources.py", "sdd_utils/pydoc_names.txt"]
 TASKS = [*map(str, sorted(Path("sdd_utils/tasks").glob("*.*")))] + ["sdd_utils/facts.py", *DATA]
 
+GENERATING = ["generation", "decoding", "models"]
+SCORING = ["evaluation", "shared_context", *GENERATING]
+
 
 rule all:
     input: f"{RECORDS}/results.json"
@@ -79,7 +82,7 @@ rule similarity:
     run: execute("01_similarity_analysis", log[0], params, threads)
 
 rule pruning:
-    input: uses("02_pruning", "pruning", "evaluation", "models"), TASKS, rules.similarity.output
+    input: uses("02_pruning", "pruning", *SCORING), TASKS, rules.similarity.output
     output: f"{RECORDS}/pruning-n{{n}}.json", f"{RUN}/checkpoints/n{{n}}/manifest.json"
     log: f"{LOGS}/pruning-n{{n}}.ipynb"
     params: values=lambda w: parameters("02_pruning", block_size=int(w.n))
@@ -88,7 +91,7 @@ rule pruning:
     run: execute("02_pruning", log[0], params, threads)
 
 rule distillation:
-    input: uses("03_self_data_distillation", "distillation", "generation", "decoding", "models"), DATA, rules.model.output
+    input: uses("03_self_data_distillation", "distillation", *GENERATING), DATA, rules.model.output
     output: f"{RECORDS}/distillation-{{data}}.json"
     log: f"{LOGS}/distillation-{{data}}.ipynb"
     params: values=lambda w: parameters("03_self_data_distillation", data_set=w.data, train_rows=S.data_sets[w.data])
@@ -97,7 +100,7 @@ rule distillation:
     run: execute("03_self_data_distillation", log[0], params, threads)
 
 rule finetuning:
-    input: uses("04_sft_vs_self_distill", "finetuning", "training", "evaluation", "models"), TASKS, rules.distillation.output,
+    input: uses("04_sft_vs_self_distill", "finetuning", "training", *SCORING), TASKS, rules.distillation.output,
         rules.pruning.output
     output: f"{RECORDS}/finetuning-n{{n}}-{{data}}-{{rows}}rows-s{{seed}}.json"
     log: f"{LOGS}/finetuning-n{{n}}-{{data}}-{{rows}}rows-s{{seed}}.ipynb"
@@ -107,7 +110,7 @@ rule finetuning:
     run: execute("04_sft_vs_self_distill", log[0], params, threads)
 
 rule merging:
-    input: uses("05_model_merging", "merging", "evaluation", "models"), TASKS,
+    input: uses("05_model_merging", "merging", *SCORING), TASKS,
         rules.pruning.output, lambda w: [main_finetuned(w, w.data), main_finetuned(w, w.other)]
     output: f"{RECORDS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.json"
     log: f"{LOGS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.ipynb"
@@ -117,7 +120,7 @@ rule merging:
     run: execute("05_model_merging", log[0], params, threads)
 
 rule embedding_similarity:
-    input: uses("06_embedding_similarity", "embeddings", "generation", "decoding", "finetuning", "models"), DATA,
+    input: uses("06_embedding_similarity", "embeddings", "finetuning", *GENERATING), DATA,
         lambda w: main_finetuned(w, w.data)
     output: f"{RECORDS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.json"
     log: f"{LOGS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.ipynb"

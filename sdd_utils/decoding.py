@@ -31,6 +31,13 @@ def row_seed(id_: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}\n{id_}".encode()).digest()[:4], "big")
 
 
+def _likeliest(logits: Tensor, ids: list[str], steps: list[int]) -> Tensor:
+    return logits.argmax(dim=-1)
+
+
+GREEDY: Draw = _likeliest
+
+
 def sampler(*, temperature: float, top_p: float, top_k: int, seed: int, max_new_tokens: int) -> Draw:
     """How the next tokens are chosen: the likeliest ones (temperature 0), or a draw from transformers' distribution.
 
@@ -38,7 +45,7 @@ def sampler(*, temperature: float, top_p: float, top_k: int, seed: int, max_new_
     A row's draws are uniform numbers from a generator of its own, looked up in the cumulative distribution.
     """
     if temperature == 0:
-        return lambda logits, *_: logits.argmax(dim=-1)
+        return GREEDY
     warp = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
     warp += [TopPLogitsWarper(top_p)] if top_p < 1 else []
 
