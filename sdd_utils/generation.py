@@ -1,8 +1,7 @@
-"""Batched text generation whose result for a row does not depend on where an earlier run stopped.
+"""Batched text generation whose result for a row does not depend on the other rows, or on where a run stopped.
 
-Prompts are sorted by length and cut into fixed batches; every batch has its own seed, derived from the ids in
-it. A rerun of an interrupted job meets the same batches, skips the finished ones and repeats a half-finished
-one exactly.
+Every row has its own seed, derived from its id. A rerun of an interrupted job generates only the rows that are
+missing; they come out as they would have, up to ties within rounding, whatever is decoded beside them.
 """
 
 import hashlib
@@ -12,12 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import jinja2
-import torch
 import transformers
 from tqdm.auto import tqdm
-from transformers import GenerationConfig
 
-from sdd_utils import models
+from sdd_utils import decoding, models
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRANSFORMERS = f"transformers {transformers.__version__}"
@@ -60,18 +57,6 @@ def _without_system(messages: list[dict]) -> list[dict]:
     return [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]
 
 
-def batches(lengths: dict[str, int], batch_size: int) -> list[list[str]]:
-    """Ids grouped into batches of like length, longest first so that memory runs out early or not at all."""
-    ordered = sorted(lengths, key=lambda id_: (-lengths[id_], id_))
-    return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
-
-
-def batch_seed(ids: list[str], seed: int) -> int:
-    """A seed that depends on the study's seed and on the rows of the batch, not on what ran before it."""
-    digest = hashlib.sha256("\n".join([str(seed), *ids]).encode()).digest()
-    return int.from_bytes(digest[:4], "big")
-
-
 def generate(
     model,
     tokenizer,
@@ -85,58 +70,40 @@ def generate(
     top_k: int = 0,
     seed: int = 0,
 ) -> Iterator[dict]:
-    """Generate one continuation per prompt, yielding each batch as it finishes.
+    """Generate one continuation per prompt, yielding each row as it finishes.
 
     Args:
-        prompts: rendered text by id. Always pass all of them: the batches are cut from the whole.
+        prompts: rendered text by id.
         done: ids that need no text any more.
+        batch_size: rows decoded at once; does not change a row's text beyond ties within rounding.
         temperature: 0 is greedy decoding.
 
     Yields:
         {id, text, finish: "stop" | "length", n_tokens, seed}, where n_tokens counts the end token.
     """
-    lengths = {id_: len(tokenizer(text, add_special_tokens=False)["input_ids"]) for id_, text in prompts.items()}
-    config = generation_config(
-        model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
-    )
-    todo = [ids for ids in batches(lengths, batch_size) if not done.issuperset(ids)]
-    for ids in tqdm(todo, desc="generation", unit="batch", disable=None):
-        torch.manual_seed(batch_seed(ids, seed))
-        outputs = _generate_batch(model, tokenizer, [prompts[id_] for id_ in ids], config)
-        yield from (
-            {"id": id_, **output, "seed": seed} for id_, output in zip(ids, outputs, strict=True) if id_ not in done
-        )
+    encoded = {
+        id_: tokenizer(text, add_special_tokens=False)["input_ids"] for id_, text in prompts.items() if id_ not in done
+    }
+    ends = end_tokens(model, tokenizer)
+    draw = decoding.sampler(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, max_new_tokens=max_new_tokens)
+    decode = decoding.decode if decoding.supports(model) else decoding.generate_batches
+    rows = decode(model, encoded, batch_size=batch_size, max_new_tokens=max_new_tokens, ends=ends, draw=draw)
+    for id_, tokens in tqdm(rows, total=len(encoded), desc="generation", unit="row", disable=None):
+        yield {"id": id_, **_finished(tokenizer, tokens, ends), "seed": seed}
 
 
-def generation_config(model, tokenizer, *, max_new_tokens: int, temperature: float, top_p: float, top_k: int):
-    """Decoding settings, complete: nothing is inherited from the model's own generation_config but its end tokens."""
-    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {}
-    end = model.generation_config.eos_token_id
-    return GenerationConfig(
-        do_sample=temperature > 0,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=end if end is not None else tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **sampling,
-    )
+def end_tokens(model, tokenizer) -> list[int]:
+    """The tokens that end a text: those of the model's generation settings, or else the tokenizer's."""
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    return ends if isinstance(ends, list) else [ends]
 
 
-@torch.inference_mode()
-def _generate_batch(model, tokenizer, texts: list[str], config: GenerationConfig) -> list[dict]:
-    batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
-    batch = batch.to(model.device)
-    sequences = model.generate(**batch, generation_config=config)
-    return [_finished(tokenizer, row, config) for row in sequences[:, batch["input_ids"].shape[1] :].tolist()]
-
-
-def _finished(tokenizer, tokens: list[int], config: GenerationConfig) -> dict:
-    """Cut a row at its first end token; a row without one was truncated (pad and end may be the same id)."""
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    stop = next((i for i, token in enumerate(tokens) if token in ends), None)
-    text = tokenizer.decode(tokens[:stop], skip_special_tokens=True)
-    if stop is None:
-        return {"text": text, "finish": "length", "n_tokens": len(tokens)}
-    return {"text": text, "finish": "stop", "n_tokens": stop + 1}
+def _finished(tokenizer, tokens: list[int], ends: list[int]) -> dict:
+    """Text and finish of a row's tokens; one that does not close with an end token was truncated."""
+    stopped = tokens[-1] in ends
+    text = tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
+    return {"text": text, "finish": "stop" if stopped else "length", "n_tokens": len(tokens)}
 
 
 def generate_file(
@@ -157,7 +124,7 @@ def generate_file(
         adapter: a LoRA adapter to merge into the model.
         finish_row: turns an output of `generate` into the row to keep; it must keep the id.
         depends_on: whatever else the rows depend on. If it, the prompts, the weights, the settings, the engine or
-            this module changed since the file was begun, the file is begun anew.
+            the code changed since the file was begun, the file is begun anew.
         speculate: answers copy from their prompts: vLLM guesses tokens from there (docs/vllm.md).
         settings: see `generate`.
 
@@ -166,7 +133,8 @@ def generate_file(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = [models.identity(models.find(str(model))), adapter and models.sha256(adapter / ADAPTER_WEIGHTS)]
-    parts = [prompts, weights, settings, depends_on, engine(), models.sha256(Path(__file__))]
+    code = [models.sha256(Path(module)) for module in (__file__, decoding.__file__)]
+    parts = [prompts, weights, settings, depends_on, engine(), code]
     _begin(path, key=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
     done = frozenset(row["id"] for row in read_rows(path, half_line="drop"))
     if not done.issuperset(prompts):

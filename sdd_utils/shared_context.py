@@ -1,15 +1,66 @@
-"""lm-eval's transformers model, reading what several choices share once: the context before them."""
+"""lm-eval's HFLM, faster on the same requests: each context is read once, and generation is continuous."""
+
+import json
+from collections.abc import Iterator
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm.auto import tqdm
+
+from sdd_utils import decoding, generation
 
 
 class SharedContextLM(HFLM):
-    """HFLM that reads a multiple-choice context once, not once per choice.
+    """HFLM that reads a multiple-choice context once, not once per choice, and decodes continuously.
 
-    Same log-likelihoods (up to rounding), about as many times faster as the context is longer than the choices.
+    Log-likelihoods are the same up to rounding, about as many times faster as the context is longer than the choices.
+    Greedy texts are the same up to ties within rounding; few-shot examples that all documents share are read once.
     """
+
+    def generate_until(self, requests, disable_tqdm=False):
+        groups: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
+        if (
+            not decoding.supports(self.model)
+            or self.think_end_token
+            or not all(map(_is_greedy, map(json.loads, groups)))
+        ):
+            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        texts = [""] * len(requests)
+        for settings, indices in groups.items():
+            contexts = {str(index): requests[index].args[0] for index in indices}
+            for index, text in self._continue(contexts, json.loads(settings), disable_tqdm=disable_tqdm):
+                texts[index] = text
+        return texts
+
+    def _continue(self, contexts: dict[str, str], settings: dict, *, disable_tqdm: bool) -> Iterator[tuple[int, str]]:
+        """(index, text before its first stop sequence) of each context, as they finish."""
+        settings = normalize_gen_kwargs(settings, self.max_gen_toks)
+        stops = handle_stop_sequences(
+            settings["until"], eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        )
+        most = settings["max_gen_toks"]
+        cut = {"left_truncate_len": self.max_length - most, "truncation": self.truncation}
+        prompts = {id_: self.tok_batch_encode([text], **cut)[0][0].tolist() for id_, text in contexts.items()}
+        tail = 2 + max(len(stop.encode()) for stop in stops)  # no token is shorter than a byte
+
+        def stop(_: str, tokens: list[int]) -> bool:
+            text = self.tok_decode(tokens[-tail:], skip_special_tokens=False)
+            return any(sequence in text for sequence in stops if sequence)
+
+        rows = decoding.decode(
+            self.model,
+            prompts,
+            batch_size=self.batch_size,
+            max_new_tokens=most,
+            ends=[*generation.end_tokens(self.model, self.tokenizer), self.eot_token_id],
+            draw=decoding.GREEDY,
+            stop=stop,
+        )
+        for id_, tokens in tqdm(rows, total=len(prompts), desc="texts", disable=disable_tqdm or None):
+            yield int(id_), postprocess_generated_text(self.tok_decode(tokens), stop=stops, think_end_token=None)
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
         if any(key is None for key, _, _ in requests):  # rolling windows share nothing but their first token
@@ -78,3 +129,9 @@ def _choice_scores(logits: torch.Tensor, choices: list[list[int]]) -> list[tuple
         total = log_probs.gather(1, target[:, None]).sum()
         scores.append((float(total), bool((log_probs.argmax(dim=-1) == target).all())))
     return scores
+
+
+def _is_greedy(settings: dict) -> bool:
+    """Whether a request asks for the likeliest token at each step and names no setting that changes it."""
+    known = {"until", "max_gen_toks", "do_sample", "temperature"}
+    return not settings.get("do_sample") and not settings.get("temperature") and settings.keys() <= known

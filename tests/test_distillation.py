@@ -135,11 +135,11 @@ def test_truncated_line_inside_a_set_is_named(tmp_path):
 
 
 def test_generation_ends_at_the_end_token_even_where_it_is_the_padding_token(model, tokenizer):
-    config = generation.generation_config(model, tokenizer, max_new_tokens=4, temperature=0, top_p=1, top_k=0)
-    end = tokenizer.eos_token_id
-    stopped = generation._finished(tokenizer, [65, 66, end, end], config)
+    ends = generation.end_tokens(model, tokenizer)
+    assert ends == [tokenizer.pad_token_id]
+    stopped = generation._finished(tokenizer, [65, 66, *ends], ends)
     assert (stopped["finish"], stopped["n_tokens"]) == ("stop", 3)
-    assert generation._finished(tokenizer, [65, 66, 67, 68], config)["finish"] == "length"
+    assert generation._finished(tokenizer, [65, 66, 67, 68], ends)["finish"] == "length"
 
 
 def test_rates(tmp_path):

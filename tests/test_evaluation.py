@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from sdd_utils import evaluation
@@ -25,6 +26,33 @@ def test_shared_contexts_give_the_log_likelihoods_of_hflm(model, tokenizer):
     found = evaluation.SharedContextLM(**settings)._loglikelihood_tokens(asked, disable_tqdm=True)
     np.testing.assert_allclose([x[0] for x in found], [x[0] for x in expected], atol=1e-3)
     assert [x[1] for x in found] == [x[1] for x in expected]
+
+
+def test_generated_answers_are_those_of_hflm(model, tokenizer):
+    settings = {"pretrained": model, "tokenizer": tokenizer, "batch_size": 3, "device": "cpu"}
+    opening = "a text that all requests share, "
+    asked = [{"until": [stop], "max_gen_toks": 20 + 4 * n} for n, stop in enumerate(["no such text", "\n", "aa"])]
+    alphabet = "ab\ncdefgh"
+    contexts = [opening + alphabet[i % 8 :] + alphabet[: i % 5] for i in range(12)]
+    stops = model_stops(HFLM(**settings), contexts)
+    asked += [{"until": [stop], "max_gen_toks": 24, "do_sample": False} for stop in stops]
+    requests = [
+        Instance(request_type="generate_until", doc={}, arguments=(context, gen), idx=0)
+        for context in contexts
+        for gen in asked
+    ]
+    expected = HFLM(**settings).generate_until(requests, disable_tqdm=True)
+    found = evaluation.SharedContextLM(**settings).generate_until(requests, disable_tqdm=True)
+    assert found == expected
+    assert len({len(text) for text in expected}) > 3, "the comparison needs texts that stop early"
+
+
+def model_stops(lm, contexts: list[str]) -> list[str]:
+    """Pairs of characters that the model does write, so that they stop some texts in the middle."""
+    free = {"until": ["no such text"], "max_gen_toks": 24}
+    request = Instance(request_type="generate_until", doc={}, arguments=(contexts[0], free), idx=0)
+    (text,) = lm.generate_until([request], disable_tqdm=True)
+    return [text[8:10], text[15]]
 
 
 def test_scores_say_how_they_were_made(model, tokenizer):

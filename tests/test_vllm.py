@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from sdd_utils import evaluation, generation, models, vllm_client, vllm_process
+from sdd_utils import decoding, evaluation, generation, models, vllm_client, vllm_process
 
 SMOLLM = "smollm2-135m-instruct"
 TEXTS = {
@@ -158,8 +158,8 @@ def test_a_set_is_generated_by_vllm_and_belongs_to_it(smollm, monkeypatch, tmp_p
     assert [row["text"] for row in by_transformers] == [row["text"] for row in by_vllm]
 
 
-def test_a_row_seed_is_the_seed_of_a_batch_of_its_own():
-    assert vllm_process.row_seed("gsm-7", 3) == generation.batch_seed(["gsm-7"], 3)
+def test_a_row_has_the_same_seed_with_either_engine():
+    assert vllm_process.row_seed("gsm-7", 3) == decoding.row_seed("gsm-7", 3)
     assert vllm_process.row_seed("gsm-7", 4) != vllm_process.row_seed("gsm-7", 3)
 
 

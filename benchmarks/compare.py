@@ -1,0 +1,86 @@
+"""Our way and a peer's to do the same work: timed turn about in one process, peak memory of each in its own process.
+
+A stage is a module with
+
+    NAME                                          what the table calls it
+    FULL, SMALL                                   sizes: what `make bench` measures, and what tests and warm-up take
+    prepare(model, *, scratch, **size) -> state   everything that is not measured
+    ours(state) -> answer
+    PEERS                                         {peer: (peer(state) -> answer, repetitions)}
+    same(state, ours, peer) -> (bool | None, note)  whether the answers agree; None where the peer is only a limit
+"""
+
+import importlib
+import multiprocessing
+import re
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from types import ModuleType
+
+MODEL = "smollm2-135m-instruct"
+
+
+def compare(stage: ModuleType, *, size: dict, model: str = MODEL, memory: bool = True) -> list[dict]:
+    """One entry per peer: {stage, peer, ratio_time, ratio_memory, equal, n, spread, note}; each ratio is peer / ours.
+
+    `ratio_time` is the median over n turns and `spread` the smallest and largest of them. `ratio_memory` compares what
+    the work adds to the process's resident memory at its peak; None where a side adds less than a megabyte.
+    """
+    entries = []
+    with tempfile.TemporaryDirectory() as scratch:
+        state = stage.prepare(model, scratch=Path(scratch), **size)
+        for name, (peer, repetitions) in stage.PEERS.items():
+            sides = {"ours": stage.ours, name: peer}
+            ratios, answers = [], {}
+            for turn in range(repetitions):
+                seconds = {}
+                for side in sorted(sides, reverse=bool(turn % 2)):
+                    start = time.perf_counter()
+                    answers[side] = sides[side](state)
+                    seconds[side] = time.perf_counter() - start
+                ratios.append(seconds[name] / seconds["ours"])
+            equal, note = stage.same(state, answers["ours"], answers[name])
+            peaks = {side: peak(stage, side, size=size, model=model) for side in sides} if memory else {}
+            entries.append(
+                {
+                    "stage": stage.NAME,
+                    "peer": name,
+                    "ratio_time": round(statistics.median(ratios), 3),
+                    "ratio_memory": _ratio(peaks.get(name, 0), peaks.get("ours", 0)),
+                    "equal": equal,
+                    "n": repetitions,
+                    "spread": [round(min(ratios), 3), round(max(ratios), 3)],
+                    "note": note,
+                }
+            )
+    return entries
+
+
+def _ratio(peer: int, ours: int) -> float | None:
+    return round(peer / ours, 2) if min(peer, ours) >= 1e6 else None
+
+
+def peak(stage: ModuleType, side: str, *, size: dict, model: str = MODEL) -> int:
+    """Bytes that one side adds to the resident memory of a fresh process, at its peak."""
+    context = multiprocessing.get_context("spawn")  # a forked process would share our pages
+    with context.Pool(1) as pool:
+        return pool.apply(_added, (stage.__name__, side, size, model))
+
+
+def _added(module: str, side: str, size: dict, model: str) -> int:
+    stage = importlib.import_module(module)
+    run = stage.ours if side == "ours" else stage.PEERS[side][0]
+    with tempfile.TemporaryDirectory() as scratch:
+        run(stage.prepare(model, scratch=Path(scratch), **stage.SMALL))  # imports and thread pools are no one's work
+        state = stage.prepare(model, scratch=Path(scratch), **size)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        before = _status("VmRSS")
+        run(state)
+        return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    """A size of this process in bytes, from Linux's /proc."""
+    return int(re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)[1]) * 1024

@@ -1,0 +1,87 @@
+"""Greedy rewrites: the decode loop, beside transformers' `generate` row by row and on padded batches in file order."""
+
+import os
+
+import torch
+
+from sdd_utils import data, decoding, distillation, generation, models
+
+NAME = "distillation"
+HUB = bool(os.environ.get("HF_ENDPOINT"))  # with a hub at hand the rows are Alpaca's
+FULL = {"rows": 64, "max_new_tokens": 128, "batch_size": 64, "padded": 32}
+SMALL = {"rows": 6, "max_new_tokens": 6, "batch_size": 4, "padded": 3}
+
+
+def _rows(count: int) -> list[dict]:
+    if HUB:
+        return data.load("alpaca", split="train", rows=count)
+    pairs = zip(
+        *(data.load(name, split="train", rows=-(-count // 2)) for name in ("gsm_symbolic", "pydoc")), strict=True
+    )
+    return [row for pair in pairs for row in pair][:count]
+
+
+def prepare(model, *, scratch, rows: int, max_new_tokens: int, batch_size: int, padded: int) -> dict:
+    loaded, tokenizer = models.load(model)
+    texts = {row["id"]: generation.render(tokenizer, distillation.rewrite_messages(row)) for row in _rows(rows)}
+    prompts = {id_: tokenizer(text, add_special_tokens=False)["input_ids"] for id_, text in texts.items()}
+    ends = generation.end_tokens(loaded, tokenizer)
+    settings = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    return {"model": loaded, "prompts": prompts, "ends": ends, "settings": settings, "padded": padded}
+
+
+def ours(state) -> dict[str, list[int]]:
+    """New tokens by row, with the end token."""
+    loop = decoding.decode(
+        state["model"], state["prompts"], ends=state["ends"], draw=decoding.GREEDY, **state["settings"]
+    )
+    return dict(loop)
+
+
+@torch.inference_mode()
+def _generate(state, ids: list[str]) -> dict[str, list[int]]:
+    rows, ends = [state["prompts"][id_] for id_ in ids], state["ends"]
+    width = max(map(len, rows))
+    inputs = torch.tensor([[ends[0]] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    most = state["settings"]["max_new_tokens"]
+    settings = {"do_sample": False, "eos_token_id": ends, "pad_token_id": ends[0], "max_new_tokens": most}
+    sequences = state["model"].generate(inputs, attention_mask=mask, **settings)[:, width:].tolist()
+    stops = [next((i for i, token in enumerate(row) if token in ends), most) for row in sequences]
+    return {id_: row[: stop + 1] for id_, row, stop in zip(ids, sequences, stops, strict=True)}
+
+
+def alone(state) -> dict[str, list[int]]:
+    return {id_: tokens for row in state["prompts"] for id_, tokens in _generate(state, [row]).items()}
+
+
+def padded(state) -> dict[str, list[int]]:
+    ids, size = list(state["prompts"]), state["padded"]
+    parts = [_generate(state, ids[start : start + size]) for start in range(0, len(ids), size)]
+    return {id_: tokens for part in parts for id_, tokens in part.items()}
+
+
+PEERS = {
+    "transformers generate, batch 1": (alone, 1),
+    "transformers generate, left-padded batches of 32 in file order": (padded, 2),
+}
+
+
+@torch.inference_mode()
+def _likelihood(state, texts: dict[str, list[int]]) -> float:
+    """Mean log-likelihood per new token, each row read alone by plain transformers."""
+    total = 0.0
+    for id_, tokens in texts.items():
+        ids = torch.tensor([state["prompts"][id_] + tokens])
+        logits = state["model"](ids, logits_to_keep=len(tokens) + 1).logits[0, :-1]
+        total += float(logits.log_softmax(dim=-1).gather(1, ids[0, -len(tokens) :, None]).sum())
+    return total / sum(map(len, texts.values()))
+
+
+def same(state, ours, peer) -> tuple[bool, str]:
+    """Mean log-likelihoods within 0.5 %; texts may differ where rounding decides between two tokens."""
+    found, expected = _likelihood(state, ours), _likelihood(state, peer)
+    differ = sum(ours[id_] != peer[id_] for id_ in peer)
+    close = ours.keys() == peer.keys() and abs(found / expected - 1) < 0.005
+    rows = "Alpaca" if HUB else "gsm_symbolic and pydoc"
+    return close, f"{len(peer)} rows of {rows}, {differ} texts differ, log-likelihood {found / expected - 1:+.2%}"

@@ -1,0 +1,55 @@
+"""LoRA training without padding, beside TRL's SFTTrainer as its defaults pad; the same rows, order and settings."""
+
+import tempfile
+from pathlib import Path
+
+from peft import LoraConfig
+from trl import SFTConfig, SFTTrainer
+
+from sdd_utils import data, finetuning, models, training
+
+NAME = "fine-tuning"
+FULL = {"rows": 200, "batch_size": 4}
+SMALL = {"rows": 6, "batch_size": 2}
+SETTINGS = {"lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_targets": "all-linear"}
+SETTINGS |= {"learning_rate": 5e-4, "epochs": 1, "seed": 0}
+
+
+def prepare(model, *, scratch, rows: int, batch_size: int) -> dict:
+    tokenizer = models.load_tokenizer(model)
+    pairs = zip(*(data.load(name, split="train", rows=rows // 2) for name in ("gsm_symbolic", "pydoc")), strict=True)
+    chosen = [row for pair in pairs for row in pair]
+    sets = finetuning.paired_sets(tokenizer, chosen, chosen, max_length=512)
+    return {"folder": models.find(str(model)), "set": sets["sft"], "batch_size": batch_size, "scratch": scratch}
+
+
+def ours(state) -> list[float]:
+    """The loss of every step."""
+    adapter = Path(tempfile.mkdtemp(dir=state["scratch"])) / "adapter"
+    settings = SETTINGS | {"batch_size": state["batch_size"]}
+    return [loss for _, loss in finetuning.finetune(state["folder"], state["set"], adapter=adapter, **settings)["loss"]]
+
+
+def padded(state) -> list[float]:
+    model, tokenizer = models.load(state["folder"])
+    place = tempfile.mkdtemp(dir=state["scratch"])
+    arguments = SFTConfig(
+        output_dir=place, learning_rate=SETTINGS["learning_rate"], lr_scheduler_type="cosine", warmup_steps=0.05,
+        num_train_epochs=1, train_sampling_strategy="sequential", per_device_train_batch_size=state["batch_size"],
+        max_length=None, completion_only_loss=True, gradient_checkpointing=False, bf16=False, use_cpu=True,
+        seed=SETTINGS["seed"], logging_steps=1, save_strategy="no", report_to="none",
+    )  # fmt: skip
+    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    rows = training.schedule(state["set"], epochs=1, batch_size=state["batch_size"], seed=SETTINGS["seed"])
+    trainer = SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
+    trainer.train()
+    trainer.model.save_pretrained(place)
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+PEERS = {"TRL SFTTrainer, batches padded as by default": (padded, 1)}
+
+
+def same(state, ours, peer) -> tuple[bool, str]:
+    gap = max(abs(a - b) for a, b in zip(ours, peer, strict=True))
+    return gap < 1e-3, f"{len(peer)} steps of {state['batch_size']} rows, largest difference of a loss {gap:.0e}"

@@ -1,0 +1,219 @@
+"""Continuous decoding with transformers models: a finished row leaves the batch, the next prompt takes its place.
+
+Keys and values lie in slots that are allocated once. A row's tokens are at positions 0, 1, … of its slot, so no row
+is padded, and tokens that all prompts begin with are read once. Prompts are read one by one, all but their last
+token, which is the row's first input in the joint steps. On two CPU cores both parts are bound by the multiplications:
+guessing tokens ahead (prompt lookup) multiplies as much as it saves there and is left out.
+
+Every row has its own seed, so its text does not depend on the rows beside it, but for ties within rounding.
+"""
+
+import functools
+import hashlib
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterator
+from os.path import commonprefix
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+# (logits (rows, vocabulary), the rows' ids, the number of each row's next token from 0) -> (rows,) tokens
+Draw = Callable[[Tensor, list[str], list[int]], Tensor]
+
+
+def row_seed(id_: str, seed: int) -> int:
+    """A seed that depends on the study's seed and on the row, not on the rows beside it or on what ran before."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{id_}".encode()).digest()[:4], "big")
+
+
+def _likeliest(logits: Tensor, ids: list[str], steps: list[int]) -> Tensor:
+    return logits.argmax(dim=-1)
+
+
+GREEDY: Draw = _likeliest
+
+
+def sampler(*, temperature: float, top_p: float, top_k: int, seed: int, max_new_tokens: int) -> Draw:
+    """How the next tokens are chosen: the likeliest ones (temperature 0), or a draw from transformers' distribution.
+
+    Temperature, then top-k, then top-p, as in `generate`; of tokens that tie for the k-th place only some stay.
+    A row's draws are uniform numbers from a generator of its own, looked up in the cumulative distribution.
+    """
+    if temperature == 0:
+        return GREEDY
+    warp = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+    warp += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+
+    @functools.cache
+    def uniform(id_: str) -> list[float]:
+        generator = torch.Generator().manual_seed(row_seed(id_, seed))
+        return torch.rand(max_new_tokens, generator=generator, dtype=torch.float64).tolist()
+
+    def draw(logits: Tensor, ids: list[str], steps: list[int]) -> Tensor:
+        scores, tokens = logits.float(), None
+        if 0 < top_k < scores.shape[-1]:  # a sort of the whole vocabulary, as top-p needs it, would cost half a step
+            scores, tokens = scores.topk(top_k)
+        cumulative = warp(None, scores).softmax(dim=-1).double().cumsum(dim=-1)
+        at = torch.tensor([uniform(id_)[step] for id_, step in zip(ids, steps, strict=True)], dtype=torch.float64)
+        chosen = torch.searchsorted(cumulative, at.to(cumulative.device)[:, None] * cumulative[:, -1:], right=True)
+        chosen = chosen.clamp(max=scores.shape[-1] - 1)
+        return (chosen if tokens is None else tokens.gather(1, chosen))[:, 0]
+
+    return draw
+
+
+def supports(model) -> bool:
+    """Whether `decode` serves a model: full attention in every layer, masks and positions as given."""
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    kind = getattr(model.config, "_attn_implementation", None)
+    layers = DynamicCache(config=model.config).layers
+    full = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+    return takes_positions and full and kind in ("sdpa", "eager") and not getattr(model.config, "alibi", False)
+
+
+@torch.inference_mode()
+def decode(
+    model,
+    prompts: dict[str, list[int]],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    ends: list[int],
+    draw: Draw,
+    stop: Callable[[str, list[int]], bool] = lambda *_: False,
+) -> Iterator[tuple[str, list[int]]]:
+    """Continue every prompt, at most `batch_size` at once, the longest first.
+
+    Args:
+        prompts: token ids by row id, at least one each.
+        ends: the tokens that end a row.
+        stop: further ends, by id and the tokens so far.
+
+    Yields:
+        (id, new tokens with the end token, if any), in the order in which rows finish.
+    """
+    if not prompts:
+        return
+    waiting = deque(sorted(prompts, key=lambda id_: (-len(prompts[id_]), id_)))
+    shared = commonprefix([prompt[:-1] for prompt in prompts.values()])
+    slots = min(batch_size, len(prompts))
+    cache = _SlotCache(model, slots=slots, capacity=len(prompts[waiting[0]]) + max_new_tokens)
+    _read(model, cache, shared, slot=0, start=0)
+    cache.copy(0, slice(1, slots), length=len(shared))
+    active: list[str] = []
+    texts: dict[str, list[int]] = {}
+    while waiting or active:
+        while waiting and len(active) < slots:
+            id_ = waiting.popleft()
+            _read(model, cache, prompts[id_][len(shared) : -1], slot=len(active), start=len(shared))
+            active.append(id_)
+            texts[id_] = []
+        inputs = [(texts[id_] or prompts[id_])[-1] for id_ in active]
+        lengths = [len(prompts[id_]) + len(texts[id_]) for id_ in active]
+        logits = _step(model, cache, inputs, [length - 1 for length in lengths])
+        tokens = draw(logits, active, [len(texts[id_]) for id_ in active]).tolist()
+        for slot in reversed(range(len(active))):  # from behind, so that the slot that fills a gap has had its token
+            id_, text = active[slot], texts[active[slot]]
+            text.append(tokens[slot])
+            if tokens[slot] in ends or len(text) == max_new_tokens or stop(id_, text):
+                yield id_, texts.pop(id_)
+                cache.copy(len(active) - 1, slice(slot, slot + 1), length=max(lengths))
+                active[slot] = active[-1]
+                active.pop()
+
+
+def _read(model, cache: "_SlotCache", tokens: list[int], *, slot: int, start: int) -> None:
+    """Read tokens into one slot, from the position `start` on."""
+    if tokens:
+        positions = torch.arange(start, start + len(tokens), device=model.device)[None]
+        inputs = torch.tensor([tokens], device=model.device)
+        model.base_model(**cache.arguments(positions, first=slot), input_ids=inputs)
+
+
+def _step(model, cache: "_SlotCache", inputs: list[int], positions: list[int]) -> Tensor:
+    """(rows, vocabulary) logits after one more token in each of the first slots."""
+    positions = torch.tensor(positions, device=model.device)[:, None]
+    inputs = torch.tensor(inputs, device=model.device)[:, None]
+    return model(**cache.arguments(positions, first=0), input_ids=inputs).logits[:, -1]
+
+
+class _SlotLayer(DynamicLayer):
+    """One layer's keys and values, (slots, heads, capacity, dim), written in place where `window` says."""
+
+    def __init__(self, window: SimpleNamespace, *, slots: int, capacity: int):
+        super().__init__()
+        self.window, self.slots, self.capacity = window, slots, capacity
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            # Zeros, as a position that is masked out must still be finite.
+            shape = (self.slots, key_states.shape[1], self.capacity)
+            self.keys = key_states.new_zeros(*shape, key_states.shape[-1])
+            self.values = value_states.new_zeros(*shape, value_states.shape[-1])
+        window = self.window
+        for store, states in ((self.keys, key_states), (self.values, value_states)):
+            store[window.slots, :, window.positions] = states.transpose(1, 2)
+        return self.keys[window.rows, :, : window.width], self.values[window.rows, :, : window.width]
+
+
+class _SlotCache(Cache):
+    """A KV cache of fixed slots, for models whose layers all attend to everything before them."""
+
+    def __init__(self, model, *, slots: int, capacity: int):
+        self.window, self.dtype = SimpleNamespace(), model.dtype  # the window is one for all layers
+        depth = len(DynamicCache(config=model.config).layers)
+        super().__init__(layers=[_SlotLayer(self.window, slots=slots, capacity=capacity) for _ in range(depth)])
+
+    def arguments(self, positions: Tensor, *, first: int) -> dict:
+        """What a model takes to read tokens at these positions, (rows, tokens), of the slots from `first` on."""
+        window, rows = self.window, len(positions)
+        window.rows, window.positions = slice(first, first + rows), positions
+        window.slots = torch.arange(first, first + rows, device=positions.device)[:, None]
+        window.width = int(positions.max()) + 1
+        hidden = torch.arange(window.width, device=positions.device) > positions[:, None, :, None]
+        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=positions.device)
+        mask.masked_fill_(hidden, torch.finfo(self.dtype).min)
+        return {"attention_mask": mask, "position_ids": positions, "past_key_values": self, "use_cache": True}
+
+    def copy(self, source: int, target: slice, *, length: int) -> None:
+        """Copy the first positions of one slot into others."""
+        for layer in self.layers:
+            if layer.is_initialized and length:
+                layer.keys[target, :, :length] = layer.keys[source, :, :length].clone()
+                layer.values[target, :, :length] = layer.values[source, :, :length].clone()
+
+
+@torch.inference_mode()
+def generate_batches(
+    model, prompts: dict[str, list[int]], *, batch_size: int, max_new_tokens: int, ends: list[int], draw: Draw
+) -> Iterator[tuple[str, list[int]]]:
+    """`decode` for any model: transformers' `generate` on left-padded batches of like length, with the same draws."""
+    ordered = sorted(prompts, key=lambda id_: (-len(prompts[id_]), id_))
+    settings = {"max_new_tokens": max_new_tokens, "eos_token_id": ends, "pad_token_id": ends[0]}
+    # What is not set here, `generate` takes from the model's own settings: nothing of those may change the scores.
+    config = GenerationConfig(do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, **settings)
+    for start in range(0, len(ordered), batch_size):
+        ids = ordered[start : start + batch_size]
+        width = max(len(prompts[id_]) for id_ in ids)
+        rows = torch.tensor([[ends[0]] * (width - len(prompts[id_])) + prompts[id_] for id_ in ids])
+        mask = torch.tensor([[0] * (width - len(prompts[id_])) + [1] * len(prompts[id_]) for id_ in ids])
+
+        def drawn(sequences: Tensor, scores: Tensor, ids=ids, width=width) -> Tensor:
+            tokens = draw(scores, ids, [sequences.shape[1] - width] * len(ids))
+            return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
+
+        sequences = model.generate(
+            rows.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([drawn]),
+        )
+        for id_, tokens in zip(ids, sequences[:, width:].tolist(), strict=True):
+            end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+            yield id_, tokens[: end + 1]

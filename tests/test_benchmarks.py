@@ -1,0 +1,67 @@
+"""Every benchmark at a small size on the tiny model: both sides do the same work and come to the same answer."""
+
+import importlib
+import importlib.util
+import json
+
+import pytest
+
+from benchmarks import compare, run
+
+
+@pytest.mark.parametrize("name", [name for name in run.STAGES if name != "merging"])
+def test_ours_and_the_peer_come_to_the_same_answer(name, model_folder):
+    stage = importlib.import_module(f"benchmarks.{name}")
+    entries = compare.compare(stage, size=stage.SMALL, model=str(model_folder), memory=False)
+    assert [entry["peer"] for entry in entries] == list(stage.PEERS)
+    assert all(entry["equal"] in (True, None) for entry in entries), entries
+    assert any(entry["equal"] for entry in entries), "a stage has a peer whose answers can be compared"
+
+
+def test_merges_are_mergekits(model_folder):
+    if importlib.util.find_spec("mergekit") is None:
+        pytest.skip('mergekit is not installed: run pip install -e ".[bench]"')
+    from benchmarks import merging
+
+    (entry,) = compare.compare(merging, size=merging.SMALL, model=str(model_folder), memory=False)
+    assert entry["equal"], entry
+
+
+@pytest.mark.parametrize("name", ["similarity", "distillation", "finetuning", "generation_tasks"])
+def test_a_wrong_answer_is_seen(name, model_folder, tmp_path):
+    stage = importlib.import_module(f"benchmarks.{name}")
+    state = stage.prepare(str(model_folder), scratch=tmp_path, **stage.SMALL)
+    right, wrong = stage.ours(state), stage.ours(state)
+    spoil(wrong)
+    assert stage.same(state, right, right)[0]
+    assert not stage.same(state, wrong, right)[0]
+
+
+def spoil(answer) -> None:
+    """Change an answer in place, whatever its kind."""
+    key = next(iter(answer)) if isinstance(answer, dict) else 0
+    if isinstance(answer[key], dict):  # a task's filtered responses
+        answer[key]["filtered"][0] = ["another answer"]
+    elif isinstance(answer[key], list):  # a row's tokens
+        for row in answer.values():
+            row[:] = [5] * len(row)
+    else:
+        answer[key] = answer[key] + 0.1
+
+
+def test_the_memory_of_a_side_is_what_it_adds(model_folder):
+    from benchmarks import similarity
+
+    extra = compare.peak(similarity, "ours", size=similarity.SMALL, model=str(model_folder))
+    assert 0 <= extra < 200e6
+
+
+def test_entries_replace_those_of_their_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    entry = {"stage": "a", "peer": "p", "ratio_time": 2.0, "ratio_memory": None, "equal": True}
+    entry |= {"n": 3, "spread": [1.5, 2.5], "note": "x"}
+    run.write([entry, entry | {"stage": "b"}])
+    run.write([entry | {"ratio_time": 4.0}])
+    kept = {e["stage"]: e["ratio_time"] for e in json.loads((tmp_path / "results.json").read_text())}
+    assert kept == {"a": 4.0, "b": 2.0}
+    assert "4.00" in (tmp_path / "results.md").read_text()
