@@ -66,6 +66,7 @@ def execute(notebook, log, params, threads):
 
 
 DATA = ["sdd_utils/data.py", "sdd_utils/sources.py", "sdd_utils/pydoc_names.txt"]
+STATISTICS = [f"sdd_utils/{name}.py" for name in ("inference", "grid", "domains", "contrasts", "claims", "verdicts")]
 TASKS = [*map(str, sorted(Path("sdd_utils/tasks").glob("*.*")))] + ["sdd_utils/facts.py", *DATA]
 
 
@@ -140,9 +141,8 @@ rule embedding_similarity:
     run: execute("06_embedding_similarity", log[0], params, threads)
 
 rule results:
-    input: uses("08_results", "results", "inference", "grid", "domains", "contrasts", "claims", "verdicts", "report",
-            "side_tables", "arms", "paper", "plots", "page", "similarity"),
-        "sdd_utils/page.html", rules.similarity.output,
+    input: uses("08_results", "results", "report", "side_tables", "arms", "paper", "plots", "page", "similarity"),
+        STATISTICS, rules.similarity.output,
         expand(rules.pruning.output, n=[0, *S.block_sizes]), expand(rules.distillation.output, data=S.data_sets),
         [finetuned(**which) for which in studies.finetunings(S)],
         [expand(rules.embedding_similarity.output, n=n, seed=seed, data=S.data_sets) for n, seed in TUNED],
