@@ -19,7 +19,7 @@ def prepare(model, *, scratch, rows: int, batch_size: int) -> dict:
     tokenizer = models.load_tokenizer(model)
     pairs = zip(*(data.load(name, split="train", rows=rows // 2) for name in ("gsm_symbolic", "pydoc")), strict=True)
     chosen = [row for pair in pairs for row in pair]
-    sets = finetuning.paired_sets(tokenizer, chosen, chosen, max_length=512)
+    sets = finetuning.paired_sets(tokenizer, chosen, {}, arms=["sft"], max_length=512)
     return {"folder": models.find(str(model)), "set": sets["sft"], "batch_size": batch_size, "scratch": scratch}
 
 
