@@ -40,7 +40,7 @@ def padded(state) -> list[float]:
         seed=SETTINGS["seed"], logging_steps=1, save_strategy="no", report_to="none",
     )  # fmt: skip
     lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    rows = training.schedule(state["set"], epochs=1, batch_size=state["batch_size"], seed=SETTINGS["seed"])
+    rows = training.schedule(state["set"], epochs=1, batch_size=state["batch_size"], trained_tokens=0, seed=0)
     trainer = SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
     trainer.train()
     trainer.model.save_pretrained(place)
