@@ -32,7 +32,7 @@ test: install
 
 # Every stage beside its peers, into benchmarks/results.json; STAGES="similarity merging" runs only these.
 bench: install $(VENV)/.bench
-	OMP_NUM_THREADS=2 $(PY) -m benchmarks.run $(STAGES)
+	$(PY) -m benchmarks.run $(STAGES)
 
 lint: install
 	$(PY) -m ruff check .

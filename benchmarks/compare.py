@@ -16,6 +16,7 @@ import re
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -26,7 +27,8 @@ def compare(stage: ModuleType, *, size: dict, model: str = MODEL, memory: bool =
     """One entry per peer: {stage, peer, ratio_time, ratio_memory, equal, n, spread, note}; each ratio is peer / ours.
 
     `ratio_time` is the median over n turns and `spread` the smallest and largest of them. `ratio_memory` compares what
-    the work adds to the process's resident memory at its peak; None where a side adds less than a megabyte.
+    the work adds to the process's resident memory at its peak; None where a side adds less than a megabyte, or the
+    peer takes so long that it has one turn.
     """
     entries = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -42,7 +44,9 @@ def compare(stage: ModuleType, *, size: dict, model: str = MODEL, memory: bool =
                     seconds[side] = time.perf_counter() - start
                 ratios.append(seconds[name] / seconds["ours"])
             equal, note = stage.same(state, answers["ours"], answers[name])
-            peaks = {side: peak(stage, side, size=size, model=model) for side in sides} if memory else {}
+            # A peer that is too slow to repeat is not run again for its memory either.
+            sized = sides if memory and repetitions > 1 else ()
+            peaks = {side: peak(stage, side, size=size, model=model) for side in sized}
             entries.append(
                 {
                     "stage": stage.NAME,
@@ -65,8 +69,8 @@ def _ratio(peer: int, ours: int) -> float | None:
 def peak(stage: ModuleType, side: str, *, size: dict, model: str = MODEL) -> int:
     """Bytes that one side adds to the resident memory of a fresh process, at its peak."""
     context = multiprocessing.get_context("spawn")  # a forked process would share our pages
-    with context.Pool(1) as pool:
-        return pool.apply(_added, (stage.__name__, side, size, model))
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_added, stage.__name__, side, size, model).result()
 
 
 def _added(module: str, side: str, size: dict, model: str) -> int:

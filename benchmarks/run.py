@@ -1,6 +1,7 @@
 """Every stage against its peers and its limit: `make bench`, or `python -m benchmarks.run similarity merging`.
 
-Writes `results.json` and `results.md` beside this file; the entries of stages that are not run stay.
+Writes `results.json` and `results.md` beside this file and fills the table of `docs/performance.md`; the entries of
+stages that are not run stay.
 """
 
 import importlib
@@ -15,8 +16,10 @@ import pandas as pd
 from transformers.utils import logging
 
 from benchmarks import compare, study
+from sdd_utils.report import fill_tables
 
 HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "performance.md"
 STAGES = ("similarity", "distillation", "finetuning", "multiple_choice", "generation_tasks", "merging")
 
 
@@ -71,6 +74,7 @@ def main(names: list[str]) -> None:
         entries = measure(name)
         write(entries)
         print(table(entries).to_markdown(index=False, disable_numparse=True), flush=True)
+    fill_tables(PAGE, HERE)
     differing = [e for e in json.loads((HERE / "results.json").read_text()) if e["equal"] is False]
     if differing:
         raise SystemExit(f"answers differ in {', '.join(entry['stage'] for entry in differing)}: see results.json")

@@ -65,3 +65,11 @@ def test_entries_replace_those_of_their_stage(tmp_path, monkeypatch):
     kept = {e["stage"]: e["ratio_time"] for e in json.loads((tmp_path / "results.json").read_text())}
     assert kept == {"a": 4.0, "b": 2.0}
     assert "4.00" in (tmp_path / "results.md").read_text()
+
+
+def test_the_page_shows_the_committed_results():
+    entries = json.loads((run.HERE / "results.json").read_text())
+    table = run.table(entries).to_markdown(index=False, disable_numparse=True)
+    assert (run.HERE / "results.md").read_text() == table + "\n"
+    assert table in run.PAGE.read_text(encoding="utf-8")
+    assert all(entry["spread"][0] <= entry["ratio_time"] <= entry["spread"][1] for entry in entries)
