@@ -16,7 +16,7 @@ import pandas as pd
 from transformers.utils import logging
 
 from benchmarks import compare, study
-from sdd_utils.report import fill_tables
+from sdd_utils import readme
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
@@ -74,7 +74,7 @@ def main(names: list[str]) -> None:
         entries = measure(name)
         write(entries)
         print(table(entries).to_markdown(index=False, disable_numparse=True), flush=True)
-    fill_tables(PAGE, HERE)
+    PAGE.write_text(readme.fill(PAGE.read_text(), tables=HERE))
     differing = [e for e in json.loads((HERE / "results.json").read_text()) if e["equal"] is False]
     if differing:
         raise SystemExit(f"answers differ in {', '.join(entry['stage'] for entry in differing)}: see results.json")

@@ -91,7 +91,7 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
         assert (folder / "published" / "figures" / f"recovery.{suffix}").stat().st_size > 1000
 
     (parameters.NOTEBOOKS / "02_pruning.ipynb").touch()  # touched, not edited
-    again = subprocess.run(run, cwd=study.ROOT, capture_output=True, text=True, timeout=60, check=False)
+    again = subprocess.run(run, cwd=study.ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0
     assert "Nothing to be done" in again.stdout + again.stderr
 
