@@ -78,6 +78,7 @@ def _added(module: str, side: str, size: dict, model: str) -> int:
     run = stage.ours if side == "ours" else stage.PEERS[side][0]
     with tempfile.TemporaryDirectory() as scratch:
         run(stage.prepare(model, scratch=Path(scratch), **stage.SMALL))  # imports and thread pools are no one's work
+    with tempfile.TemporaryDirectory() as scratch:  # another folder: mergekit remembers what it saw in the first
         state = stage.prepare(model, scratch=Path(scratch), **size)
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         before = _status("VmRSS")
