@@ -63,7 +63,8 @@ class SharedContextLM(HFLM):
             yield int(id_), postprocess_generated_text(self.tok_decode(tokens), stop=stops, think_end_token=None)
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
-        if any(key is None for key, _, _ in requests):  # rolling windows share nothing but their first token
+        rolling = any(key is None for key, _, _ in requests)  # windows, which share nothing but their first token
+        if rolling or not decoding.supports(self.model):
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
         groups: dict[tuple, list[int]] = {}
         for index, (_, context, _) in enumerate(requests):
@@ -83,52 +84,63 @@ class SharedContextLM(HFLM):
     def _score_choices(self, contexts, choices: list[list[list[int]]]) -> list[tuple[float, bool]]:
         """(log-likelihood, is greedy) of every choice, in order; contexts are cut on the left to the model's length."""
         room = self.max_length - max(len(choice) for group in choices for choice in group)
-        ids, mask = _padded([list(context)[-room:] for context in contexts], side="left", device=self.device)
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        output = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
-        )
-        owner = torch.tensor([row for row, group in enumerate(choices) for _ in group], device=self.device)
-        flat = [choice for group in choices for choice in group]
-        logits = output.logits[owner, -1:]
-        if max(map(len, flat)) > 1:
-            rest = self._logits_after(output.past_key_values, mask, owner, [choice[:-1] for choice in flat])
-            logits = torch.cat([logits, rest], dim=1)
-        return _choice_scores(logits, flat)
-
-    def _logits_after(self, cache, mask, owner, heads: list[list[int]]) -> torch.Tensor:
-        """Logits after each token of each choice but its last, on top of the contexts' cache."""
-        ids, head_mask = _padded([head or [0] for head in heads], side="right", device=self.device)
-        cache.batch_select_indices(owner)
-        start = mask.sum(dim=1)[owner, None]
-        return self.model(
+        contexts = [list(context)[-room:] for context in contexts]
+        ids, positions, part = (table.to(self.device) for table in _packed(contexts, choices))
+        last = max(map(len, contexts)) - 1
+        logits = self.model(
             input_ids=ids,
-            attention_mask=torch.cat([mask[owner], head_mask], dim=1),
-            position_ids=start + torch.arange(ids.shape[1], device=self.device),
-            past_key_values=cache,
-            use_cache=True,
+            attention_mask=_mask(part, self.model.dtype),
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=ids.shape[1] - last,
         ).logits
+        scores = []
+        for row, group in zip(logits, choices, strict=True):
+            start = 1
+            for choice in group:
+                scores.append(_score(torch.cat([row[:1], row[start : start + len(choice) - 1]]), choice))
+                start += len(choice) - 1
+        return scores
 
 
-def _padded(rows: list[list[int]], *, side: str, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, (rows, longest), padded with token 0 on one side."""
-    longest = max(map(len, rows))
-    ids, mask = torch.zeros(2, len(rows), longest, dtype=torch.long, device=device)
-    for index, row in enumerate(rows):
-        where = slice(longest - len(row), None) if side == "left" else slice(0, len(row))
-        ids[index, where] = torch.tensor(row, device=device)
-        mask[index, where] = 1
-    return ids, mask
+def _packed(contexts: list[list[int]], choices: list[list[list[int]]]) -> torch.Tensor:
+    """Each context, left-padded, and behind it its choices end to end, all but their last tokens.
+
+    Returns:
+        (3, rows, tokens): ids; positions, which start behind the context for each choice; and to which part a token
+        belongs: 0 the context, 1, 2, ... a choice, -1 padding.
+    """
+    longest = max(map(len, contexts))
+    width = max(sum(len(choice) - 1 for choice in group) for group in choices)
+    table = torch.zeros(3, len(contexts), longest + width, dtype=torch.long)
+    table[2] = -1
+    for row, (context, group) in enumerate(zip(contexts, choices, strict=True)):
+        length, start = len(context), longest
+        table[:, row, longest - length : longest] = torch.tensor([context, range(length), [0] * length])
+        for number, choice in enumerate(group, start=1):
+            head = choice[:-1]
+            places = range(length, length + len(head))
+            table[:, row, start : start + len(head)] = torch.tensor([head, places, [number] * len(head)])
+            start += len(head)
+    return table
 
 
-def _choice_scores(logits: torch.Tensor, choices: list[list[int]]) -> list[tuple[float, bool]]:
-    scores = []
-    for row, choice in zip(logits, choices, strict=True):
-        log_probs = torch.log_softmax(row[: len(choice)].float(), dim=-1)
-        target = torch.tensor(choice, device=log_probs.device)
-        total = log_probs.gather(1, target[:, None]).sum()
-        scores.append((float(total), bool((log_probs.argmax(dim=-1) == target).all())))
-    return scores
+def _mask(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(rows, 1, tokens, tokens) to add to attention scores: a token sees itself, its context and its own choice."""
+    earlier = torch.ones(part.shape[1], part.shape[1], dtype=torch.bool, device=part.device).tril()
+    seen = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
+    hidden = ~(seen & earlier & (part[:, None, :] >= 0)) & ~torch.eye(
+        part.shape[1], dtype=torch.bool, device=part.device
+    )
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=part.device)
+    return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
+
+
+def _score(logits: torch.Tensor, choice: list[int]) -> tuple[float, bool]:
+    """(log-likelihood, is greedy) of a choice from the logits before each of its tokens."""
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    target = torch.tensor(choice, device=log_probs.device)
+    return float(log_probs.gather(1, target[:, None]).sum()), bool((log_probs.argmax(dim=-1) == target).all())
 
 
 def _is_greedy(settings: dict) -> bool:
