@@ -88,14 +88,25 @@ def _set_cells(metrics: dict) -> dict:
 
 
 def merging_table(records: list[dict]) -> pd.DataFrame:
-    """Recovery along the SLERP path of every merge, parents at t = 0 and t = 1, and the share that fell back."""
+    """Recovery along the SLERP path of every merge, parents at t = 0 and t = 1, of LERP, and of training on both sets.
+
+    With the share of tensors where SLERP falls back to LERP. "-" where a record does not have it.
+    """
     lines = []
     for record in of_step(records, "merging"):
         params, metrics = record["params"], record["metrics"]
         line = {"n": params["block_size"], "t = 0": params["data_set"], "t = 1": params["other_data_set"]}
-        line |= {f"recovery, t = {p['t']:g}": percent(p["recovery"], p["interval"]) for p in metrics["points"]}
+        line |= {f"recovery, t = {p['t']:g}": recovered(p) for p in metrics["points"]}
+        line |= {f"LERP, t = {p['t']:g}": "-" for p in metrics["points"] if 0 < p["t"] < 1}
+        line |= {f"LERP, t = {p['t']:g}": recovered(p) for p in metrics.get("lerp_points", [])}
+        line["trained on both"] = recovered(metrics.get("mixture"))
         lines.append(line | {"seed": params["seed"], "LERP share": percent(metrics["lerp_share"])})
     return pd.DataFrame(lines)
+
+
+def recovered(part: dict | None) -> str:
+    """Recovery with its interval as text, "-" where there is none."""
+    return percent(part["recovery"], part["interval"]) if part else "-"
 
 
 def scaling_table(rows: list[dict]) -> pd.DataFrame:
