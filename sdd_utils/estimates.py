@@ -236,14 +236,14 @@ def _mixture(s: Setting, n: int, data_sets: tuple[str, str]) -> Estimate:
 
 
 def embedding_similarity(s: Setting, *, block_size: int, data_set: str) -> Estimate:
-    """Answers of every arm to held-out prompts, each as long as may be."""
+    """Greedy and sampled answers of every arm, sampled ones of the original, each as long as may be."""
     context, batch, asked = set_lengths(data_set)["prompt"], s.study.generation_batch, s.study.answer_prompts
-    new, answering = s.study.answer_tokens, [block_size] * len(s.study.arms)
+    new, answering = s.study.answer_tokens, [0, *[block_size] * 2 * len(s.study.arms)]
     decoding = sum(decode_seconds(s, n, rows=asked, context=context, new=new, batch=batch) for n in answering)
-    cached = cache_bytes(s, block_size, min(asked, s.machine.sequences or batch) * (context + new))
+    cached = cache_bytes(s, 0, min(asked, s.machine.sequences or batch) * (context + new))
     return Estimate(
         read=len(answering) * asked * context,
         generated=len(answering) * asked * new,
         seconds=start_seconds(s, *answering) + decoding,
-        memory=resident(s, block_size) + cached,
+        memory=resident(s, 0) + cached,
     )

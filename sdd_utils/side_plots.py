@@ -47,15 +47,22 @@ def _path(axis, points: list[dict], **look) -> None:
     axis.errorbar([point["t"] for point in points], middle, [middle - low, high - middle], capsize=3, **look)
 
 
-def embedding_histogram(similarities: dict[str, np.ndarray]) -> Figure:
-    """Distribution of the cosine to the original's answer, per arm, with its mean."""
-    drawn, (axis,) = figure()
-    bins = np.linspace(min(0.0, *(np.min(values) for values in similarities.values())), 1, 26)
-    for (arm, values), line in zip(similarities.items(), cycle(["-", "-", "--", ":"]), strict=False):
-        look = {"histtype": "stepfilled", "alpha": 0.5, "hatch": "//"} if arm == "sft" else {"histtype": "step"}
-        name = f"{NAMES[arm]}, mean {np.mean(values):.2f}"
-        axis.hist(values, bins, label=name, color=COLOURS[arm], lw=2, ls=line, **look)
-        axis.axvline(np.mean(values), color=COLOURS[arm], ls=":" if arm == "sft" else "--")
-    axis.set(xlabel="cosine to the original model's answer", ylabel="prompts", title="Embedding similarity")
-    axis.legend(loc="upper left")
+def embedding_histogram(greedy: dict[str, np.ndarray], sampled: dict[str, np.ndarray]) -> Figure:
+    """Distribution of the cosine to the original's greedy answer, per arm, with its mean.
+
+    Greedy answers left, sampled ones right, where there are any.
+    """
+    panels = {"greedy": greedy} | ({"sampled": sampled} if sampled else {})
+    drawn, axes = figure(len(panels), width=6.4 if len(panels) == 1 else 10.5, sharey=True)
+    lowest = min(np.min(values) for own in panels.values() for values in own.values())
+    bins = np.linspace(min(0.0, lowest), 1, 26)
+    for axis, (how, own) in zip(axes, panels.items(), strict=True):
+        for arm, line in zip(own, cycle(["-", "--", ":", "-."]), strict=False):
+            look = {"histtype": "stepfilled", "alpha": 0.5, "hatch": "//"} if arm == "sft" else {"histtype": "step"}
+            name = f"{NAMES[arm]}, mean {np.mean(own[arm]):.2f}"
+            axis.hist(own[arm], bins, label=name, color=COLOURS[arm], lw=2, ls=line, **look)
+            axis.axvline(np.mean(own[arm]), color=COLOURS[arm], ls=line)
+        axis.set(xlabel="cosine to the original's greedy answer", title=f"Embedding similarity, {how} answers")
+        axis.legend(loc="upper left")
+    axes[0].set_ylabel("prompts")
     return drawn

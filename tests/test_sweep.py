@@ -77,6 +77,9 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
     parents = [r["metrics"]["arms"]["self_data_ft"]["training"] for r in tuned if r["params"]["train_rows"] == 6]
     assert merge["mixture"]["training"]["rows"] == min(parent["rows"] for parent in parents)
     assert 0 <= merge["mixture"]["interval"][0] <= merge["mixture"]["recovery"]
+    for similar in (record["metrics"] for record in records if record["step"] == "embedding_similarity"):
+        assert len(similar["original_sampled"]["similarities"]) == 3
+        assert all(own["sampled"]["n"] == own["n"] == 3 for own in similar["arms"].values())
     compared = {r["params"]["block_size"]: r["metrics"]["fidelity"] for r in records if r["step"] == "pruning"}
     assert {own["kl"] for own in compared[0].values()} == {0}
     assert all(own["kl"] > 0 for own in compared[2].values())
