@@ -2,7 +2,7 @@
 
 A job's output is the JSON record that its notebook writes last; the executed notebook is its log. A rule lists the
 modules that make its numbers, so editing one of them reruns its jobs; editing a study key reruns the jobs that use
-it. Figures are drawn again from the records by 08, so `plots` is an input of that job alone.
+it. Figures are drawn again from the records by 08, so `plots` and `side_plots` are inputs of that job alone.
 """
 
 import re
@@ -68,7 +68,8 @@ def execute(notebook, log, params, threads):
 VLLM = ["vllm_client", "vllm_process"] if vllm_client.available() else []
 GENERATING = ["generation", "decoding", "models", *VLLM]
 SCORING = ["evaluation", "shared_context", *GENERATING]
-RESULTS = "results inference grid domains contrasts claims verdicts report side_tables arms paper plots page similarity".split()
+MERGING = ["merging", *SCORING, *(["finetuning", "arms", "training"] if S.train_on_mixture else [])]
+RESULTS = "results inference grid domains contrasts claims verdicts report side_tables arms paper plots side_plots page similarity".split()
 DATA = ["sdd_utils/data.py", "sdd_utils/sources.py", "sdd_utils/pydoc_names.txt"]
 TASKS = [*map(str, sorted(Path("sdd_utils/tasks").glob("*.*")))] + ["sdd_utils/facts.py", *DATA]
 
@@ -123,12 +124,12 @@ rule finetuning:
     run: execute("04_sft_vs_self_distill", log[0], params, threads)
 
 rule merging:
-    input: uses("05_model_merging", "merging", *SCORING), TASKS,
+    input: uses("05_model_merging", *MERGING), TASKS,
         rules.pruning.output, lambda w: [main_finetuned(w, w.data), main_finetuned(w, w.other)]
     output: f"{RECORDS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.json"
     log: f"{LOGS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.ipynb"
     params: values=lambda w: tuned("05_model_merging", w, other_data_set=w.other, other_train_rows=S.data_sets[w.other])
-    message: "05 SLERP of {wildcards.data} and {wildcards.other}, n = {wildcards.n}, seed {wildcards.seed}"
+    message: "05 merges of {wildcards.data} and {wildcards.other}, n = {wildcards.n}, seed {wildcards.seed}"
     resources: mem_mb=3000
     run: execute("05_model_merging", log[0], params, threads)
 

@@ -202,28 +202,48 @@ def finetuning(s: Setting, *, block_size: int, data_set: str, rows: int) -> Esti
     )
 
 
-def merging(s: Setting, *, block_size: int) -> Estimate:
-    """Both parents written out, and each point between them merged, loaded and scored; the folders are deleted."""
-    points, scored = sum(0 < t < 1 for t in s.study.slerp_t), evaluation(s, block_size)
+def merging(s: Setting, *, block_size: int, data_sets: tuple[str, str]) -> Estimate:
+    """Both parents written out, and each point between them merged twice, by SLERP and by LERP, loaded and scored.
+
+    The folders are deleted. LERP costs nothing where every tensor falls back to it, which is not known before.
+    """
+    points, scored = 2 * sum(0 < t < 1 for t in s.study.slerp_t), evaluation(s, block_size)
     passes = 4 + 4 * points  # read and write each parent; per point read two, write one, load it
+    mixed = _mixture(s, block_size, data_sets) if s.study.train_on_mixture else Estimate()
     return Estimate(
-        read=points * scored.read,
-        generated=points * scored.generated,
-        seconds=start_seconds(s, *[block_size] * passes) + points * scored.seconds,
-        memory=resident(s, block_size, block_size) + scored.memory,
+        read=points * scored.read + mixed.read,
+        trained=mixed.trained,
+        generated=points * scored.generated + mixed.generated,
+        seconds=start_seconds(s, *[block_size] * passes) + points * scored.seconds + mixed.seconds,
+        memory=max(resident(s, block_size, block_size) + scored.memory, mixed.memory),
         disk=3 * s.bytes_of(block_size),
     )
 
 
+def _mixture(s: Setting, n: int, data_sets: tuple[str, str]) -> Estimate:
+    """Train one adapter on half the rows of either set and score it, within another job."""
+    scored, rows = evaluation(s, n), min(rows_of(s.study, name) for name in data_sets)
+    lengths = [set_lengths(name)["prompt"] + response_of(s.study, name, "self_data_ft") for name in data_sets]
+    trained = s.study.epochs * rows * sum(min(length, s.study.max_length) for length in lengths) / 2
+    loads = start_seconds(s, n, n) - s.machine.job_seconds
+    return Estimate(
+        read=scored.read,
+        trained=trained,
+        generated=scored.generated,
+        seconds=loads + train_seconds(s, n, trained) + scored.seconds,
+        memory=max(sum(size for _, _, size in training_memory(s, n)), resident(s, n) + scored.memory),
+    )
+
+
 def embedding_similarity(s: Setting, *, block_size: int, data_set: str) -> Estimate:
-    """Answers of every arm to held-out prompts, each as long as may be."""
+    """Greedy and sampled answers of every arm, sampled ones of the original, each as long as may be."""
     context, batch, asked = set_lengths(data_set)["prompt"], s.study.generation_batch, s.study.answer_prompts
-    new, answering = s.study.answer_tokens, [block_size] * len(s.study.arms)
+    new, answering = s.study.answer_tokens, [0, *[block_size] * 2 * len(s.study.arms)]
     decoding = sum(decode_seconds(s, n, rows=asked, context=context, new=new, batch=batch) for n in answering)
-    cached = cache_bytes(s, block_size, min(asked, s.machine.sequences or batch) * (context + new))
+    cached = cache_bytes(s, 0, min(asked, s.machine.sequences or batch) * (context + new))
     return Estimate(
         read=len(answering) * asked * context,
         generated=len(answering) * asked * new,
         seconds=start_seconds(s, *answering) + decoding,
-        memory=resident(s, block_size) + cached,
+        memory=resident(s, 0) + cached,
     )

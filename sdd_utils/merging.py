@@ -1,8 +1,9 @@
-"""SLERP of two checkpoints of one shape, streamed: no more than one tensor of each is in memory.
+"""SLERP or LERP of two checkpoints of one shape, streamed: no more than one tensor of each is in memory.
 
 SLERP walks the great circle between two weight tensors instead of the chord (Shoemake 1985); as in mergekit,
 tensors that are nearly parallel fall back to linear interpolation (LERP). Fine-tunes of one parent are nearly
-parallel almost everywhere, so the angle of every tensor and the share that fell back are part of the result.
+parallel almost everywhere, so the angle of every tensor and the share that fell back are part of the result. What a
+merge is measured against besides its parents, training on both sets at once, takes its rows from `mixture`.
 """
 
 import json
@@ -12,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from datasets import Dataset, concatenate_datasets
 from safetensors import safe_open
 from torch import Tensor
 
@@ -44,20 +46,33 @@ def slerp(a: Tensor, b: Tensor, t: float) -> tuple[Tensor, float]:
     angle = math.acos(cosine(a, b))
     if t in (0, 1):
         return (a, b)[int(t)].clone(), angle
-    if falls_back(angle):
-        weight_a, weight_b = 1.0 - t, t
-    else:
-        weight_a, weight_b = math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
-    return (weight_a * a.float() + weight_b * b.float()).to(a.dtype), angle
+    weights = [1.0 - t, t] if falls_back(angle) else [math.sin(u * angle) / math.sin(angle) for u in (1.0 - t, t)]
+    return _sum(a, b, *weights), angle
 
 
-def merge(a: Path, b: Path, *, out: Path, t: float) -> dict:
-    """SLERP two checkpoints into a third that keeps a's dtype, tied embeddings, tokenizer and chat template.
+def lerp(a: Tensor, b: Tensor, t: float) -> tuple[Tensor, float]:
+    """(1 - t) a + t b in a's dtype, and the angle between a and b in radians."""
+    return _sum(a, b, 1.0 - t, t), math.acos(cosine(a, b))
+
+
+def _sum(a: Tensor, b: Tensor, weight_a: float, weight_b: float) -> Tensor:
+    return (weight_a * a.float() + weight_b * b.float()).to(a.dtype)
+
+
+_HOW = {"slerp": slerp, "lerp": lerp}
+
+
+def merge(a: Path, b: Path, *, out: Path, t: float, how: str = "slerp") -> dict:
+    """Merge two checkpoints into a third that keeps a's dtype, tied embeddings, tokenizer and chat template.
 
     The output file has the very header of a's file, so tensors can be written in place as they are made.
 
+    Args:
+        how: "slerp" or "lerp".
+
     Returns:
-        {angles: {tensor: radians}, lerp_share: share of tensors that fell back, 0..1}.
+        {angles: {tensor: radians}, lerp_share: share of tensors where SLERP falls back, 0..1}. At a share of 1
+        SLERP and LERP give the same weights.
 
     Raises:
         ValueError: the checkpoints do not hold the same tensors.
@@ -68,9 +83,18 @@ def merge(a: Path, b: Path, *, out: Path, t: float) -> dict:
         _copy_context(a, scratch)
         angles = {}
         for shard in sorted(a.glob("*.safetensors")):
-            angles |= _merge_shard(shard, where_in_b, out=scratch / shard.name, t=t)
-        write_manifest(scratch, parent=a.name, recipe={"merge": "slerp", "a": a.name, "b": b.name, "t": t})
+            angles |= _merge_shard(shard, where_in_b, out=scratch / shard.name, t=t, how=how)
+        write_manifest(scratch, parent=a.name, recipe={"merge": how, "a": a.name, "b": b.name, "t": t})
     return {"angles": angles, "lerp_share": sum(map(falls_back, angles.values())) / len(angles)}
+
+
+def mixture(first: Dataset, second: Dataset) -> Dataset:
+    """Training rows of two sets in equal parts, the first ones of each, together as many as the smaller set has.
+
+    A training on it costs what one parent's does. An odd row comes from the first set.
+    """
+    rows = min(len(first), len(second))
+    return concatenate_datasets([first.select(range(rows - rows // 2)), second.select(range(rows // 2))])
 
 
 def _copy_context(a: Path, out: Path) -> None:
@@ -109,11 +133,11 @@ def check_same_shape(a: Path, b: Path) -> None:
     if differing:
         raise ValueError(
             f"checkpoints {a.name} and {b.name} differ in tensor {differing[0]!r}: "
-            "SLERP needs two models pruned by the same block"
+            "a merge needs two models pruned by the same block"
         )
 
 
-def _merge_shard(shard: Path, where_in_b: dict[str, Path], *, out: Path, t: float) -> dict[str, float]:
+def _merge_shard(shard: Path, where_in_b: dict[str, Path], *, out: Path, t: float, how: str) -> dict[str, float]:
     """Write one shard of the merge, tensor by tensor in the order of its header; returns the angles in radians."""
     header, raw = read_header(shard)
     entries = sorted((entry["data_offsets"][0], name) for name, entry in header.items() if name != "__metadata__")
@@ -126,6 +150,6 @@ def _merge_shard(shard: Path, where_in_b: dict[str, Path], *, out: Path, t: floa
         target.write(raw)
         for _, name in entries:
             other = files_b[where_in_b[name]].get_tensor(name)
-            merged, angles[name] = slerp(file_a.get_tensor(name), other, t)
+            merged, angles[name] = _HOW[how](file_a.get_tensor(name), other, t)
             target.write(merged.reshape(-1).view(torch.uint8).numpy().data)
     return angles

@@ -70,7 +70,7 @@ def estimate(s: Setting, job: dict) -> Estimate:
             rows = job["train_rows"] or lengths.rows_of(s.study, data_set)
             return estimates.finetuning(s, block_size=n, data_set=data_set, rows=rows)
         case "merging":
-            return estimates.merging(s, block_size=n)
+            return estimates.merging(s, block_size=n, data_sets=(data_set, job["other_data_set"]))
         case "embedding_similarity":
             return estimates.embedding_similarity(s, block_size=n, data_set=data_set)
     return Estimate(seconds=s.machine.job_seconds, memory=s.machine.process_bytes)

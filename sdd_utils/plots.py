@@ -159,37 +159,6 @@ def loss_curves(losses: dict[str, list]) -> Figure:
     return drawn
 
 
-def slerp_curve(points: list[dict], angles: list[float], *, names: tuple[str, str], threshold: float) -> Figure:
-    """Average score along t with 95 % intervals, and the angles between the parents' tensors."""
-    drawn, (scores, histogram) = figure(2, width=9)
-    t = [point["t"] for point in points]
-    low, high = np.array([point["interval"] for point in points]).T
-    middle = np.array([point["recovery"] for point in points])
-    scores.errorbar(t, middle, [middle - low, high - middle], color=COLOURS["merged"], marker="o", capsize=3)
-    scores.set(
-        xlabel=f"t (0: {names[0]}, 1: {names[1]})", ylabel="recovery (95 % interval)", title="Along the SLERP path"
-    )
-    histogram.hist(np.degrees(angles), 30, color=COLOURS["merged"])
-    histogram.axvline(np.degrees(np.arccos(threshold)), color="black", ls="--", label="below: LERP")
-    histogram.set(xlabel="angle between the parents (degrees)", ylabel="tensors", title="Angle per tensor")
-    histogram.legend()
-    return drawn
-
-
-def embedding_histogram(similarities: dict[str, np.ndarray]) -> Figure:
-    """Distribution of the cosine to the original's answer, per arm, with its mean."""
-    drawn, (axis,) = figure()
-    bins = np.linspace(min(0.0, *(np.min(values) for values in similarities.values())), 1, 26)
-    for (arm, values), line in zip(similarities.items(), cycle(["-", "-", "--", ":"]), strict=False):
-        look = {"histtype": "stepfilled", "alpha": 0.5, "hatch": "//"} if arm == "sft" else {"histtype": "step"}
-        name = f"{NAMES[arm]}, mean {np.mean(values):.2f}"
-        axis.hist(values, bins, label=name, color=COLOURS[arm], lw=2, ls=line, **look)
-        axis.axvline(np.mean(values), color=COLOURS[arm], ls=":" if arm == "sft" else "--")
-    axis.set(xlabel="cosine to the original model's answer", ylabel="prompts", title="Embedding similarity")
-    axis.legend(loc="upper left")
-    return drawn
-
-
 def recovery_grid(rows: list[dict]) -> Figure:
     """The headline: recovery against block size, one panel per data set, a line per arm, 95 % intervals.
 

@@ -47,23 +47,50 @@ def pooled_similarities(records: list[dict]) -> dict[str, np.ndarray]:
     return {arm: np.array(values) for arm, values in arms.items()}
 
 
-def embedding_table(records: list[dict]) -> pd.DataFrame:
-    """Mean cosine per block size, data set, seed and arm, and over everything in the last lines."""
-    lines = []
+def sampled(records: list[dict]) -> list[dict]:
+    """The embedding records with sampled answers in the place of greedy ones, the original's as an arm of its own.
+
+    Records made before answers were sampled have none and are left out.
+    """
+    found = []
     for record in of_step(records, "embedding_similarity"):
-        params = record["params"]
-        where = {"n": params["block_size"], "fine-tuned on": params["data_set"], "seed": params["seed"]}
-        lines += [{**where, "model": NAMES[arm], **_mean_cells(m)} for arm, m in record["metrics"]["arms"].items()]
+        metrics = record["metrics"]
+        if "original_sampled" in metrics:
+            arms = {arm: own["sampled"] for arm, own in metrics["arms"].items()}
+            found.append(record | {"metrics": {"arms": {"original": metrics["original_sampled"], **arms}}})
+    return found
+
+
+def embedding_table(records: list[dict]) -> pd.DataFrame:
+    """Mean cosine per block size, data set, seed and arm, and over everything in the last lines.
+
+    Both columns are against the original's greedy answers, so its own sampled ones are the ceiling of the second.
+    """
+    columns = {"mean cosine, greedy": _mean_cosines(records), "mean cosine, sampled": _mean_cosines(sampled(records))}
+    keys = dict.fromkeys(key for cells in reversed(columns.values()) for key in cells)
+    names = ("n", "fine-tuned on", "seed", "model", "answers")
+    return pd.DataFrame(
+        dict(zip(names, key, strict=True)) | {name: cells.get(key, "-") for name, cells in columns.items()}
+        for key in keys
+    )
+
+
+def _mean_cosines(records: list[dict]) -> dict[tuple, str]:
+    """Mean cosine with its interval by (block size, data set, seed, model, answers); "all" for what is pooled."""
+    found = {}
+    for record in of_step(records, "embedding_similarity"):
+        where = tuple(record["params"][name] for name in ("block_size", "data_set", "seed"))
+        for arm, own in record["metrics"]["arms"].items():
+            found[(*where, NAMES[arm], own["n"])] = _mean_cell(own["mean"], own["interval"])
     for arm, values in pooled_similarities(records).items():
-        where, mean = {"n": "all", "fine-tuned on": "all", "seed": "all"}, contrasts.cosine(records, arm=arm)
-        mean = {"mean": mean["estimate"], "interval": mean["interval"], "n": len(values)}
-        lines.append({**where, "model": NAMES[arm], **_mean_cells(mean)})
-    return pd.DataFrame(lines)
+        pooled = contrasts.cosine(records, arm=arm)
+        key = ("all", "all", "all", NAMES[arm], len(values))
+        found[key] = _mean_cell(pooled["estimate"], pooled["interval"])
+    return found
 
 
-def _mean_cells(mean: dict) -> dict:
-    low, high = mean["interval"]
-    return {"answers": mean["n"], "mean cosine": f"{mean['mean']:.3f} [{low:.3f}, {high:.3f}]"}
+def _mean_cell(mean: float, low_high: list[float]) -> str:
+    return f"{mean:.3f} [{low_high[0]:.3f}, {low_high[1]:.3f}]"
 
 
 def distillation_table(records: list[dict]) -> pd.DataFrame:
@@ -88,14 +115,25 @@ def _set_cells(metrics: dict) -> dict:
 
 
 def merging_table(records: list[dict]) -> pd.DataFrame:
-    """Recovery along the SLERP path of every merge, parents at t = 0 and t = 1, and the share that fell back."""
+    """Recovery along the SLERP path of every merge, parents at t = 0 and t = 1, of LERP, and of training on both sets.
+
+    With the share of tensors where SLERP falls back to LERP. "-" where a record does not have it.
+    """
     lines = []
     for record in of_step(records, "merging"):
         params, metrics = record["params"], record["metrics"]
         line = {"n": params["block_size"], "t = 0": params["data_set"], "t = 1": params["other_data_set"]}
-        line |= {f"recovery, t = {p['t']:g}": percent(p["recovery"], p["interval"]) for p in metrics["points"]}
+        line |= {f"recovery, t = {p['t']:g}": recovered(p) for p in metrics["points"]}
+        line |= {f"LERP, t = {p['t']:g}": "-" for p in metrics["points"] if 0 < p["t"] < 1}
+        line |= {f"LERP, t = {p['t']:g}": recovered(p) for p in metrics.get("lerp_points", [])}
+        line["trained on both"] = recovered(metrics.get("mixture"))
         lines.append(line | {"seed": params["seed"], "LERP share": percent(metrics["lerp_share"])})
     return pd.DataFrame(lines)
+
+
+def recovered(part: dict | None) -> str:
+    """Recovery with its interval as text, "-" where there is none."""
+    return percent(part["recovery"], part["interval"]) if part else "-"
 
 
 def scaling_table(rows: list[dict]) -> pd.DataFrame:

@@ -169,6 +169,12 @@ def bootstrap_recovery(
     return np.divide(ours, theirs, out=np.full(draws, np.nan), where=theirs > 0)
 
 
+def recovered(scores: dict[str, dict], original: dict[str, dict]) -> dict:
+    """{recovery, scores, interval}: a model's recovery with its 95 % interval over documents."""
+    spread = interval(bootstrap_recovery(scores, original))
+    return {"recovery": recovery(scores, original), "scores": scores, "interval": spread}
+
+
 def interval(draws: np.ndarray, *, level: float = 0.95) -> list[float]:
     """Central interval of a bootstrap distribution."""
     return [float(q) for q in np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])]

@@ -5,7 +5,7 @@ import pandas as pd
 
 from sdd_utils import grid
 from sdd_utils.plots import NAMES
-from sdd_utils.report import percent
+from sdd_utils.report import percent, recovered
 from sdd_utils.results import of_step
 
 
@@ -42,17 +42,13 @@ def domain_table(rows: list[dict]) -> pd.DataFrame:
             continue
         own = row["in_domain"]
         line = {"n": row["block_size"], "model": NAMES[row["arm"]], "fine-tuned on": row["data_set"]}
-        line |= {"own tasks": ", ".join(own["tasks"]) if own else "-", "recovery there": _recovered(own)}
-        line |= {"recovery elsewhere": _recovered(row["out_of_domain"]), "forgotten, points": "-"}
+        line |= {"own tasks": ", ".join(own["tasks"]) if own else "-", "recovery there": recovered(own)}
+        line |= {"recovery elsewhere": recovered(row["out_of_domain"]), "forgotten, points": "-"}
         if row["forgetting"]:
             low, high = row["forgetting"]["interval"]
             line["forgotten, points"] = f"{100 * row['forgetting']['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
         lines.append(line)
     return pd.DataFrame(lines)
-
-
-def _recovered(part: dict | None) -> str:
-    return percent(part["recovery"], part["interval"]) if part else "-"
 
 
 def capacity_table(rows: list[dict]) -> pd.DataFrame:

@@ -53,6 +53,7 @@ class Study:
     evaluation_batch: int
     merge_pairs: list
     slerp_t: list
+    train_on_mixture: bool
     encoder: str
     answer_prompts: int
     answer_tokens: int

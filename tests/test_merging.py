@@ -2,14 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_llama
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sdd_utils import merging
+from sdd_utils import merging, report, side_plots
 
 
 @given(st.floats(0.1, math.pi - 0.1), st.floats(0, 1))
@@ -74,6 +76,75 @@ def test_merged_checkpoint_is_the_tensorwise_slerp(parents, tmp_path):
     assert report["lerp_share"] == sum(fell_back) / len(fell_back)
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").config.tie_word_embeddings
+
+
+def test_lerp_is_the_weighted_mean_at_every_angle(parents, tmp_path):
+    a, b = parents
+    report = merging.merge(a, b, out=tmp_path / "chord", t=0.3, how="lerp")
+    merging.merge(a, b, out=tmp_path / "arc", t=0.3)
+    chord, arc, left, right = (
+        AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (tmp_path / "chord", tmp_path / "arc", a, b)
+    )
+    assert report["lerp_share"] < 1  # else the two would be the same
+    for name, tensor in chord.items():
+        wanted = torch.lerp(left[name].double(), right[name].double(), 0.3)
+        torch.testing.assert_close(tensor.double(), wanted, rtol=2**-8, atol=1e-6)  # bfloat16 keeps 8 bits
+    assert any(not torch.equal(chord[name], arc[name]) for name in chord)
+
+
+def test_where_every_tensor_falls_back_slerp_and_lerp_write_the_same_file(parents, tmp_path):
+    (a, _), model = parents, AutoModelForCausalLM.from_pretrained(parents[0])
+    for parameter in model.parameters():
+        parameter.data *= 1.05
+    model.save_pretrained(tmp_path / "near", max_shard_size="60KB")
+    reports = [merging.merge(a, tmp_path / "near", out=tmp_path / how, t=0.3, how=how) for how in ("slerp", "lerp")]
+    assert reports[0] == reports[1]
+    assert reports[0]["lerp_share"] == 1
+    shards = sorted(path.name for path in (tmp_path / "slerp").glob("*.safetensors"))
+    assert [(tmp_path / "slerp" / n).read_bytes() for n in shards] == [
+        (tmp_path / "lerp" / n).read_bytes() for n in shards
+    ]
+
+
+@pytest.mark.parametrize(("first", "second", "expected"), [
+    (6, 4, [0, 1, 100, 101]), (5, 9, [0, 1, 2, 100, 101]), (1, 1, [0]),
+])  # fmt: skip
+def test_a_mixture_has_half_of_each_set_and_as_many_rows_as_the_smaller(first, second, expected):
+    sets = [
+        Dataset.from_dict({"input_ids": [[start + i] for i in range(n)]}) for start, n in ((0, first), (100, second))
+    ]
+    assert [ids for (ids,) in merging.mixture(*sets)["input_ids"]] == expected
+
+
+def point(t, recovery):
+    return {"t": t, "recovery": recovery, "interval": [recovery - 0.1, recovery + 0.1]}
+
+
+PATH, CHORD, MIXED = [point(0.0, 0.5), point(0.5, 0.7), point(1.0, 0.6)], [point(0.5, 0.65)], point(None, 0.55)
+
+
+def merged(**more):
+    params = {"block_size": 4, "data_set": "a", "other_data_set": "b", "seed": 0}
+    return {"step": "merging", "params": params, "metrics": {"points": PATH, "lerp_share": 0.25} | more}
+
+
+def test_the_table_has_lerp_and_mixture_and_a_dash_where_an_older_record_has_none():
+    table = report.merging_table([merged(lerp_points=CHORD, mixture=MIXED), merged()])
+    assert table["LERP, t = 0.5"].tolist() == ["65.0 % [55.0, 75.0]", "-"]
+    assert table["trained on both"].tolist() == ["55.0 % [45.0, 65.0]", "-"]
+    assert "LERP, t = 0" not in table
+
+
+def test_the_figure_has_a_line_for_slerp_lerp_and_the_mixture():
+    shown = {"names": ("a", "b"), "threshold": merging.LERP_ABOVE}
+    drawn = side_plots.slerp_curve(PATH, [0.1, 0.2], lerp_points=CHORD, mixture=MIXED, **shown)
+    axis = drawn.axes[0]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["trained on both sets", "SLERP", "LERP"]
+    lines = {bars.get_label(): bars[0].get_xydata() for bars in axis.containers}
+    np.testing.assert_allclose(lines["SLERP"], [[0, 0.5], [0.5, 0.7], [1, 0.6]])
+    np.testing.assert_allclose(lines["LERP"], [[0, 0.5], [0.5, 0.65], [1, 0.6]])
+    plain = side_plots.slerp_curve(PATH[1:2], [0.1], lerp_points=CHORD, mixture=None, **shown)
+    assert len(plain.axes[0].get_legend().get_texts()) == 2
 
 
 def test_models_of_another_shape_are_refused_and_nothing_is_left(parents, tokenizer, tmp_path):

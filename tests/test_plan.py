@@ -25,7 +25,7 @@ EMBEDDED = {
     "tasks": {"facts": 400, "gsm_symbolic": 12, "gsm_symbolic_mc": 64, "pydoc_nll": 32}, "shots": {},
     "arms": ["sft", "self_data_ft"], "evaluation_batch": 16, "slerp_t": [0.0, 0.5, 1.0],
     "merge_pairs": [["gsm_symbolic", "pydoc"]], "scaling": {}, "capacities": {},
-    "answer_prompts": 12, "answer_tokens": 48,
+    "train_on_mixture": False, "answer_prompts": 12, "answer_tokens": 48,
 }  # fmt: skip
 PAPER = EMBEDDED | {
     "model": "Llama-3.1-8B-Instruct", "calibration_rows": 128, "block_sizes": [2, 4, 6, 8, 10],
@@ -204,6 +204,18 @@ def test_more_arms_cost_more_and_only_own_answers_are_a_further_set():
     written = [estimates.distillation(s, "pydoc").generated for s in (two, three, four)]
     answers = 12 * 48
     assert written == pytest.approx([written[0], written[0], 2 * (written[0] - answers) + answers])
+
+
+def test_a_mixture_costs_a_parents_training_beside_the_merge():
+    plain, mixed = (
+        estimates.merging(setting_of(EMBEDDED, train_on_mixture=on), block_size=4, data_sets=("pydoc", "gsm_symbolic"))
+        for on in (False, True)
+    )
+    s = setting_of(EMBEDDED, arms=["self_data_ft"])
+    parents = [estimates.finetuning(s, block_size=4, data_set=d, rows=48).trained for d in ("pydoc", "gsm_symbolic")]
+    assert plain.trained == 0
+    assert mixed.trained == pytest.approx(sum(parents) / 2)
+    assert mixed.seconds - plain.seconds > estimates.train_seconds(s, 4, mixed.trained)
 
 
 def test_zero_means_all_and_shots_lengthen_contexts(paper):

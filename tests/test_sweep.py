@@ -19,7 +19,7 @@ TINY = {
     "data_sets": {"gsm_symbolic": 6, "pydoc": 6}, "calibration_rows": 4, "calibration_batch": 4,
     "block_sizes": [2], "finetune_block_sizes": [2], "rewrite_tokens": 8, "generation_batch": 4, "lora_rank": 2,
     "max_length": 2000, "tasks": {"facts": 12, "gsm_symbolic": 2, "gsm_symbolic_mc": 4, "pydoc_nll": 3},
-    "answer_prompts": 3, "answer_tokens": 6, "epochs": 1,
+    "answer_prompts": 3, "answer_tokens": 6, "epochs": 1, "train_on_mixture": True,
     "arms": ["sft", "self_data_ft", "self_generated_ft", "mixed_ft"],
     "scaling": {"rows": [3], "block_sizes": [2], "data_sets": ["pydoc"]},
     "capacities": {
@@ -72,6 +72,14 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
     assert sorted({(r["params"]["lora_rank"], r["params"]["capacity"]) for r in tuned}) == [
         (2, ""), (3, "r3a6-q_proj+v_proj")
     ]  # fmt: skip
+    (merge,) = [record["metrics"] for record in records if record["step"] == "merging"]
+    assert [point["t"] for point in merge["lerp_points"]] == [0.5]
+    parents = [r["metrics"]["arms"]["self_data_ft"]["training"] for r in tuned if r["params"]["train_rows"] == 6]
+    assert merge["mixture"]["training"]["rows"] == min(parent["rows"] for parent in parents)
+    assert 0 <= merge["mixture"]["interval"][0] <= merge["mixture"]["recovery"]
+    for similar in (record["metrics"] for record in records if record["step"] == "embedding_similarity"):
+        assert len(similar["original_sampled"]["similarities"]) == 3
+        assert all(own["sampled"]["n"] == own["n"] == 3 for own in similar["arms"].values())
     compared = {r["params"]["block_size"]: r["metrics"]["fidelity"] for r in records if r["step"] == "pruning"}
     assert {own["kl"] for own in compared[0].values()} == {0}
     assert all(own["kl"] > 0 for own in compared[2].values())
@@ -102,7 +110,7 @@ MADE_BY = {
     "pruning": ("02_pruning", ["checkpoints/n{block_size}"]),
     "distillation": ("03_self_data_distillation", ["distilled", "answers"]),
     "finetuning": ("04_sft_vs_self_distill", ["adapters"]),
-    "merging": ("05_model_merging", ["merges"]),
+    "merging": ("05_model_merging", ["merges", "adapters/*+*"]),
     "embedding_similarity": ("06_embedding_similarity", ["answers/n*", "answers/-n*"]),
 }
 
