@@ -86,14 +86,24 @@ class SharedContextLM(HFLM):
         room = self.max_length - max(len(choice) for group in choices for choice in group)
         contexts = [list(context)[-room:] for context in contexts]
         ids, positions, part = (table.to(self.device) for table in _packed(contexts, choices))
-        last = max(map(len, contexts)) - 1
-        logits = self.model(
-            input_ids=ids,
-            attention_mask=_mask(part, self.model.dtype),
-            position_ids=positions,
-            use_cache=False,
-            logits_to_keep=ids.shape[1] - last,
-        ).logits
+        longest = max(map(len, contexts))
+        read = self.model(
+            input_ids=ids[:, :longest],
+            attention_mask=(part[:, :longest] == 0).long(),
+            position_ids=positions[:, :longest],
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits = read.logits
+        if ids.shape[1] > longest:
+            behind = self.model(
+                input_ids=ids[:, longest:],
+                attention_mask=_mask(part, start=longest, dtype=self.model.dtype),
+                position_ids=positions[:, longest:],
+                past_key_values=read.past_key_values,
+                use_cache=True,
+            )
+            logits = torch.cat([logits, behind.logits], dim=1)
         scores = []
         for row, group in zip(logits, choices, strict=True):
             start = 1
@@ -125,15 +135,17 @@ def _packed(contexts: list[list[int]], choices: list[list[list[int]]]) -> torch.
     return table
 
 
-def _mask(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(rows, 1, tokens, tokens) to add to attention scores: a token sees itself, its context and its own choice."""
-    earlier = torch.ones(part.shape[1], part.shape[1], dtype=torch.bool, device=part.device).tril()
-    seen = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
-    hidden = ~(seen & earlier & (part[:, None, :] >= 0)) & ~torch.eye(
-        part.shape[1], dtype=torch.bool, device=part.device
-    )
-    mask = torch.zeros(hidden.shape, dtype=dtype, device=part.device)
-    return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
+def _mask(part: torch.Tensor, *, start: int, dtype: torch.dtype) -> torch.Tensor:
+    """What to add to the attention scores of the tokens from `start` on: each sees its context, its choice and itself.
+
+    Returns:
+        (rows, 1, tokens - start, tokens)
+    """
+    own, places = part[:, start:, None], torch.arange(part.shape[1], device=part.device)
+    here = places[start:, None]
+    seen = (places <= here) & ((part[:, None] == 0) | ((part[:, None] == own) & (own > 0)))
+    seen |= places == here  # padding must see something
+    return torch.zeros(seen.shape, dtype=dtype, device=part.device).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
 
 def _score(logits: torch.Tensor, choice: list[int]) -> tuple[float, bool]:
