@@ -87,8 +87,7 @@ def response_nll(model, tokenizer, rows: list[dict], responses: list[str]) -> li
 @torch.inference_mode()
 def _nll(model, prompt: list[int], answered: list[int]) -> float:
     ids = torch.tensor([prompt + answered])
-    log_probs = _log_probs(model, ids, len(answered))
-    return -float(log_probs.gather(1, ids[0, -len(answered) :, None].to(log_probs.device)).mean())
+    return float(_token_nll(_log_probs(model, ids, len(answered)), answered).mean())
 
 
 def _tokens(tokenizer, row: dict) -> tuple[list[int], list[int]]:
@@ -104,9 +103,14 @@ def _document(original, model, prompt: list[int], answered: list[int]) -> list[f
         return [0.0, 0.0, 0]
     ids = torch.tensor([prompt + answered])
     theirs, ours = (_log_probs(one, ids, len(answered)) for one in (original, model))
-    nll = -ours.gather(1, ids[0, -len(answered) :, None].to(ours.device)).sum()
+    nll = _token_nll(ours, answered).sum()
     kl = functional.kl_div(ours, theirs, log_target=True, reduction="sum")
     return [float(nll), float(kl), len(answered)]
+
+
+def _token_nll(log_probs: torch.Tensor, answered: list[int]) -> torch.Tensor:
+    """(answered,) negative log-likelihoods of an answer's tokens."""
+    return -log_probs.gather(1, torch.tensor(answered, device=log_probs.device)[:, None])[:, 0]
 
 
 def _log_probs(model, ids: torch.Tensor, answered: int) -> torch.Tensor:
