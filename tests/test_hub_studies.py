@@ -95,7 +95,8 @@ def test_a_model_comes_from_the_hub_and_a_broken_download_goes_on(online, tmp_pa
     if not name:
         pytest.skip("set SDD_TEST_HUB_MODEL to the id of a small model on that hub to run this test")
     environment = online | {"HF_HOME": str(tmp_path / "hf")}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(LAPTOP | {"model": name, "tasks": {"facts": 4}, "shots": {}}))
+    mine = LAPTOP | {"model": name, "tasks": {"facts": 4}, "shots": {}, "in_domain": {}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
     unreachable = run(
         "prefetch", tmp_path / "mine.yaml", environment=environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}
     )
