@@ -69,7 +69,7 @@ VLLM = ["vllm_client", "vllm_process"] if vllm_client.available() else []
 GENERATING = ["generation", "decoding", "models", *VLLM]
 SCORING = ["evaluation", "shared_context", *GENERATING]
 MERGING = ["merging", *SCORING, *(["finetuning", "arms", "training"] if S.train_on_mixture else [])]
-RESULTS = "results inference grid domains contrasts claims verdicts report side_tables arms paper plots side_plots page similarity".split()
+RESULTS = "results inference grid domains contrasts claims verdicts report shift side_tables arms paper plots side_plots page similarity".split()
 DATA = ["sdd_utils/data.py", "sdd_utils/sources.py", "sdd_utils/pydoc_names.txt"]
 TASKS = [*map(str, sorted(Path("sdd_utils/tasks").glob("*.*")))] + ["sdd_utils/facts.py", *DATA]
 

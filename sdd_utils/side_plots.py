@@ -66,3 +66,18 @@ def embedding_histogram(greedy: dict[str, np.ndarray], sampled: dict[str, np.nda
         axis.legend(loc="upper left")
     axes[0].set_ylabel("prompts")
     return drawn
+
+
+def shift_scatter(points: list[dict]) -> Figure:
+    """Accuracy lost against embedding similarity, a mark per fine-tuned model (see `shift.models`)."""
+    drawn, (axis,) = figure(1, width=6.4)
+    arms = dict.fromkeys(point["arm"] for point in points)
+    for arm, marker in zip(arms, cycle("os^D"), strict=False):
+        own = [(point["similarity"], 100 * point["lost"]) for point in points if point["arm"] == arm]
+        face = "none" if arm == "sft" else COLOURS[arm]
+        axis.plot(*zip(*own, strict=True), marker, ms=7, color=COLOURS[arm], mfc=face, label=NAMES[arm])
+    axis.axhline(0, color="black", lw=0.8, ls=":")
+    axis.set(xlabel="mean cosine to the original's greedy answers", ylabel="average score lost (points)")
+    axis.set_title("Moved answers against lost accuracy, a mark per model")
+    axis.legend()
+    return drawn
