@@ -4,6 +4,7 @@ A stage is a module with
 
     NAME                                          what the table calls it
     FULL, SMALL                                   sizes: what `make bench` measures, and what tests and warm-up take
+    MEMORY (optional)                             what of FULL to change for memory, where less work has the same peak
     prepare(model, *, scratch, **size) -> state   everything that is not measured
     ours(state) -> answer
     PEERS                                         {peer: (peer(state) -> answer, repetitions)}
@@ -46,7 +47,8 @@ def compare(stage: ModuleType, *, size: dict, model: str = MODEL, memory: bool =
             equal, note = stage.same(state, answers["ours"], answers[name])
             # A peer that is too slow to repeat is not run again for its memory either.
             sized = sides if memory and repetitions > 1 else ()
-            peaks = {side: peak(stage, side, size=size, model=model) for side in sized}
+            smaller = size | getattr(stage, "MEMORY", {})
+            peaks = {side: peak(stage, side, size=smaller, model=model) for side in sized}
             entries.append(
                 {
                     "stage": stage.NAME,

@@ -1,29 +1,20 @@
 """Greedy rewrites: the decode loop, beside transformers' `generate` row by row and on padded batches in file order."""
 
-import os
-
 import torch
 
-from sdd_utils import data, decoding, distillation, generation, models
+from benchmarks import some_rows
+from sdd_utils import decoding, distillation, generation, models
 
 NAME = "distillation"
-HUB = bool(os.environ.get("HF_ENDPOINT"))  # with a hub at hand the rows are Alpaca's
-FULL = {"rows": 48, "max_new_tokens": 96, "batch_size": 48, "padded": 32}  # as much as fits into ten minutes
+FULL = {"rows": 48, "max_new_tokens": 96, "batch_size": 48, "padded": 32}  # as much as fits into some minutes
 SMALL = {"rows": 6, "max_new_tokens": 6, "batch_size": 4, "padded": 3}
-
-
-def _rows(count: int) -> list[dict]:
-    if HUB:
-        return data.load("alpaca", split="train", rows=count)
-    pairs = zip(
-        *(data.load(name, split="train", rows=-(-count // 2)) for name in ("gsm_symbolic", "pydoc")), strict=True
-    )
-    return [row for pair in pairs for row in pair][:count]
 
 
 def prepare(model, *, scratch, rows: int, max_new_tokens: int, batch_size: int, padded: int) -> dict:
     loaded, tokenizer = models.load(model)
-    texts = {row["id"]: generation.render(tokenizer, distillation.rewrite_messages(row)) for row in _rows(rows)}
+    texts = {
+        row["id"]: generation.render(tokenizer, distillation.rewrite_messages(row)) for row in some_rows.load(rows)
+    }
     prompts = {id_: tokenizer(text, add_special_tokens=False)["input_ids"] for id_, text in texts.items()}
     ends = generation.end_tokens(loaded, tokenizer)
     settings = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
@@ -83,5 +74,7 @@ def same(state, ours, peer) -> tuple[bool, str]:
     found, expected = _likelihood(state, ours), _likelihood(state, peer)
     differ = sum(ours[id_] != peer[id_] for id_ in peer)
     close = ours.keys() == peer.keys() and abs(found / expected - 1) < 0.005
-    rows = "Alpaca" if HUB else "gsm_symbolic and pydoc"
-    return close, f"{len(peer)} rows of {rows}, {differ} texts differ, log-likelihood {found / expected - 1:+.2%}"
+    return (
+        close,
+        f"{len(peer)} rows of {some_rows.NAME}, {differ} texts differ, log-likelihood {found / expected - 1:+.2%}",
+    )

@@ -6,7 +6,8 @@ from pathlib import Path
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-from sdd_utils import data, finetuning, models, training
+from benchmarks import some_rows
+from sdd_utils import finetuning, models, training
 
 NAME = "fine-tuning"
 FULL = {"rows": 200, "batch_size": 4}
@@ -17,9 +18,7 @@ SETTINGS |= {"learning_rate": 5e-4, "epochs": 1, "trained_tokens": 0, "seed": 0}
 
 def prepare(model, *, scratch, rows: int, batch_size: int) -> dict:
     tokenizer = models.load_tokenizer(model)
-    pairs = zip(*(data.load(name, split="train", rows=rows // 2) for name in ("gsm_symbolic", "pydoc")), strict=True)
-    chosen = [row for pair in pairs for row in pair]
-    sets = finetuning.paired_sets(tokenizer, chosen, {}, arms=["sft"], max_length=512)
+    sets = finetuning.paired_sets(tokenizer, some_rows.load(rows), {}, arms=["sft"], max_length=512)
     return {"folder": models.find(str(model)), "set": sets["sft"], "batch_size": batch_size, "scratch": scratch}
 
 
@@ -52,4 +51,7 @@ PEERS = {"TRL SFTTrainer, batches padded as by default": (padded, 1)}
 
 def same(state, ours, peer) -> tuple[bool, str]:
     gap = max(abs(a - b) for a, b in zip(ours, peer, strict=True))
-    return gap < 1e-3, f"{len(peer)} steps of {state['batch_size']} rows, largest difference of a loss {gap:.0e}"
+    return (
+        gap < 1e-3,
+        f"{len(peer)} steps of {state['batch_size']} rows of {some_rows.NAME}, largest difference of a loss {gap:.0e}",
+    )

@@ -1,12 +1,10 @@
 """Generation tasks: the decode loop under lm-eval, beside lm-eval's HFLM."""
 
-import os
-
-from benchmarks import multiple_choice
+from benchmarks import multiple_choice, some_rows
 
 NAME = "generation tasks"
-TASKS = {"gsm8k": 5} if os.environ.get("HF_ENDPOINT") else {"gsm_symbolic": 5}
-FULL = {"tasks": TASKS, "limit": 32, "batch_size": 32}
+TASKS = {"gsm8k": 5} if some_rows.HUB else {"gsm_symbolic": 5}
+FULL = {"tasks": TASKS, "limit": 16, "batch_size": 16}
 SMALL = {"tasks": {"gsm_symbolic": 1}, "limit": 3, "batch_size": 2}
 prepare, ours = multiple_choice.prepare, multiple_choice.ours  # the same two sides, on other tasks
 PEERS = {"lm-eval HFLM": (multiple_choice.hflm, 2)}

@@ -1,18 +1,18 @@
 """Multiple choice with many shots: each context read once, beside lm-eval's HFLM, which reads it once per choice."""
 
-import os
-
 import lm_eval
 import numpy as np
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from benchmarks import some_rows
 from sdd_utils import evaluation, models
 
 NAME = "multiple choice"
 FACTS = {"facts": 25}
-HUB = {"arc_challenge": 25, "hellaswag": 10} if os.environ.get("HF_ENDPOINT") else {}
-FULL = {"tasks": HUB or FACTS, "limit": 32, "batch_size": 8}
+ASKED = {"arc_challenge": 25, "hellaswag": 10} if some_rows.HUB else FACTS
+FULL = {"tasks": ASKED, "limit": 8, "batch_size": 8}
+MEMORY = {"limit": 2}  # one batch
 SMALL = {"tasks": FACTS | {"facts": 2}, "limit": 3, "batch_size": 2}
 
 
