@@ -12,9 +12,8 @@ SMALL = {"rows": 6, "max_new_tokens": 6, "batch_size": 4, "padded": 3}
 
 def prepare(model, *, scratch, rows: int, max_new_tokens: int, batch_size: int, padded: int) -> dict:
     loaded, tokenizer = models.load(model)
-    texts = {
-        row["id"]: generation.render(tokenizer, distillation.rewrite_messages(row)) for row in some_rows.load(rows)
-    }
+    asked = {row["id"]: distillation.rewrite_messages(row) for row in some_rows.load(rows)}
+    texts = {id_: generation.render(tokenizer, messages) for id_, messages in asked.items()}
     prompts = {id_: tokenizer(text, add_special_tokens=False)["input_ids"] for id_, text in texts.items()}
     ends = generation.end_tokens(loaded, tokenizer)
     settings = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
@@ -74,7 +73,5 @@ def same(state, ours, peer) -> tuple[bool, str]:
     found, expected = _likelihood(state, ours), _likelihood(state, peer)
     differ = sum(ours[id_] != peer[id_] for id_ in peer)
     close = ours.keys() == peer.keys() and abs(found / expected - 1) < 0.005
-    return (
-        close,
-        f"{len(peer)} rows of {some_rows.NAME}, {differ} texts differ, log-likelihood {found / expected - 1:+.2%}",
-    )
+    rows = f"{len(peer)} rows of {some_rows.NAME}"
+    return close, f"{rows}, {differ} texts differ, log-likelihood {found / expected - 1:+.2%}"

@@ -51,7 +51,5 @@ PEERS = {"TRL SFTTrainer, batches padded as by default": (padded, 1)}
 
 def same(state, ours, peer) -> tuple[bool, str]:
     gap = max(abs(a - b) for a, b in zip(ours, peer, strict=True))
-    return (
-        gap < 1e-3,
-        f"{len(peer)} steps of {state['batch_size']} rows of {some_rows.NAME}, largest difference of a loss {gap:.0e}",
-    )
+    work = f"{len(peer)} steps of {state['batch_size']} rows of {some_rows.NAME}"
+    return gap < 1e-3, f"{work}, largest difference of a loss {gap:.0e}"
