@@ -74,7 +74,7 @@ def main(names: list[str]) -> None:
         entries = measure(name)
         write(entries)
         print(table(entries).to_markdown(index=False, disable_numparse=True), flush=True)
-    PAGE.write_text(readme.fill(PAGE.read_text(), tables=HERE))
+    PAGE.write_text(readme.fill(PAGE.read_text()))
     differing = [e for e in json.loads((HERE / "results.json").read_text()) if e["equal"] is False]
     if differing:
         raise SystemExit(f"answers differ in {', '.join(entry['stage'] for entry in differing)}: see results.json")

@@ -1,6 +1,7 @@
 """Fill the README with tables and estimates that the code made: `python -m sdd_utils.readme`, or `make readme`.
 
-`<!-- table: name -->…<!-- end -->` holds a table of the embedded study, `<!-- plan: study -->…` what a study costs.
+`<!-- table: results/embedded/tables/recovery -->…<!-- end -->` holds that Markdown file of the repository,
+`<!-- plan: study -->…` what a study costs.
 """
 
 import re
@@ -9,16 +10,16 @@ from pathlib import Path
 from sdd_utils import plan, study
 
 
-def fill(page: str, *, tables: Path) -> str:
+def fill(page: str, *, root: Path = study.ROOT) -> str:
     """The page with every marked place filled anew.
 
     Args:
-        tables: folder of Markdown tables.
+        root: the folder that names of tables are relative to.
     """
 
     def filled(match: re.Match) -> str:
         name = match["name"]
-        text = f"\n{(tables / f'{name}.md').read_text()}" if match["kind"] == "table" else brief(name)
+        text = f"\n{(root / f'{name}.md').read_text()}" if match["kind"] == "table" else brief(name)
         return f"{match['start']}{text}<!-- end -->"
 
     return re.sub(r"(?P<start><!-- (?P<kind>table|plan): (?P<name>\S+) -->).*?<!-- end -->", filled, page, flags=re.S)
@@ -35,4 +36,4 @@ def brief(name: str) -> str:
 
 if __name__ == "__main__":
     path = study.ROOT / "README.md"
-    path.write_text(fill(path.read_text(encoding="utf-8"), tables=study.ROOT / "results/embedded/tables"), "utf-8")
+    path.write_text(fill(path.read_text(encoding="utf-8")), "utf-8")

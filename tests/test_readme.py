@@ -36,12 +36,20 @@ def test_estimates_are_what_the_code_makes_now():
     assert {name: readme.brief(name) for name in found} == found, "run 'make readme'"
 
 
+def test_tables_are_the_committed_ones():
+    pages = {name: (study.ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/performance.md")}
+    found = {table: page for page in pages.values() for table in re.findall("<!-- table: (\\S+) -->", page)}
+    assert {"results/embedded/tables/recovery", "benchmarks/results"} <= set(found)
+    for table, page in found.items():
+        assert f"<!-- table: {table} -->\n{(study.ROOT / f'{table}.md').read_text()}<!-- end -->" in page
+
+
 def test_marked_places_are_filled(tmp_path):
-    (tmp_path / "recovery.md").write_text("| new |\n")
-    page = "a\n<!-- table: recovery -->\n| old |\n<!-- end -->\n| x | <!-- plan: embedded -->old<!-- end --> |\n"
-    filled = readme.fill(page, tables=tmp_path)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "recovery.md").write_text("| new |\n")
+    page = "a\n<!-- table: tables/recovery -->\n| old |\n<!-- end -->\n| x | <!-- plan: embedded -->old<!-- end --> |\n"
+    filled = readme.fill(page, root=tmp_path)
     cost = readme.brief("embedded")
-    assert filled == (
-        f"a\n<!-- table: recovery -->\n| new |\n<!-- end -->\n| x | <!-- plan: embedded -->{cost}<!-- end --> |\n"
-    )
+    table = "<!-- table: tables/recovery -->\n| new |\n<!-- end -->"
+    assert filled == f"a\n{table}\n| x | <!-- plan: embedded -->{cost}<!-- end --> |\n"
     assert re.fullmatch(r"[\d.]+ h \(cpu-2-cores\), [\d.]+ GB", cost)
