@@ -143,16 +143,3 @@ def test_environments_pin_the_same_versions():
     lock = (study.ROOT / "requirements.lock").read_text().lower().splitlines()
     assert sorted(wanted) == sorted(line for line in conda if not line.startswith("-"))
     assert [pin for pin in wanted if "==" in pin and pin not in lock] == []
-
-
-def committed(path):
-    """A file as git has it: `make reproduce` rewrites the tables of a working copy, and its numbers are the user's."""
-    return subprocess.run(
-        ["git", "show", f":{path}"], cwd=study.ROOT, capture_output=True, text=True, check=True
-    ).stdout
-
-
-def test_readme_shows_the_committed_tables():
-    readme = committed("README.md")
-    for name in ("recovery", "paper_vs_ours", "scores"):
-        assert committed(f"results/embedded/tables/{name}.md").strip() in readme, name
