@@ -18,6 +18,7 @@ from sdd_utils.results import of_step, records_by_file
 FIGURES = {
     "scaling": "Recovery against the number of training rows",
     "embedding_similarity": "Cosine of each model's answers to the original's",
+    "shift": "Average score lost against the mean cosine, a mark per fine-tuned model",
     "distance_curves": "Angular distance of every block of n layers",
     "similarity_map": "Angular distance between the inputs of every two layers",
 }
