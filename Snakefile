@@ -2,13 +2,14 @@
 
 A job's output is the JSON record that its notebook writes last; the executed notebook is its log. A rule lists the
 modules that make its numbers, so editing one of them reruns its jobs; editing a study key reruns the jobs that use
-it. Figures are drawn again from the records by 08, so `plots` and `side_plots` are inputs of that job alone.
+it. The study's figures are drawn by 08 from the records, so `plots` and `side_plots` are inputs of that job alone; a
+job's own figures keep the look they were drawn with.
 """
 
 import re
 from pathlib import Path
 
-from sdd_utils import notebooks, study as studies, vllm_client
+from sdd_utils import notebooks, sources, study as studies, vllm_client
 from sdd_utils.parameters import parameters_of
 
 STUDY = config.get("study", "embedded")
@@ -61,6 +62,11 @@ def main_finetuned(wildcards, data):
     return finetuned(block_size=wildcards.n, data_set=data, rows=S.data_sets[data], seed=wildcards.seed)
 
 
+def records_among(paths):
+    """The file names of the records among a job's inputs: a run's folder may hold those of earlier keys as well."""
+    return sorted(Path(path).name for path in paths if Path(path).parent == Path(RECORDS))
+
+
 def execute(notebook, log, params, threads):
     notebooks.execute(notebook, out=Path(log), parameters=dict(params.values), threads=threads)
 
@@ -70,7 +76,9 @@ GENERATING = ["generation", "decoding", "models", *VLLM]
 SCORING = ["evaluation", "shared_context", *GENERATING]
 MERGING = ["merging", *SCORING, *(["finetuning", "arms", "training"] if S.train_on_mixture else [])]
 RESULTS = "results inference grid domains contrasts claims verdicts report shift side_tables arms paper plots side_plots page similarity".split()
-DATA = ["sdd_utils/data.py", "sdd_utils/sources.py", "sdd_utils/pydoc_names.txt"]
+OWN_SOURCES = [sources.own(name, keys) for name, keys in S.own_data.items()]
+OWN_FILES = [str(path) for path in map(sources.local_file, OWN_SOURCES) if path]
+DATA = ["sdd_utils/data.py", "sdd_utils/sources.py", "sdd_utils/pydoc_names.txt", *OWN_FILES]
 TASKS = [*map(str, sorted(Path("sdd_utils/tasks").glob("*.*")))] + ["sdd_utils/facts.py", *DATA]
 
 
@@ -124,8 +132,8 @@ rule finetuning:
     run: execute("04_sft_vs_self_distill", log[0], params, threads)
 
 rule merging:
-    input: uses("05_model_merging", *MERGING), TASKS,
-        rules.pruning.output, lambda w: [main_finetuned(w, w.data), main_finetuned(w, w.other)]
+    input: uses("05_model_merging", "results", "inference", *MERGING), TASKS,
+        rules.pruning.output, f"{RECORDS}/pruning-n0.json", lambda w: [main_finetuned(w, w.data), main_finetuned(w, w.other)]
     output: f"{RECORDS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.json"
     log: f"{LOGS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.ipynb"
     params: values=lambda w: tuned("05_model_merging", w, other_data_set=w.other, other_train_rows=S.data_sets[w.other])
@@ -134,7 +142,7 @@ rule merging:
     run: execute("05_model_merging", log[0], params, threads)
 
 rule embedding_similarity:
-    input: uses("06_embedding_similarity", "embeddings", "fidelity", *GENERATING),
+    input: uses("06_embedding_similarity", "results", "embeddings", "fidelity", *GENERATING),
         lambda w: main_finetuned(w, w.data)
     output: f"{RECORDS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.json"
     log: f"{LOGS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.ipynb"
@@ -151,8 +159,8 @@ rule results:
         [expand(rules.merging.output, n=n, seed=seed, data=a, other=b) for n, seed in TUNED for a, b in S.merge_pairs]
     output: f"{RECORDS}/results.json"
     log: f"{LOGS}/results.ipynb"
-    params: values=parameters("08_results", publish=PUBLISH)
+    params: values=lambda w, input: parameters("08_results", publish=PUBLISH, record_names=records_among(input))
     message: "08 results: tables, figures and pages into {PUBLISH}"
     run:
         execute("08_results", log[0], params, threads)
-        notebooks.publish(Path(RUN), out=Path(PUBLISH))
+        notebooks.publish(Path(RUN), out=Path(PUBLISH), names=[*records_among(input), "results.json"])

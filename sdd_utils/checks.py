@@ -27,15 +27,24 @@ def check_type(*, name: str, value, kind: type) -> None:
 
 
 _MAY_BE_ZERO = ("top_k", "max_response_words")
+_NEEDED = ("data_sets", "calibration_sets", "block_sizes", "finetune_block_sizes", "seeds", "tasks")
+_RANGES = {  # of the floats: lowest, highest, and whether the lowest itself is allowed
+    "temperature": (0, 10, True),
+    "top_p": (0, 1, False),
+    "learning_rate": (0, 1, False),
+    "lora_dropout": (0, 0.99, True),
+}
 
 
 def check_values(values: dict) -> None:
     """Bounds that need no model: the number of layers is checked where the model is known."""
     for name, value in values.items():
-        if isinstance(value, int) and not isinstance(value, bool) and value < (0 if name in _MAY_BE_ZERO else 1):
+        count = isinstance(value, int) and not isinstance(value, bool) and name not in _RANGES
+        if count and value < (0 if name in _MAY_BE_ZERO else 1):
             raise ValueError(f"study key {name!r} is {value}: it must be a whole number of at least 1")
         if isinstance(value, list) and len(set(map(str, value))) != len(value):
             raise ValueError(f"study key {name!r} is {value}: it names something twice, keep each once")
+    _check_ranges(values)
     for name in ("data_sets", "tasks", "shots"):
         _check_counts(name, values[name])
     for name in ("block_sizes", "finetune_block_sizes"):
@@ -55,6 +64,18 @@ def check_values(values: dict) -> None:
         raise ValueError(f"study key 'slerp_t' holds {bad_t[0]!r}: SLERP's t lies in 0..1")
     if not any(0 < t < 1 for t in values["slerp_t"]):
         raise ValueError(f"study key 'slerp_t' is {values['slerp_t']}: name a point between 0 and 1, the parents apart")
+
+
+def _check_ranges(values: dict) -> None:
+    for name in _NEEDED:
+        if not values[name]:
+            raise ValueError(
+                f"study key {name!r} is empty: name at least one, or leave the key to studies/embedded.yaml"
+            )
+    for name, (low, high, included) in _RANGES.items():
+        if not (low < values[name] <= high or included and values[name] == low):
+            least = f"from {low}" if included else f"above {low}"
+            raise ValueError(f"study key {name!r} is {values[name]}: it must lie {least} and up to {high}")
 
 
 def _check_counts(name: str, counts: dict) -> None:

@@ -69,7 +69,7 @@ def recovery_lead(records: list[dict], *, null: float = 0.0) -> dict:
 
 def recovery_lead_at_cut(records: list[dict], *, null: float = 0.0) -> dict:
     """`recovery_lead` at the block size whose share of the parameters is nearest to the paper's."""
-    pairs = {cell: pair for cell, pair in _arm_pairs(records).items() if cell[0] == _nearest_cut(records)}
+    pairs = {cell: pair for cell, pair in _arm_pairs(records).items() if cell[0] == nearest_cut(records)}
     found = _recovery_difference(list(pairs.values()), grid.original_scores(records), null=null)
     return found | {"where": _cells(pairs)}
 
@@ -80,7 +80,7 @@ def _cells(cells) -> str:
     return f"n = {', '.join(sorted(sizes, key=int))} on {', '.join(sorted(names))}"
 
 
-def _nearest_cut(records: list[dict]) -> int:
+def nearest_cut(records: list[dict]) -> int:
     """The block size whose share of parameters is nearest to the paper's at n = 6, of those that are fine-tuned."""
     tuned = {key[1] for key in grid.main_comparison(records)}
     cuts = {

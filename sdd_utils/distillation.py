@@ -122,7 +122,10 @@ def _same_boxed(answer: str, text: str) -> bool | None:
     boxed = utils.last_boxed_only_string(text) if "\\boxed" in text else None
     if boxed is None:
         return None
-    found = utils.remove_boxed(boxed).strip()
+    try:
+        found = utils.remove_boxed(boxed).strip()
+    except AssertionError:  # \boxed without braces, as in \boxed\frac{1}{2}
+        return None
     if _PLAIN_NUMBER.fullmatch(found) and _PLAIN_NUMBER.fullmatch(answer):
         return last_number(found) == last_number(answer)
     return utils.is_equiv(found, answer)

@@ -31,6 +31,13 @@ def _load(encoder: str) -> SentenceTransformer:
     return SentenceTransformer(encoder_path(encoder), device="cpu", trust_remote_code=False)
 
 
+def cut_share(answers: list[str], *, encoder: str) -> float:
+    """The share of answers, 0..1, that are longer than what the encoder reads, which is their beginning."""
+    model = _load(encoder)
+    lengths = [len(ids) for ids in model.tokenizer(answers, truncation=False)["input_ids"]]
+    return float(np.mean(np.array(lengths) > model.max_seq_length))
+
+
 def similarities(answers: list[str], references: list[str], *, encoder: str) -> np.ndarray:
     """(answers,) cosine in -1..1 between each answer and its reference.
 

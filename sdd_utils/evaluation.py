@@ -160,7 +160,7 @@ def _score(results: dict, *, task: str, limit: int, chat: bool, engine: str) -> 
         **_estimate(documents),
         "n": len(documents),
         "limit": limit,
-        "chance": float(np.mean([1 / len(sample["resps"]) for sample in samples])) if choice else 0.0,
+        "chance": _chance(samples, documents) if choice else 0.0,
         "shots": results["n-shot"][leaves[0]],
         "chat_template": chat,
         "version": str(results["versions"][leaves[0]]),
@@ -173,6 +173,11 @@ def _score(results: dict, *, task: str, limit: int, chat: bool, engine: str) -> 
         found |= {"metric": "nll_per_word", "higher_is_better": False, "documents": [[-ll, n] for ll, n in documents]}
         found |= _ratio_estimate(found["documents"])
     return found
+
+
+def _chance(samples: list[dict], documents: list) -> float:
+    """The score of guessing; 0 where several choices are right (TruthfulQA mc2), as guessing has no one score there."""
+    return float(np.mean([1 / len(sample["resps"]) for sample in samples])) if set(documents) <= {0, 1} else 0.0
 
 
 def _primary(task: str, values: dict) -> tuple[str, str]:

@@ -133,8 +133,7 @@ def generate_file(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = [models.identity(models.find(str(model))), adapter and models.sha256(adapter / ADAPTER_WEIGHTS)]
-    code = [models.sha256(Path(module)) for module in (__file__, decoding.__file__)]
-    parts = [prompts, weights, settings, depends_on, engine(), code]
+    parts = [prompts, weights, settings, depends_on, engine(), str(models.best_dtype()), _code()]
     _begin(path, key=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
     done = frozenset(row["id"] for row in read_rows(path, half_line="drop"))
     if not done.issuperset(prompts):
@@ -145,6 +144,12 @@ def generate_file(
                 file.flush()
     rows = {row["id"]: row for row in read_rows(path)}
     return [rows[id_] for id_ in prompts]
+
+
+def _code() -> list[str]:
+    """Digests of the modules that the engine at hand generates with."""
+    names = ["generation", "models", "decoding"] if engine() == TRANSFORMERS else ["vllm_client", "vllm_process"]
+    return [models.sha256(Path(__file__).with_name(f"{name}.py")) for name in names]
 
 
 def _by_transformers(model, prompts: dict, *, adapter: Path | None, **settings) -> Iterator[dict]:

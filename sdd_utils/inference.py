@@ -25,7 +25,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import stdtr
 
-from sdd_utils.results import averaged_tasks
+from sdd_utils.results import averaged_tasks, recovery
 
 
 def estimate(values: list[np.ndarray], *, null: float = 0.0, level: float = 0.95) -> dict:
@@ -129,6 +129,12 @@ def recovery_values(scores: list[dict], original: dict[str, dict], *, minus: lis
     ours = [document_values(scores, task, minus=minus) for task in averaged_tasks(original)]
     ratio = float(np.mean([task.mean() for task in ours])) / base
     return [ratio + (own - ratio * theirs) / base for own, theirs in zip(ours, reference, strict=True)]
+
+
+def recovered(scores: dict[str, dict], original: dict[str, dict]) -> dict:
+    """{recovery, scores, interval}: one model's recovery with its 95 % interval over documents."""
+    spread = estimate(recovery_values([scores], original))["interval"]
+    return {"recovery": recovery(scores, original), "scores": scores, "interval": spread}
 
 
 def document_values(scores: list[dict], task: str, *, minus: list[dict] | None = None) -> np.ndarray:

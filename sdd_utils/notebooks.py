@@ -47,16 +47,21 @@ def to_html(executed: Path, *, out: Path) -> None:
     out.write_text(page, encoding="utf-8")
 
 
-def publish(run: Path, *, out: Path) -> None:
+def publish(run: Path, *, out: Path, names: list[str]) -> None:
     """Copy a finished run's records and executed notebooks, as notebooks and as pages, to where they are kept.
 
     The study's own page, which links to them, is built last.
+
+    Args:
+        names: the records' file names; each has a notebook of the same name.
     """
     for name in ("records", "notebooks", "html"):
         shutil.rmtree(out / name, ignore_errors=True)
-    shutil.copytree(run / "records", out / "records")
-    (out / "notebooks").mkdir(parents=True)
-    for executed in sorted((run / "notebooks").glob("*.ipynb")):
+    for name in ("records", "notebooks"):
+        (out / name).mkdir(parents=True)
+    for name in sorted(names):
+        shutil.copy(run / "records" / name, out / "records")
+        executed = (run / "notebooks" / name).with_suffix(".ipynb")
         kept = out / "notebooks" / executed.name
         nbformat.write(_without_log(nbformat.read(executed, as_version=4)), kept)
         to_html(kept, out=out / "html" / f"{executed.stem}.html")

@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from sdd_utils import ROOT, paper, verdicts
+from sdd_utils import ROOT, contrasts, paper, verdicts
 from sdd_utils.plots import NAMES
 from sdd_utils.results import of_step, records_by_file
 
@@ -118,12 +118,12 @@ def _main_files(records: dict[str, dict], **params) -> list[str]:
 def _compared(table: pd.DataFrame, records: dict[str, dict]) -> list[dict]:
     """Rows of the paper-vs-ours table with the files that our number comes from."""
     keys = {published.what: published.key for published in paper.NUMBERS}
-    largest = max(records[name]["params"]["block_size"] for name in _of_step(records, "finetuning"))
+    beside = contrasts.nearest_cut(list(records.values()))
     rows = []
     for row in table.fillna("-").to_dict("records"):
         key = keys.get(row["what"], "")
         step = _STEPS.get(key.split("_")[0], "pruning")
-        only = {"block_size": largest} if key.startswith(("recovery", "layers", "parameters", "cut")) else {}
+        only = {"block_size": beside} if key.startswith(("recovery", "layers", "parameters", "cut")) else {}
         rows.append(row | {"files": _files(records, step, **only)})
     return rows
 

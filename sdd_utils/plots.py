@@ -182,25 +182,29 @@ def recovery_grid(rows: list[dict]) -> Figure:
 
 
 def scaling_curves(rows: list[dict]) -> Figure:
-    """Recovery against the number of training rows at the largest block size, a panel per data set, 95 % intervals.
+    """Recovery against the number of training rows, a panel per data set, 95 % intervals.
+
+    At the block size that was fine-tuned on most numbers of rows, the largest of several.
 
     Args:
         rows: {data_set, block_size, arm, rows, recovery, interval}.
     """
-    largest = max(row["block_size"] for row in rows)
+    counted = {(row["block_size"], row["data_set"], row["rows"]) for row in rows}
+    sizes = [n for n, _, _ in counted]
+    shown = max(sizes, key=lambda n: (sizes.count(n), n))
     data_sets = sorted({row["data_set"] for row in rows})
     drawn, axes = figure(len(data_sets), width=3.6 * len(data_sets) + 1, sharey=True)
     arms = arms_in(rows)
     for axis, data_set in zip(axes, data_sets, strict=True):
         for place, arm in enumerate(arms):
             own = [row for row in rows if (row["arm"], row["data_set"]) == (arm, data_set)]
-            own, stretch = [r for r in own if r["block_size"] == largest], 1 + 0.04 * (place - (len(arms) - 1) / 2)
+            own, stretch = [r for r in own if r["block_size"] == shown], 1 + 0.04 * (place - (len(arms) - 1) / 2)
             _interval_line(axis, own, arm=arm, at="rows", stretch=stretch)
         counts = sorted({row["rows"] for row in rows if row["data_set"] == data_set})
         axis.set(xscale="log", xlim=(counts[0] / 1.5, counts[-1] * 1.5))
         axis.set_xticks(counts, map(str, counts))
         axis.minorticks_off()
-        axis.set(xlabel="training rows", title=f"fine-tuned on {data_set}, n = {largest}")
+        axis.set(xlabel="training rows", title=f"fine-tuned on {data_set}, n = {shown}")
     axes[0].set_ylabel("recovery (95 % interval)")
     axes[0].legend()
     return drawn

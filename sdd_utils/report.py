@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sdd_utils import contrasts, paper
+from sdd_utils import contrasts, inference, paper
 from sdd_utils.arms import arms_in
 from sdd_utils.grid import differences, original_scores
 from sdd_utils.plots import NAMES
@@ -119,16 +119,20 @@ def merging_table(records: list[dict]) -> pd.DataFrame:
 
     With the share of tensors where SLERP falls back to LERP. "-" where a record does not have it.
     """
-    lines = []
+    lines, original = [], original_scores(records)
     for record in of_step(records, "merging"):
         params, metrics = record["params"], record["metrics"]
         line = {"n": params["block_size"], "t = 0": params["data_set"], "t = 1": params["other_data_set"]}
-        line |= {f"recovery, t = {p['t']:g}": recovered(p) for p in metrics["points"]}
+        line |= {f"recovery, t = {p['t']:g}": _recovery_of(p, original) for p in metrics["points"]}
         line |= {f"LERP, t = {p['t']:g}": "-" for p in metrics["points"] if 0 < p["t"] < 1}
-        line |= {f"LERP, t = {p['t']:g}": recovered(p) for p in metrics.get("lerp_points", [])}
-        line["trained on both"] = recovered(metrics.get("mixture"))
+        line |= {f"LERP, t = {p['t']:g}": _recovery_of(p, original) for p in metrics.get("lerp_points", [])}
+        line["trained on both"] = _recovery_of(metrics.get("mixture"), original)
         lines.append(line | {"seed": params["seed"], "LERP share": percent(metrics["lerp_share"])})
     return pd.DataFrame(lines)
+
+
+def _recovery_of(point: dict | None, original: dict[str, dict]) -> str:
+    return recovered(point and inference.recovered(point["scores"], original))
 
 
 def recovered(part: dict | None) -> str:
@@ -166,19 +170,23 @@ def provenance_table(records: list[dict]) -> pd.DataFrame:
 
 
 def comparison(records: list[dict], rows: list[dict]) -> pd.DataFrame:
-    """The paper's numbers beside ours at the largest fine-tuned block size: another model, other data, same method."""
+    """The paper's numbers beside ours: another model, other data, same method.
+
+    Those at n = 6 stand beside the fine-tuned block size that cuts the share of parameters nearest to the paper's.
+    """
     tuned = [row for row in rows if row["arm"] in ("sft", "self_data_ft")]
-    n = max(row["block_size"] for row in tuned)
+    n = contrasts.nearest_cut(records)
     ours = {f"recovery_{arm}": _range_of(tuned, arm=arm, n=n) for arm in ("sft", "self_data_ft")}
     for arm in ("sft", "self_data_ft"):
         mean = contrasts.cosine(records, arm=arm)
-        ours[f"embedding_{arm}"] = f"{mean['estimate']:.2f} [{mean['interval'][0]:.2f}, {mean['interval'][1]:.2f}]"
+        low, high = mean["interval"]
+        ours[f"embedding_{arm}"] = f"{mean['estimate']:.2f} [{low:.2f}, {high:.2f}] ({mean['where']})"
     gain = contrasts.largest_gain(records)
     ours["gain"] = f"{points(gain['estimate'], gain['interval'])} ({gain['where']})"
     pruned = next(r for r in of_step(records, "pruning") if r["params"]["block_size"] == n)["metrics"]["accounting"]
     ours["layers_n6"] = f"{pruned['layers']} layers (n = {n})"
     ours["parameters_n6"] = f"{pruned['parameters'] / 1e9:.3f} billion (n = {n})"
-    ours["cut_n6"] = f"{percent(pruned['cut_parameters'])} (matmul count {percent(pruned['cut_matmul'])})"
+    ours["cut_n6"] = f"{percent(pruned['cut_parameters'])} (n = {n}; matmul count {percent(pruned['cut_matmul'])})"
     return pd.DataFrame(
         {
             "what": published.what,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from sdd_utils import sources
 from sdd_utils import study as studies
 
 
@@ -29,7 +30,8 @@ def main() -> int:
     parser.add_argument("--profile", help="Snakemake profile of a cluster, e.g. profiles/slurm (default: this machine)")
     arguments, further = parser.parse_known_args()
     try:
-        studies.load(arguments.study)
+        for name, keys in studies.load(arguments.study).own_data.items():
+            sources.local_file(sources.own(name, keys), name=name)
         if arguments.profile:
             _check_profile(arguments.profile)
     except (ValueError, FileNotFoundError) as error:

@@ -123,9 +123,14 @@ def read_records(folder: Path) -> list[dict]:
     return list(records_by_file(folder).values())
 
 
-def records_by_file(folder: Path) -> dict[str, dict]:
-    """Every record of a folder by its file name, in their order."""
-    return {path.name: read_record(path, made_by="08_results") for path in sorted(folder.glob("*.json"))}
+def records_by_file(folder: Path, *, names: Iterable[str] = ()) -> dict[str, dict]:
+    """The records of a folder by file name, in their order.
+
+    Args:
+        names: the file names to read; none is all.
+    """
+    paths = [folder / name for name in sorted(names)] or sorted(folder.glob("*.json"))
+    return {path.name: read_record(path, made_by="08_results") for path in paths}
 
 
 def of_step(records: Iterable[dict], step: str) -> list[dict]:
@@ -148,31 +153,6 @@ def recovery(scores: dict[str, dict], original: dict[str, dict]) -> float:
     if average(original) == 0:
         raise ValueError("the original model scores 0 on every task: recovery needs tasks that it can solve")
     return average(scores) / average(original)
-
-
-def bootstrap_recovery(
-    scores: dict[str, dict], original: dict[str, dict], *, draws: int = 2000, seed: int = 0
-) -> np.ndarray:
-    """(draws,) recovery over resamples of the documents, the same documents for both models.
-
-    It says how far another set of documents could move the number, not another training seed. A resample in which
-    the original scores 0 has no recovery and is NaN, which `interval` leaves out.
-    """
-    rng = np.random.default_rng(seed)  # one seed for every call: differences between two arms are paired as well
-    ours, theirs = np.zeros(draws), np.zeros(draws)
-    for task in averaged_tasks(original):
-        pair = np.array([scores[task]["documents"], original[task]["documents"]], dtype=float)
-        n = pair.shape[1]
-        counts = rng.multinomial(n, [1 / n] * n, size=draws) / n
-        ours += counts @ pair[0]
-        theirs += counts @ pair[1]
-    return np.divide(ours, theirs, out=np.full(draws, np.nan), where=theirs > 0)
-
-
-def recovered(scores: dict[str, dict], original: dict[str, dict]) -> dict:
-    """{recovery, scores, interval}: a model's recovery with its 95 % interval over documents."""
-    spread = interval(bootstrap_recovery(scores, original))
-    return {"recovery": recovery(scores, original), "scores": scores, "interval": spread}
 
 
 def interval(draws: np.ndarray, *, level: float = 0.95) -> list[float]:

@@ -26,6 +26,7 @@ HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500  # rows kept out of training where a s
 TEST_MOST = 2_000
 SHUFFLE_SEED = 0
 STREAM_BUFFER = 10_000
+_LOCAL = (".jsonl", ".json")
 _ANSWER_LINE = re.compile(r"^####\s*(\S.*?)\s*$", re.MULTILINE)
 
 
@@ -101,7 +102,7 @@ HUB = {
 
 
 def own(name: str, keys: dict) -> Source:
-    """A user's own source from the study file. Raises ValueError, in one sentence, for a wrong key."""
+    """A user's own source from the study file; ValueError, in one sentence, for a wrong key."""
     allowed = {field.name: field.type for field in dataclasses.fields(Source)}
     for key, value in keys.items():
         if key not in allowed:
@@ -110,6 +111,9 @@ def own(name: str, keys: dict) -> Source:
             raise ValueError(f"own_data {name!r}: {key} is {value!r}, it must be a {allowed[key].__name__}")
     if not keys.get("source"):
         raise ValueError(f"own_data {name!r} has no source: name a hub id org/name@revision, or a JSON-lines file")
+    for key in ("config", "files", "test_split", "stream"):
+        if keys.get(key) and keys["source"].endswith(_LOCAL):
+            raise ValueError(f"own_data {name!r} has the key {key!r}, which is for hub data sets: delete it")
     return Source(**keys)
 
 
@@ -133,9 +137,8 @@ def _kept(folder: Path, split: str) -> list[dict]:
 def _folder(name: str, source: Source) -> Path:
     """The folder of a source's rows, named by everything they depend on; made whole or not at all."""
     parts = dataclasses.asdict(source)
-    local = _local_file(name, source)
-    if local:
-        parts["sha256"] = hashlib.sha256(local.read_bytes()).hexdigest()
+    files = {"code": Path(__file__), "rows": local_file(source, name=name)}
+    parts |= {what: hashlib.sha256(path.read_bytes()).hexdigest() for what, path in files.items() if path}
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     folder = CACHE / f"{name}-{digest}"
     if not folder.is_dir():
@@ -186,7 +189,7 @@ def _mapped(name: str, source: Source, split: str, *, rows: int) -> list[dict]:
 def _load(source: Source, split: str, *, streaming: bool):
     import datasets  # here, for its import takes longer than reading the rows that are kept
 
-    local = _local_file("", source)
+    local = local_file(source)
     if local:
         return datasets.load_dataset("json", data_files=str(local), split="train")
     repo, _, revision = source.source.partition("@")
@@ -208,12 +211,11 @@ def _columns(row: dict, wanted: dict[str, str]) -> dict[str, str]:
     return values
 
 
-def _local_file(name: str, source: Source) -> Path | None:
-    """The JSON-lines file of a source that is one, or None for a hub id."""
-    if not source.source.endswith((".jsonl", ".json")):
+def local_file(source: Source, *, name: str = "") -> Path | None:
+    """The JSON-lines file of a source that is one, or None for a hub id. Raises FileNotFoundError."""
+    if not source.source.endswith(_LOCAL):
         return None
-    path = ROOT / source.source
-    if not path.is_file():
+    if not (path := ROOT / source.source).is_file():
         raise FileNotFoundError(f"data set {name!r}: the file {source.source!r} does not exist (own_data key source)")
     return path
 

@@ -6,6 +6,7 @@ start takes half a minute to two minutes, so ask for much at once. While a job r
 """
 
 import contextlib
+import gc
 import importlib.metadata
 import json
 import os
@@ -17,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from tqdm.auto import tqdm
 
 from sdd_utils import models
@@ -155,7 +157,17 @@ def _source(model: str | Path, adapter: Path | None, dtype) -> dict:
         "model": str(models.find(str(model))),
         "adapter": str(Path(adapter).absolute()) if adapter else None,
         "dtype": str(dtype or models.best_dtype()).removeprefix("torch."),
+        "gpu_share": _gpu_share(),
     }
+
+
+def _gpu_share() -> float:
+    """The share of each GPU's memory that vLLM may claim: it does not start on more than is free, and the calling
+    notebook may keep models there. Log-likelihoods of a prompt need room for its logits beside it."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    memory = [torch.cuda.mem_get_info(device) for device in range(torch.cuda.device_count())]
+    return min([0.8, *(free / total - 0.05 for free, total in memory)])
 
 
 def _result(name: str, job: dict) -> dict:

@@ -29,13 +29,13 @@ def generate(
     out: str,
     model: str,
     adapter: str | None,
-    dtype: str,
     max_new_tokens: int,
     temperature: float,
     top_p: float,
     top_k: int,
     seed: int,
     speculate: bool,
+    **hardware,
 ) -> None:
     """Append one JSON line per prompt to `out` as it finishes: {id, text, finish, n_tokens, seed}.
 
@@ -50,7 +50,7 @@ def generate(
     special = {"speculative_config": SPECULATION} if speculates else {}
     # Nor can a CPU's random generator be set back, as vLLM does for a row with a seed whose prompt it reads in parts.
     special |= {"enable_chunked_prefill": False} if _on_cpu() else {}
-    llm = LLM(**_engine(model, dtype=dtype), **_lora(adapter), **special, max_model_len=longest)
+    llm = LLM(**_engine(model, **hardware), **_lora(adapter), **special, max_model_len=longest)
     tokenizer, ends = llm.get_tokenizer(), _end_tokens(llm)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {"temperature": 0}
     # The end tokens are the transformers path's: vLLM would add the tokenizer's own, so they are given explicitly.
@@ -66,12 +66,13 @@ def generate(
             file.flush()
 
 
-def loglikelihood(*, texts: dict[str, str], out: str, model: str, adapter: str | None, dtype: str) -> None:
+def loglikelihood(*, texts: dict[str, str], out: str, model: str, adapter: str | None, **hardware) -> None:
     """Write {id: [log p of each token but the first, given those before it]} to `out`, in nats."""
     from vllm import LLM, SamplingParams
 
     encoded = _encode(texts, model=model)
-    llm = LLM(**_engine(model, dtype=dtype), **_lora(adapter), max_model_len=max(map(len, encoded.values())) + 1)
+    longest = max(map(len, encoded.values())) + 1
+    llm = LLM(**_engine(model, **hardware), **_lora(adapter), max_model_len=longest)
     params = dict.fromkeys(encoded, SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False))
     scores = {}
     for id_, output in _finished(llm, encoded, params, adapter=adapter):
@@ -88,13 +89,13 @@ def evaluate(
     out: str,
     model: str,
     adapter: str | None,
-    dtype: str,
+    **hardware,
 ) -> None:
     """Write to `out`, by task, what lm-eval's `simple_evaluate` returns, its samples without documents and prompts."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    arguments = _engine(model, dtype=dtype)
+    arguments = _engine(model, **hardware)
     wrapped = _lm_eval_vllm()(
         pretrained=arguments.pop("model"), batch_size="auto", lora_local_path=adapter, **arguments, **_lora(adapter)
     )
@@ -172,8 +173,8 @@ def _end_tokens(llm) -> list[int]:
     return list(end) if isinstance(end, list) else [end]
 
 
-def _engine(model: str, *, dtype: str) -> dict:
-    """Arguments of vLLM's engine for the hardware at hand."""
+def _engine(model: str, *, dtype: str, gpu_share: float) -> dict:
+    """Arguments of vLLM's engine for the hardware at hand; `gpu_share` is how much of a GPU's memory it may claim."""
     arguments = {"model": model, "dtype": dtype, "seed": 0, "trust_remote_code": False, "disable_log_stats": True}
     if _on_cpu():
         # One process (it starts twice as fast), as many threads as the caller has, and no claim on most of the memory.
@@ -181,8 +182,7 @@ def _engine(model: str, *, dtype: str) -> dict:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
         return arguments | {"enforce_eager": True}
-    # Log-likelihoods of a prompt need room for its logits beside the cache.
-    return arguments | {"tensor_parallel_size": _tensor_parallel(model), "gpu_memory_utilization": 0.8}
+    return arguments | {"tensor_parallel_size": _tensor_parallel(model), "gpu_memory_utilization": gpu_share}
 
 
 def _on_cpu() -> bool:

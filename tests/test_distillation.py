@@ -40,6 +40,23 @@ def test_last_number_reads_back_what_was_written(value, form):
     assert distillation.last_number(form.format(value)) == value
 
 
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("so \\boxed{\\frac{1}{2}}", True),
+        ("so \\boxed{\\frac12}", True),
+        ("so \\boxed{0.3}", False),
+        ("no box", None),
+        ("so \\boxed\\frac{1}{2}", None),  # lm-eval's reader asserts braces
+        ("so \\boxed(5) is {x}", None),
+        ("so \\boxed", None),
+    ],
+)
+def test_boxed_answers_on_hostile_strings(text, right):
+    row = {"answer": "\\frac{1}{2}", "response": "thus \\boxed{\\frac{1}{2}}", "context": "", "instruction": "?"}
+    assert distillation.same_answer(row, text) is right
+
+
 @given(st.text())
 def test_last_number_never_fails(text):
     found = distillation.last_number(text)

@@ -68,6 +68,12 @@ def test_scores_say_how_they_were_made(model, tokenizer):
     assert nll["value"] == pytest.approx(np.log(nll["all"]["word_perplexity,none"]), rel=1e-6)
 
 
+def test_guessing_has_no_score_where_several_choices_are_right():
+    samples = [{"resps": [0, 0, 0, 0]}, {"resps": [0, 0]}]
+    assert evaluation._chance(samples, [1.0, 0.0]) == pytest.approx((1 / 4 + 1 / 2) / 2)
+    assert evaluation._chance(samples, [0.7, 0.2]) == 0  # shares of probability, as of TruthfulQA mc2
+
+
 def test_unknown_task_is_named():
     with pytest.raises(ValueError, match=r"task 'fact' is unknown: use one of facts, gsm_symbolic"):
         evaluation.check_tasks({"fact": 3})

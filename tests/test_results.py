@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sdd_utils import grid, paper, report, results, side_tables
+from sdd_utils import grid, paper, plots, report, results, side_tables
 from sdd_utils.study import record_path
 
 PARAMS = {"study": "tiny", "run": "r", "seed": 4, "tasks": {"facts": 3}}
@@ -52,15 +52,6 @@ def test_recovery_is_the_ratio_of_averages_and_leaves_losses_out():
     assert results.recovery(original, original) == 1
     with pytest.raises(ValueError, match="scores 0 on every task"):
         results.recovery(original, {"a": score([0, 0])})
-
-
-def test_bootstrap_is_paired_by_document():
-    rng = np.random.default_rng(0)
-    documents = rng.integers(0, 2, 200).tolist()
-    same = results.bootstrap_recovery({"a": score(documents)}, {"a": score(documents)})
-    assert np.all(same == 1)  # the same documents on both sides: no spread at all
-    other = results.bootstrap_recovery({"a": score(documents[::-1])}, {"a": score(documents)})
-    assert other.std() > 0.01
 
 
 def test_intervals_cover_the_truth():
@@ -178,6 +169,15 @@ def test_other_capacities_stand_in_their_table_and_not_in_the_grid():
     table = side_tables.capacity_table(grid.capacities(found))
     assert table["rank"].tolist() == [8, 16]
     assert table["SFT"][0].startswith("75.0 % [")
+
+
+def test_scaling_is_drawn_where_it_was_asked_for():
+    """Not at the largest block size, which has one number of rows."""
+    cell = {"arm": "sft", "data_set": "a", "recovery": 0.5, "interval": [0.4, 0.6]}
+    rows = [cell | {"block_size": n, "rows": count} for n, count in ((6, 8), (6, 16), (10, 16))]
+    (axis,) = plots.scaling_curves(rows).axes
+    assert list(axis.lines[0].get_xdata()) == [8, 16]
+    assert axis.get_title().endswith("n = 6")
 
 
 def test_published_numbers_have_sources():

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import spearmanr
 from test_results import score
 
-from sdd_utils import report, shift, side_plots
+from sdd_utils import embeddings, report, shift, side_plots
 
 ARMS = ("sft", "self_data_ft")
 
@@ -97,3 +97,7 @@ def test_records_without_sampled_answers_show_a_dash():
     table = report.embedding_table(study([[0.1, 0.2]], [[0.6, 0.8]]))
     assert set(table["mean cosine, sampled"]) == {"-"}
     assert report.sampled(study([[0.1, 0.2]], [[0.6, 0.8]])) == []
+
+
+def test_answers_longer_than_the_encoder_reads_are_counted():
+    assert embeddings.cut_share(["short", "word " * 600, "also short", ""], encoder="all-MiniLM-L6-v2") == 0.25

@@ -60,6 +60,12 @@ def write(tmp_path, **changes):
         ({"equal_tokens": 1}, "study key 'equal_tokens' is 1: it must be a bool"),
         ({"epochs": True}, "study key 'epochs' is True: it must be a int"),
         ({"seeds": [0, 0]}, "names something twice"),
+        ({"seeds": []}, "study key 'seeds' is empty: name at least one"),
+        ({"finetune_block_sizes": []}, "'finetune_block_sizes' is empty"),
+        ({"learning_rate": 0.0}, "'learning_rate' is 0.0: it must lie above 0 and up to 1"),
+        ({"top_p": 1.5}, "'top_p' is 1.5: it must lie above 0 and up to 1"),
+        ({"temperature": -1}, "'temperature' is -1: it must lie from 0 and up to 10"),
+        ({"own_data": {"mine": {"source": "x.jsonl", "test_split": "test"}}}, "'test_split', which is for hub data"),
         (
             {"arms": ["sft", "self_data_ft", "dpo"]},
             "'arms' holds 'dpo': use one of sft, self_data_ft, self",
@@ -70,6 +76,11 @@ def write(tmp_path, **changes):
 def test_bad_keys_are_named(tmp_path, changes, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         study.load(write(tmp_path, **changes))
+
+
+def test_whole_numbers_do_for_floats(tmp_path):
+    loaded = study.load(write(tmp_path, temperature=0, lora_dropout=0, top_p=1))
+    assert (loaded.temperature, loaded.lora_dropout, loaded.top_p) == (0, 0, 1)
 
 
 def test_additional_capacities_are_told_apart_by_name(tmp_path):

