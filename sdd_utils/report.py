@@ -27,17 +27,6 @@ def score_cells(scores: dict[str, dict]) -> dict[str, str]:
     return {f"{t} ({s['metric']})": f"{s['value']:.3f} ± {s['stderr']:.3f}" for t, s in scores.items()}
 
 
-def score_table(rows: list[dict]) -> pd.DataFrame:
-    """The grid as text: a line per model, a column per task with its standard error, then average and recovery."""
-    lines = []
-    for row in rows:
-        cells = {"n": row["block_size"], "model": NAMES[row["arm"]], "fine-tuned on": row["data_set"] or "-"}
-        cells |= {"seeds": row["seeds"], **score_cells(row["scores"])}
-        recovered = percent(row["recovery"], row["interval"])
-        lines.append(cells | {"average": f"{row['average']:.3f}", "recovery": recovered})
-    return pd.DataFrame(lines)
-
-
 def pooled_similarities(records: list[dict]) -> dict[str, np.ndarray]:
     """Cosines to the original's answers, per arm, over all fine-tuned models."""
     arms: dict[str, list] = {}

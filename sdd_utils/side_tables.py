@@ -5,8 +5,28 @@ import pandas as pd
 
 from sdd_utils import grid
 from sdd_utils.plots import NAMES
-from sdd_utils.report import percent, recovered
+from sdd_utils.report import percent, recovered, score_cells
 from sdd_utils.results import of_step
+
+
+def score_table(rows: list[dict]) -> pd.DataFrame:
+    """The grid as text: guessing, then a line per model; a column per task with its standard error, average, recovery.
+
+    A task has no score of guessing where text is generated, or where a document is not simply right or wrong.
+    """
+    (original,) = (row["scores"] for row in rows if row["arm"] == "original")
+    guessed = {"n": "-", "model": "Chance", "fine-tuned on": "-", "seeds": "-"}
+    for task, score in original.items():
+        known = score["chance"] and set(score["documents"]) <= {0, 1}
+        guessed[f"{task} ({score['metric']})"] = f"{score['chance']:.3f}" if known else "-"
+    lines = [guessed | {"average": "-", "recovery": "-"}]
+    for row in rows:
+        cells = {"n": row["block_size"], "model": NAMES[row["arm"]], "fine-tuned on": row["data_set"] or "-"}
+        cells |= {"seeds": row["seeds"], **score_cells(row["scores"])}
+        lines.append(
+            cells | {"average": f"{row['average']:.3f}", "recovery": percent(row["recovery"], row["interval"])}
+        )
+    return pd.DataFrame(lines)
 
 
 def fidelity_table(records: list[dict]) -> pd.DataFrame:

@@ -84,7 +84,11 @@ def test_grid_and_tables_come_from_the_records():
     table = report.recovery_table(rows, original)
     assert table["Self-Data FT - SFT (points)"][0].startswith("+25.0 [")
     assert list(table)[-2:] == ["p (Holm)", "detectable (points)"]
-    assert list(report.score_table(rows)["model"]) == ["Original", "No FT", "SFT", "Self-Data FT"]
+    scores = side_tables.score_table(rows)
+    assert list(scores["model"]) == ["Chance", "Original", "No FT", "SFT", "Self-Data FT"]
+    assert list(scores["a (acc)"])[:2] == ["0.250", "1.000 ± 0.100"]
+    generated = [row | {"scores": {"a": row["scores"]["a"] | {"chance": 0.0}}} for row in rows]
+    assert side_tables.score_table(generated)["a (acc)"][0] == "-"
 
 
 def test_differences_are_paired_by_seed_whatever_the_order_of_the_records():
