@@ -56,12 +56,13 @@ def embedding_histogram(greedy: dict[str, np.ndarray], sampled: dict[str, np.nda
     drawn, axes = figure(len(panels), width=6.4 if len(panels) == 1 else 10.5, sharey=True)
     lowest = min(np.min(values) for own in panels.values() for values in own.values())
     bins = np.linspace(min(0.0, lowest), 1, 26)
+    lines = dict(zip(dict.fromkeys([*greedy, *sampled]), cycle(["-", "--", ":", "-."]), strict=False))
     for axis, (how, own) in zip(axes, panels.items(), strict=True):
-        for arm, line in zip(own, cycle(["-", "--", ":", "-."]), strict=False):
+        for arm in own:
             look = {"histtype": "stepfilled", "alpha": 0.5, "hatch": "//"} if arm == "sft" else {"histtype": "step"}
             name = f"{NAMES[arm]}, mean {np.mean(own[arm]):.2f}"
-            axis.hist(own[arm], bins, label=name, color=COLOURS[arm], lw=2, ls=line, **look)
-            axis.axvline(np.mean(own[arm]), color=COLOURS[arm], ls=line)
+            axis.hist(own[arm], bins, label=name, color=COLOURS[arm], lw=2, ls=lines[arm], **look)
+            axis.axvline(np.mean(own[arm]), color=COLOURS[arm], ls=lines[arm])
         axis.set(xlabel="cosine to the original's greedy answer", title=f"Embedding similarity, {how} answers")
         axis.legend(loc="upper left")
     axes[0].set_ylabel("prompts")
