@@ -8,6 +8,8 @@ here. Neither can a claim about training with fewer than three seeds, which do n
 the number. "Holds" and "does not hold" speak of the study's models and data, not of the paper's.
 """
 
+import pandas as pd
+
 from sdd_utils.claims import Claim, Part, claims
 from sdd_utils.contrasts import Missing
 from sdd_utils.inference import holm
@@ -89,6 +91,19 @@ def amount(value: float, unit: str) -> str:
     """A difference in its unit, e.g. 0.012 in points as "+1.2"."""
     digits, shown = (1, 100 * value) if unit == "points" else (3, value)
     return f"{round(shown, digits) + 0.0:+.{digits}f}"  # + 0.0: no "-0.0"
+
+
+def table(answers: list[dict]) -> pd.DataFrame:
+    """The answers in a line each: claim, verdict, the number that decides with its interval, and its p-value."""
+    lines = []
+    for found in answers:
+        line = {"claim": found["claim"], "verdict": found["verdict"], "ours": "-", "p (Holm)": "-", "seeds": "-"}
+        if found["interval"]:
+            middle, low, high = (amount(value, found["unit"]) for value in (found["estimate"], *found["interval"]))
+            line |= {"ours": f"{middle} {found['unit']} [{low}, {high}]", "p (Holm)": f"{found['p_holm']:.2g}"}
+            line["seeds"] = str(found["n"]["seeds"])
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
 def _why(part: dict, unit: str, verdict: str) -> str:

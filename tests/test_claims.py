@@ -150,6 +150,15 @@ def test_every_claim_is_answered_and_can_be_written():
     json.dumps(verdicts.answer(world.records, in_domain=DOMAINS), allow_nan=False)
 
 
+def test_answers_stand_in_a_table_with_the_number_that_decides():
+    found = {"claim": "A.", "verdict": "holds", "unit": "points", "estimate": 0.012, "interval": [0.001, 0.02]}
+    found |= {"p_holm": 0.0301, "n": {"seeds": 3, "documents": 9}}
+    lacking = {"claim": "B.", "verdict": "cannot be told here", "unit": "points", "interval": None}
+    table = verdicts.table([found, lacking])
+    assert list(table["ours"]) == ["+1.2 points [+0.1, +2.0]", "-"]
+    assert list(table["p (Holm)"]) == ["0.03", "-"]
+
+
 def test_the_committed_study_is_answered():
     from sdd_utils.study import ROOT
 
