@@ -69,9 +69,20 @@ def recovery_lead(records: list[dict], *, null: float = 0.0) -> dict:
 
 def recovery_lead_at_cut(records: list[dict], *, null: float = 0.0) -> dict:
     """`recovery_lead` at the block size whose share of the parameters is nearest to the paper's."""
-    pairs = {cell: pair for cell, pair in _arm_pairs(records).items() if cell[0] == nearest_cut(records)}
+    pairs, n = _arm_pairs(records), nearest_cut(records)
+    _check_loss(records, [n])
+    pairs = {cell: pair for cell, pair in pairs.items() if cell[0] == n}
     found = _recovery_difference(list(pairs.values()), grid.original_scores(records), null=null)
     return found | {"where": _cells(pairs)}
+
+
+def _check_loss(records: list[dict], sizes: list[int]) -> None:
+    """Raise Missing where pruning lost nothing that the scores can see: then there is no size of a gain to compare."""
+    no_ft = [row for row in grid.grid(records) if row["arm"] == "no_ft" and row["block_size"] in sizes]
+    if no_ft and all(row["interval"][1] >= 1 for row in no_ft):
+        bounds = [(row["block_size"], *(100 * value for value in (row["recovery"], *row["interval"]))) for row in no_ft]
+        found = ", ".join(f"{middle:.1f} % [{low:.1f}, {high:.1f}] at n = {n}" for n, middle, low, high in bounds)
+        raise Missing(f"without fine-tuning recovery is {found}: the average shows no loss that could be recovered")
 
 
 def _cells(cells) -> str:
@@ -93,6 +104,7 @@ def nearest_cut(records: list[dict]) -> int:
 def largest_gain(records: list[dict], *, null: float = 0.0) -> dict:
     """The cell with the largest gain in average score, interval and p corrected for the choice (Bonferroni)."""
     pairs, tasks = _arm_pairs(records), averaged_tasks(grid.original_scores(records))
+    _check_loss(records, sorted({n for n, _ in pairs}))
     found = {
         cell: _score_difference([pair], tasks, null=null, level=1 - 0.05 / len(pairs)) for cell, pair in pairs.items()
     }

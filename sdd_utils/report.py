@@ -161,13 +161,15 @@ def provenance_table(records: list[dict]) -> pd.DataFrame:
 def comparison(records: list[dict], rows: list[dict]) -> pd.DataFrame:
     """The paper's numbers beside ours: another model, other data, same method.
 
-    Those at n = 6 stand beside the fine-tuned block size that cuts the share of parameters nearest to the paper's.
+    Those at n = 6 stand beside the fine-tuned block size that cuts the share of parameters nearest to the paper's,
+    and embedding similarity on OpenMathInstruct beside that on such a set, where the study has one.
     """
     tuned = [row for row in rows if row["arm"] in ("sft", "self_data_ft")]
     n = contrasts.nearest_cut(records)
     ours = {f"recovery_{arm}": _range_of(tuned, arm=arm, n=n) for arm in ("sft", "self_data_ft")}
+    like = [r for r in of_step(records, "embedding_similarity") if "openmath" in r["params"]["data_set"]] or records
     for arm in ("sft", "self_data_ft"):
-        mean = contrasts.cosine(records, arm=arm)
+        mean = contrasts.cosine(like, arm=arm)
         low, high = mean["interval"]
         ours[f"embedding_{arm}"] = f"{mean['estimate']:.2f} [{low:.2f}, {high:.2f}] ({mean['where']})"
     gain = contrasts.largest_gain(records)
@@ -215,8 +217,8 @@ def recovery_table(rows: list[dict], original: dict[str, dict]) -> pd.DataFrame:
 
 def points(difference: float, low_high: list[float]) -> str:
     """0.01 as "+1.0 [-4.0, +6.9]", in percentage points."""
-    low, high = low_high
-    return f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    middle, low, high = (round(100 * value, 1) + 0.0 for value in (difference, *low_high))  # + 0.0: no "-0.0"
+    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def averaged(records: list[dict]) -> str:

@@ -117,6 +117,8 @@ def _why(part: dict, unit: str, verdict: str) -> str:
         return f"{said}Training seeds: {part['seeds']}; fewer than {SEEDS_NEEDED} do not show how far another moves it."
     if verdict == FAILS and _too_small(part):
         return f"{said}Significantly less than the published {amount(part['side'] * part['size'], unit)}."
+    if part["se"] == 0:
+        return f"{said}No document's score differs, so there is nothing to test with."
     if verdict == OPEN:
         found = amount(part["detectable"], unit).lstrip("+")
         return f"{said}The design finds differences of {found} {unit} or more in four cases of five."

@@ -20,10 +20,10 @@ def score(documents):
 class World:
     """A study whose models answer a document right with a probability that the test names."""
 
-    def __init__(self, *, seeds=3, model="org/Llama-3.1-8B-Instruct"):
+    def __init__(self, *, seeds=3, model="org/Llama-3.1-8B-Instruct", pruned=0.5):
         self.rng, self.seeds, self.records = np.random.default_rng(0), range(seeds), {}
         self.luck = {task: self.rng.random(DOCUMENTS) for task in TASKS}  # shared: a document is hard for every model
-        for n, ability in ((0, 0.8), (6, 0.5)):
+        for n, ability in ((0, 0.8), (6, pruned)):
             accounting = {"layers": 32 - n, "parameters": 8 - n, "cut_parameters": 0.162963 * n / 6, "cut_matmul": 0.1}
             metrics = {"scores": self.scores(ability), "accounting": accounting}
             self.add("pruning", f"n{n}", {"block_size": n, "model": model}, metrics)
@@ -73,6 +73,27 @@ def test_a_clear_lead_holds_and_its_absence_does_not():
     assert found["recovery_lead"]["verdict"] == "does not hold"  # 9.5 points can be excluded
     assert found["recovery_lead"]["why"].endswith("less than the published +9.5.")
     assert found["forgets_less"]["verdict"] == "does not hold"
+
+
+def test_where_pruning_lost_nothing_no_size_of_a_gain_is_refuted():
+    world = World(pruned=0.8)
+    world.tune("gsm8k", sft=0.8, self_data_ft=0.8)
+    found = world.answers()
+    for key in ("recovery_lead", "gain"):
+        assert found[key]["verdict"] == "cannot be told here"
+        assert "the average shows no loss that could be recovered" in found[key]["why"]
+    assert found["recovers_more"]["estimate"] is not None
+
+
+def test_a_task_that_no_model_solves_says_so():
+    world = World()
+    world.tune("gsm8k", sft=dict.fromkeys(TASKS, 0.5) | {"gsm8k": -9.0}, self_data_ft=0.5)
+    for record in world.records.values():  # nor does the pruned model
+        if record["params"].get("block_size") == 6 and record["step"] == "pruning":
+            record["metrics"]["scores"]["gsm8k"] = score(np.zeros(DOCUMENTS, dtype=bool))
+    part = world.answers()["gsm8k"]["parts"][0]
+    assert (part["estimate"], part["se"]) == (0, 0)
+    assert verdicts._why(part, "points", "cannot be told here").endswith("so there is nothing to test with.")
 
 
 def test_fewer_than_three_seeds_tell_nothing():
