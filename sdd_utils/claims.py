@@ -77,7 +77,7 @@ def claims(in_domain: dict[str, list]) -> tuple[Claim, ...]:
                     what=f"{_LEAD} in average score, largest gain",
                     side=1,
                     size=_published("gain") / 100,
-                    measure=contrasts.largest_gain,
+                    measure=contrasts.gain_over_loss,
                 ),
             ),
         ),

@@ -44,8 +44,7 @@ def _recovery_difference(pairs: list[Pair], original: dict[str, dict], *, null: 
     """Mean over cells of the difference in recovery, first minus second of each pair."""
     seeds = _shared_seeds(pairs)
     cells = [
-        recovery_values([ours[seed] for seed in seeds], original, minus=[theirs[seed] for seed in seeds])
-        for ours, theirs in pairs
+        recovery_values([ours[s] for s in seeds], original, minus=[theirs[s] for s in seeds]) for ours, theirs in pairs
     ]
     return estimate(stacked(cells), null=null)
 
@@ -86,7 +85,7 @@ def _check_loss(records: list[dict], sizes: list[int]) -> None:
 
 
 def _cells(cells) -> str:
-    """Cells of the grid in words, e.g. "n = 4, 6 on alpaca, gsm8k"."""
+    """Cells of the grid in words, e.g. "n = 4, 6 on alpaca"."""
     sizes, names = ({str(cell[i]) for cell in cells} for i in range(2))
     return f"n = {', '.join(sorted(sizes, key=int))} on {', '.join(sorted(names))}"
 
@@ -94,9 +93,8 @@ def _cells(cells) -> str:
 def nearest_cut(records: list[dict]) -> int:
     """The block size whose share of parameters is nearest to the paper's at n = 6, of those that are fine-tuned."""
     tuned = {key[1] for key in grid.main_comparison(records)}
-    cuts = {
-        r["params"]["block_size"]: r["metrics"]["accounting"]["cut_parameters"] for r in of_step(records, "pruning")
-    }
+    pruned = of_step(records, "pruning")
+    cuts = {r["params"]["block_size"]: r["metrics"]["accounting"]["cut_parameters"] for r in pruned}
     wanted = paper.number("cut_n6").value / 100
     return min(tuned & set(cuts), key=lambda n: abs(cuts[n] - wanted))
 
@@ -104,13 +102,17 @@ def nearest_cut(records: list[dict]) -> int:
 def largest_gain(records: list[dict], *, null: float = 0.0) -> dict:
     """The cell with the largest gain in average score, interval and p corrected for the choice (Bonferroni)."""
     pairs, tasks = _arm_pairs(records), averaged_tasks(grid.original_scores(records))
-    _check_loss(records, sorted({n for n, _ in pairs}))
-    found = {
-        cell: _score_difference([pair], tasks, null=null, level=1 - 0.05 / len(pairs)) for cell, pair in pairs.items()
-    }
+    level = 1 - 0.05 / len(pairs)
+    found = {cell: _score_difference([pair], tasks, null=null, level=level) for cell, pair in pairs.items()}
     best = max(found, key=lambda cell: found[cell]["estimate"])
     p = min(1.0, found[best]["p"] * len(pairs))
     return found[best] | {"p": p, "where": f"{_cells([best])}, the best of {len(pairs)}"}
+
+
+def gain_over_loss(records: list[dict], *, null: float = 0.0) -> dict:
+    """`largest_gain`, where the average shows that pruning lost something."""
+    _check_loss(records, sorted({n for n, _ in _arm_pairs(records)}))
+    return largest_gain(records, null=null)
 
 
 def more_rows(records: list[dict], *, null: float = 0.0) -> dict:
