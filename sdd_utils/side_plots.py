@@ -5,7 +5,7 @@ from itertools import cycle
 import numpy as np
 from matplotlib.figure import Figure
 
-from sdd_utils.plots import COLOURS, NAMES, figure
+from sdd_utils.plots import COLOURS, MARKERS, NAMES, figure
 
 
 def slerp_curve(
@@ -72,11 +72,11 @@ def embedding_histogram(greedy: dict[str, np.ndarray], sampled: dict[str, np.nda
 def shift_scatter(points: list[dict]) -> Figure:
     """Accuracy lost against embedding similarity, a mark per fine-tuned model (see `shift.models`)."""
     drawn, (axis,) = figure(1, width=6.4)
-    arms = dict.fromkeys(point["arm"] for point in points)
-    for arm, marker in zip(arms, cycle("os^D"), strict=False):
+    for arm in dict.fromkeys(point["arm"] for point in points):
         own = [(point["similarity"], 100 * point["lost"]) for point in points if point["arm"] == arm]
         face = "none" if arm == "sft" else COLOURS[arm]
-        axis.plot(*zip(*own, strict=True), marker, ms=7, color=COLOURS[arm], mfc=face, label=NAMES[arm])
+        look = {"marker": MARKERS[arm], "ls": "", "ms": 7, "color": COLOURS[arm], "mfc": face, "label": NAMES[arm]}
+        axis.plot(*zip(*own, strict=True), **look)
     axis.axhline(0, color="black", lw=0.8, ls=":")
     axis.set(xlabel="mean cosine to the original's greedy answers", ylabel="average score lost (points)")
     axis.set_title("Moved answers against lost accuracy, a mark per model")
