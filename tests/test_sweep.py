@@ -56,7 +56,8 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
     similarity = folder / "run" / "records" / "similarity.json"
     run_until_killed(run, similarity)
     before = similarity.read_bytes()
-    similarity.with_name("similarity-of-old.json").write_bytes(before)  # of a study key that was another then
+    stale = similarity.with_name("similarity-of-old.json")  # of a study key that was another then
+    stale.write_bytes(before)
     done = subprocess.run(run, cwd=study.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "running over TCP" not in done.stdout + done.stderr  # two jobs that start at once may get the same ports
@@ -64,6 +65,7 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
 
     records = [json.loads(path.read_text()) for path in (folder / "published" / "records").glob("*.json")]
     assert {step: sum(r["step"] == step for r in records) for step in EXPECTED} == EXPECTED
+    stale.unlink()
     assert all(record["study"] == "tiny" and record["provenance"]["threads"] == 1 for record in records)
     tuned = [record for record in records if record["step"] == "finetuning"]
     for record in tuned:
