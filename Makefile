@@ -41,7 +41,7 @@ lint: install
 lab: install
 	$(VENV)/bin/jupyter lab notebooks
 
-# Copies the embedded study's tables as they are present, and the plans' estimates, into the README.
+# Copies the studies' tables as they are present, and the plans' estimates, into the README.
 readme: install
 	$(PY) -m sdd_utils.readme
 

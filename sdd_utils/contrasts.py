@@ -8,7 +8,7 @@ What comes back is that of `inference.estimate`, against `null`, with `where`: w
 import numpy as np
 
 from sdd_utils import grid, paper
-from sdd_utils.inference import document_values, estimate, recovery_values, stacked
+from sdd_utils.inference import document_values, estimate, recovered, recovery_values, stacked
 from sdd_utils.results import averaged_tasks, of_step
 
 
@@ -77,9 +77,10 @@ def recovery_lead_at_cut(records: list[dict], *, null: float = 0.0) -> dict:
 
 def _check_loss(records: list[dict], sizes: list[int]) -> None:
     """Raise Missing where pruning lost nothing that the scores can see: then there is no size of a gain to compare."""
-    no_ft = [row for row in grid.grid(records) if row["arm"] == "no_ft" and row["block_size"] in sizes]
-    if no_ft and all(row["interval"][1] >= 1 for row in no_ft):
-        bounds = [(row["block_size"], *(100 * value for value in (row["recovery"], *row["interval"]))) for row in no_ft]
+    scores = {r["params"]["block_size"]: r["metrics"]["scores"] for r in of_step(records, "pruning")}
+    no_ft = {n: recovered(scores[n], scores[0]) for n in sizes if n in scores}
+    if no_ft and all(found["interval"][1] >= 1 for found in no_ft.values()):
+        bounds = [(n, *(100 * value for value in (f["recovery"], *f["interval"]))) for n, f in no_ft.items()]
         found = ", ".join(f"{middle:.1f} % [{low:.1f}, {high:.1f}] at n = {n}" for n, middle, low, high in bounds)
         raise Missing(f"without fine-tuning recovery is {found}: the average shows no loss that could be recovered")
 
@@ -134,9 +135,8 @@ def merge_over_parent(records: list[dict], *, parent: float, null: float = 0.0) 
     for record in of_step(records, "merging"):
         params, points = record["params"], record["metrics"]["points"]
         middle = min(points, key=lambda point: abs(point["t"] - 0.5))
-        ends = [point for point in points if point["t"] == parent]
         cell = cells.setdefault((params["block_size"], params["data_set"], params["other_data_set"]), ({}, {}))
-        for end in ends:
+        for end in (point for point in points if point["t"] == parent):
             cell[0][params["seed"]], cell[1][params["seed"]] = middle["scores"], end["scores"]
     if not any(ours for ours, _ in cells.values()):
         raise Missing("no merge was scored together with its parents (study keys 'merge_pairs', 'slerp_t')")

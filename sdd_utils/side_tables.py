@@ -17,6 +17,7 @@ def score_table(rows: list[dict]) -> pd.DataFrame:
     (original,) = (row["scores"] for row in rows if row["arm"] == "original")
     guessed = {"n": "-", "model": "Chance", "fine-tuned on": "-", "seeds": "-"}
     for task, score in original.items():
+        # Earlier records hold a chance for tasks with several right choices, too.
         known = score["chance"] and set(score["documents"]) <= {0, 1}
         guessed[f"{task} ({score['metric']})"] = f"{score['chance']:.3f}" if known else "-"
     lines = [guessed | {"average": "-", "recovery": "-"}]

@@ -93,14 +93,18 @@ def amount(value: float, unit: str) -> str:
     return f"{round(shown, digits) + 0.0:+.{digits}f}"  # + 0.0: no "-0.0"
 
 
+def _with_interval(measured: dict, unit: str) -> str:
+    middle, low, high = (amount(value, unit) for value in (measured["estimate"], *measured["interval"]))
+    return f"{middle} {unit} [{low}, {high}]"
+
+
 def table(answers: list[dict]) -> pd.DataFrame:
     """The answers in a line each: claim, verdict, the number that decides with its interval, and its p-value."""
     lines = []
     for found in answers:
         line = {"claim": found["claim"], "verdict": found["verdict"], "ours": "-", "p (Holm)": "-", "seeds": "-"}
         if found["interval"]:
-            middle, low, high = (amount(value, found["unit"]) for value in (found["estimate"], *found["interval"]))
-            line |= {"ours": f"{middle} {found['unit']} [{low}, {high}]", "p (Holm)": f"{found['p_holm']:.2g}"}
+            line |= {"ours": _with_interval(found, found["unit"]), "p (Holm)": f"{found['p_holm']:.2g}"}
             line["seeds"] = str(found["n"]["seeds"])
         lines.append(line)
     return pd.DataFrame(lines)
@@ -110,8 +114,7 @@ def _why(part: dict, unit: str, verdict: str) -> str:
     """What was measured, and why that decides it, or does not."""
     if part["p"] is None:
         return f"{part['what'].capitalize()}, {part['where']}: {100 * part['estimate']:.2f} %, counted, not estimated."
-    middle, low, high = (amount(value, unit) for value in (part["estimate"], *part["interval"]))
-    said = f"{part['what'][0].upper()}{part['what'][1:]}, {part['where']}: {middle} {unit} [{low}, {high}], "
+    said = f"{part['what'][0].upper()}{part['what'][1:]}, {part['where']}: {_with_interval(part, unit)}, "
     said += f"p = {part['p']:.2g} ({part['p_holm']:.2g} after Holm's correction). "
     if part["seeds"] < SEEDS_NEEDED:
         return f"{said}Training seeds: {part['seeds']}; fewer than {SEEDS_NEEDED} do not show how far another moves it."
