@@ -123,15 +123,23 @@ def point(t, recovery):
 PATH, CHORD, MIXED = [point(0.0, 0.5), point(0.5, 0.7), point(1.0, 0.6)], [point(0.5, 0.65)], point(None, 0.55)
 
 
+def scores(documents):
+    return {"task": {"value": float(np.mean(documents)), "documents": documents, "higher_is_better": True}}
+
+
 def merged(**more):
     params = {"block_size": 4, "data_set": "a", "other_data_set": "b", "seed": 0}
-    return {"step": "merging", "params": params, "metrics": {"points": PATH, "lerp_share": 0.25} | more}
+    path = [{"t": t, "scores": scores([1, 1, 1, 0] * 5)} for t in (0.0, 0.5, 1.0)]
+    return {"step": "merging", "params": params, "metrics": {"points": path, "lerp_share": 0.25} | more}
 
 
 def test_the_table_has_lerp_and_mixture_and_a_dash_where_an_older_record_has_none():
-    table = report.merging_table([merged(lerp_points=CHORD, mixture=MIXED), merged()])
-    assert table["LERP, t = 0.5"].tolist() == ["65.0 % [55.0, 75.0]", "-"]
-    assert table["trained on both"].tolist() == ["55.0 % [45.0, 65.0]", "-"]
+    original = {"step": "pruning", "params": {"block_size": 0}, "metrics": {"scores": scores([1] * 20)}}
+    made = {"lerp_points": [{"t": 0.5, "scores": scores([1, 0] * 10)}], "mixture": {"scores": scores([0] * 20)}}
+    table = report.merging_table([original, merged(**made), merged()])
+    first, second = table["LERP, t = 0.5"]
+    assert (first[:8], second) == ("50.0 % [", "-")
+    assert table["trained on both"].tolist() == ["0.0 % [0.0, 0.0]", "-"]
     assert "LERP, t = 0" not in table
 
 
