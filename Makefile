@@ -30,9 +30,9 @@ page: install
 test: install
 	$(PY) -m pytest -q $(ARGS)
 
-# Every stage beside its peers, into benchmarks/results.json; STAGES="similarity merging" runs only these.
+# Every stage on the CPU beside its peers, into benchmarks/results.json; STAGES="similarity merging" runs only these.
 bench: install $(VENV)/.bench
-	$(PY) -m benchmarks.run $(STAGES)
+	CUDA_VISIBLE_DEVICES= $(PY) -m benchmarks.run $(STAGES)
 
 lint: install
 	$(PY) -m ruff check .

@@ -68,6 +68,9 @@ def main(names: list[str]) -> None:
     if unknown:
         raise SystemExit(f"stage {min(unknown)!r} is unknown: use some of {', '.join((*STAGES, 'study'))}")
     for name in names or (*STAGES, "study"):
+        if name == "study" and not study.first_is_here():
+            print("study is left out: its first records are not in this clone, fetch the whole history")
+            continue
         if name == "merging" and importlib.util.find_spec("mergekit") is None:
             print('merging is left out: mergekit is not installed, run pip install -e ".[bench]"')
             continue

@@ -4,7 +4,7 @@ import os
 
 from sdd_utils import data
 
-HUB = bool(os.environ.get("HF_ENDPOINT"))
+HUB = bool(os.environ.get("HF_ENDPOINT")) and os.environ.get("HF_HUB_OFFLINE") != "1"
 SETS = ("alpaca",) if HUB else ("gsm_symbolic", "pydoc")
 NAME = " and ".join(SETS)
 

@@ -17,6 +17,11 @@ def _git(*command: str) -> str:
     return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
+def first_is_here() -> bool:
+    """Whether this clone holds the commit of the first records; a shallow one does not."""
+    return subprocess.run(["git", "cat-file", "-e", FIRST], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
 def job_seconds(revision: str) -> list[float]:
     """The wall time of every record of the study at a revision."""
     paths = _git("ls-tree", "-r", "--name-only", revision, RECORDS).split()

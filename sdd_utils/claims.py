@@ -83,7 +83,7 @@ def claims(in_domain: dict[str, list]) -> tuple[Claim, ...]:
         ),
         Claim(
             key="forgets_less",
-            claim="Self-Data FT forgets less than SFT.",
+            claim="Self-Data FT forgets less than SFT (here: KL from the original).",
             source=_ABSTRACT,
             unit="nats per token",
             steps=("finetuning",),

@@ -7,7 +7,8 @@ What comes back is that of `inference.estimate`, against `null`, with `where`: w
 
 import numpy as np
 
-from sdd_utils import grid, paper
+from sdd_utils import grid
+from sdd_utils.amounts import percent
 from sdd_utils.inference import document_values, estimate, recovered, recovery_values, stacked
 from sdd_utils.results import averaged_tasks, of_step
 
@@ -68,7 +69,7 @@ def recovery_lead(records: list[dict], *, null: float = 0.0) -> dict:
 
 def recovery_lead_at_cut(records: list[dict], *, null: float = 0.0) -> dict:
     """`recovery_lead` at the block size whose share of the parameters is nearest to the paper's."""
-    pairs, n = _arm_pairs(records), nearest_cut(records)
+    pairs, n = _arm_pairs(records), grid.nearest_cut(records)
     _check_loss(records, [n])
     pairs = {cell: pair for cell, pair in pairs.items() if cell[0] == n}
     found = _recovery_difference(list(pairs.values()), grid.original_scores(records), null=null)
@@ -80,8 +81,7 @@ def _check_loss(records: list[dict], sizes: list[int]) -> None:
     scores = {r["params"]["block_size"]: r["metrics"]["scores"] for r in of_step(records, "pruning")}
     no_ft = {n: recovered(scores[n], scores[0]) for n in sizes if n in scores}
     if no_ft and all(found["interval"][1] >= 1 for found in no_ft.values()):
-        bounds = [(n, *(100 * value for value in (f["recovery"], *f["interval"]))) for n, f in no_ft.items()]
-        found = ", ".join(f"{middle:.1f} % [{low:.1f}, {high:.1f}] at n = {n}" for n, middle, low, high in bounds)
+        found = ", ".join(f"{percent(f['recovery'], f['interval'])} at n = {n}" for n, f in no_ft.items())
         raise Missing(f"without fine-tuning recovery is {found}: the average shows no loss that could be recovered")
 
 
@@ -91,22 +91,17 @@ def _cells(cells) -> str:
     return f"n = {', '.join(sorted(sizes, key=int))} on {', '.join(sorted(names))}"
 
 
-def nearest_cut(records: list[dict]) -> int:
-    """The block size whose share of parameters is nearest to the paper's at n = 6, of those that are fine-tuned."""
-    tuned = {key[1] for key in grid.main_comparison(records)}
-    pruned = of_step(records, "pruning")
-    cuts = {r["params"]["block_size"]: r["metrics"]["accounting"]["cut_parameters"] for r in pruned}
-    wanted = paper.number("cut_n6").value / 100
-    return min(tuned & set(cuts), key=lambda n: abs(cuts[n] - wanted))
-
-
 def largest_gain(records: list[dict], *, null: float = 0.0) -> dict:
-    """The cell with the largest gain in average score, interval and p corrected for the choice (Bonferroni)."""
+    """The cell with the largest gain in average score, interval and p corrected for the choice (Bonferroni).
+
+    Against a published gain all cells must fall short of it, so there the least certain of them decides.
+    """
     pairs, tasks = _arm_pairs(records), averaged_tasks(grid.original_scores(records))
     level = 1 - 0.05 / len(pairs)
     found = {cell: _score_difference([pair], tasks, null=null, level=level) for cell, pair in pairs.items()}
     best = max(found, key=lambda cell: found[cell]["estimate"])
-    p = min(1.0, found[best]["p"] * len(pairs))
+    short = [one["p"] if one["estimate"] < null else 1.0 for one in found.values()]
+    p = max(short) if null else min(1.0, found[best]["p"] * len(pairs))
     return found[best] | {"p": p, "where": f"{_cells([best])}, the best of {len(pairs)}"}
 
 

@@ -36,6 +36,9 @@ def _likeliest(logits: Tensor, ids: list[str], steps: list[int]) -> Tensor:
 
 
 GREEDY: Draw = _likeliest
+# Tokens that all slots together hold at most: one long prompt sizes every slot. SmolLM2-135M in float32 needs 4.5 GB
+# for as many, Llama-3.1-8B in bfloat16 13 GB.
+MOST_TOKENS = 96 * 1024
 
 
 def sampler(*, temperature: float, top_p: float, top_k: int, seed: int, max_new_tokens: int) -> Draw:
@@ -87,7 +90,7 @@ def decode(
     draw: Draw,
     stop: Callable[[str, list[int]], bool] = lambda *_: False,
 ) -> Iterator[tuple[str, list[int]]]:
-    """Continue every prompt, at most `batch_size` at once, the longest first.
+    """Continue every prompt, at most `batch_size` at once (fewer where prompts are very long), the longest first.
 
     Args:
         prompts: token ids by row id, at least one each.
@@ -101,8 +104,9 @@ def decode(
         return
     waiting = deque(sorted(prompts, key=lambda id_: (-len(prompts[id_]), id_)))
     shared = commonprefix([prompt[:-1] for prompt in prompts.values()])
-    slots = min(batch_size, len(prompts))
-    cache = _SlotCache(model, slots=slots, capacity=len(prompts[waiting[0]]) + max_new_tokens)
+    capacity = len(prompts[waiting[0]]) + max_new_tokens
+    slots = max(1, min(batch_size, len(prompts), MOST_TOKENS // capacity))
+    cache = _SlotCache(model, slots=slots, capacity=capacity)
     _read(model, cache, shared, slot=0, start=0)
     cache.copy(0, slice(1, slots), length=len(shared))
     active: list[str] = []

@@ -105,11 +105,13 @@ def same_answer(row: dict, text: str) -> bool | None:
     """Whether a text comes to the row's answer; None if it comes to none.
 
     Mathematics in LaTeX is compared by lm-eval's MATH rules on the last \\boxed{}, numbers by value, and any other
-    answer must stand in the text.
+    answer must stand in the text, not within a word.
     """
     check = check_of(row)
     if check == "text":
-        return row["answer"].casefold() in text.casefold()
+        # "no" does not stand in "know"; ASCII, as in scripts that put no spaces between words a word has no edges.
+        whole = rf"(?<![a-z0-9_]){re.escape(row['answer'].casefold())}(?![a-z0-9_])"
+        return re.search(whole, text.casefold()) is not None
     if check == "boxed":
         return _same_boxed(row["answer"], text)
     number = last_number(text)

@@ -146,6 +146,9 @@ def score(model, tokenizer, *, tasks: dict, shots: dict, chat_tasks: list, batch
     return found
 
 
+_OF_HUNDRED = ("bleu", "chrf", "ter", "rouge")  # these run to 100 and stand beside the average of scores in 0..1
+
+
 def _score(results: dict, *, task: str, limit: int, chat: bool, engine: str) -> dict:
     """One task's score from what `lm_eval.simple_evaluate` returned."""
     values = {key: value for key, value in results["results"][task].items() if "," in key and "stderr" not in key}
@@ -153,6 +156,7 @@ def _score(results: dict, *, task: str, limit: int, chat: bool, engine: str) -> 
     leaves = list(results["samples"])  # the task itself, or the tasks of a group
     samples = [s for leaf in leaves for s in results["samples"][leaf] if s["filter"] == filter_]
     documents = [sample[metric] for sample in samples]
+    rising = results["higher_is_better"][leaves[0]].get(metric) and not metric.startswith(_OF_HUNDRED)
     choice = results["configs"][leaves[0]]["output_type"] == "multiple_choice"
     found = {
         "metric": metric,
@@ -165,7 +169,7 @@ def _score(results: dict, *, task: str, limit: int, chat: bool, engine: str) -> 
         "chat_template": chat,
         "version": str(results["versions"][leaves[0]]),
         "engine": engine,
-        "higher_is_better": True,
+        "higher_is_better": bool(rising),
         "all": values,
         "documents": documents,
     }

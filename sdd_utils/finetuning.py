@@ -1,4 +1,4 @@
-"""Fine-tune a pruned model with LoRA, one arm per source of responses, on equal budgets.
+"""Fine-tune a pruned model with LoRA, one arm per source of responses, on the same rows and steps.
 
 SFT trains on the original responses and Self-Data FT on the distilled ones (`arms` has them all); everything else
 is the same: rows, order, steps, template, seed. The loss is cross-entropy on response tokens only (arXiv 2410.09982).

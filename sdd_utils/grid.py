@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from sdd_utils import paper
 from sdd_utils.arms import ARMS
 from sdd_utils.inference import estimate, holm, recovery_values
 from sdd_utils.results import average, of_step, recovery
@@ -80,6 +81,15 @@ def main_comparison(records: list[dict], *, lora: tuple | None = None) -> dict[t
     """`finetuned` on the largest number of rows only, by (arm, block size, data set)."""
     models = finetuned(records, lora=lora).items()
     return {key[:3]: by_seed for key, by_seed in sorted(models, key=lambda item: item[0])}  # the largest comes last
+
+
+def nearest_cut(records: list[dict]) -> int:
+    """The block size whose share of parameters is nearest to the paper's at n = 6, of those that are fine-tuned."""
+    tuned = {key[1] for key in main_comparison(records)}
+    pruned = of_step(records, "pruning")
+    cuts = {r["params"]["block_size"]: r["metrics"]["accounting"]["cut_parameters"] for r in pruned}
+    wanted = paper.number("cut_n6").value / 100
+    return min(tuned & set(cuts), key=lambda n: abs(cuts[n] - wanted))
 
 
 def scores_of(by_seed: dict[int, dict]) -> dict[int, dict]:

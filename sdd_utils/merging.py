@@ -9,7 +9,7 @@ merge is measured against besides its parents, training on both sets at once, ta
 import json
 import math
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,14 +20,23 @@ from torch import Tensor
 from sdd_utils.models import whole_folder, write_manifest
 
 LERP_ABOVE = 0.9995  # |cos| from which sin(angle) is too small to divide by; mergekit's threshold
+CHUNK = 2**18  # elements at a time: a chunk's copies in float64 stay in the processor's cache
 _CONTEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
     """Cosine between two tensors seen as vectors, in float64: float32 cannot tell angles below 3e-4 from 0."""
-    a, b = a.double().flatten(), b.double().flatten()
-    norms = a.norm() * b.norm()
-    return 1.0 if norms == 0 else float((a @ b / norms).clamp(-1.0, 1.0))
+    products = torch.zeros(3, dtype=torch.float64)
+    for x, y in _chunks(a, b):
+        x, y = x.double(), y.double()
+        products += torch.stack([x @ y, x @ x, y @ y])
+    inner, square_a, square_b = products.tolist()
+    norms = math.sqrt(square_a) * math.sqrt(square_b)
+    return 1.0 if norms == 0 else min(max(inner / norms, -1.0), 1.0)  # in this order NaN stays NaN
+
+
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(tensor.flatten().split(CHUNK) for tensor in tensors), strict=True)
 
 
 def falls_back(angle: float) -> bool:
@@ -56,7 +65,10 @@ def lerp(a: Tensor, b: Tensor, t: float) -> tuple[Tensor, float]:
 
 
 def _sum(a: Tensor, b: Tensor, weight_a: float, weight_b: float) -> Tensor:
-    return (weight_a * a.float() + weight_b * b.float()).to(a.dtype)
+    total = torch.empty(a.shape, dtype=a.dtype)
+    for x, y, part in _chunks(a, b, total):
+        part.copy_((weight_a * x.float()).add_(y.float(), alpha=weight_b))
+    return total
 
 
 _HOW = {"slerp": slerp, "lerp": lerp}
@@ -142,14 +154,15 @@ def _merge_shard(shard: Path, where_in_b: dict[str, Path], *, out: Path, t: floa
     header, raw = read_header(shard)
     entries = sorted((entry["data_offsets"][0], name) for name, entry in header.items() if name != "__metadata__")
     angles = {}
-    with ExitStack() as stack:
-        file_a = stack.enter_context(safe_open(shard, framework="pt"))
-        shards_of_b = {where_in_b[name] for _, name in entries}
-        files_b = {path: stack.enter_context(safe_open(path, framework="pt")) for path in shards_of_b}
-        target = stack.enter_context(out.open("wb"))
+    with out.open("wb") as target:
         target.write(raw)
         for _, name in entries:
-            other = files_b[where_in_b[name]].get_tensor(name)
-            merged, angles[name] = _HOW[how](file_a.get_tensor(name), other, t)
+            merged, angles[name] = _HOW[how](_tensor(shard, name), _tensor(where_in_b[name], name), t)
             target.write(merged.reshape(-1).view(torch.uint8).numpy().data)
     return angles
+
+
+def _tensor(shard: Path, name: str) -> Tensor:
+    """One tensor; the file is opened for it alone, as an open one holds every page that was read in memory."""
+    with safe_open(shard, framework="pt") as file:
+        return file.get_tensor(name)

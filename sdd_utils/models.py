@@ -29,6 +29,9 @@ CATALOGUE = {
 }
 CACHE = ROOT / "work" / "models"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
+_OTHER_FORMATS = ["consolidated*", "params.json", "original/*"]  # the same weights once more, for other loaders
+# Some chat templates print today's date: the same prompt would be another one tomorrow. They get one day for all.
+_ONE_DAY = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
 def find(name: str) -> Path:
@@ -61,7 +64,9 @@ def _downloaded(name: str, patterns: list[str]) -> Path:
     """The folder of a hub model in the hub's own cache; files that are there are not fetched again."""
     repo, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
+        return Path(
+            snapshot_download(repo, revision=revision or None, allow_patterns=patterns, ignore_patterns=_OTHER_FORMATS)
+        )
     except GatedRepoError as error:
         raise FileNotFoundError(f"model {name!r} is gated: accept its licence on the hub and set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
@@ -128,8 +133,7 @@ def load(
 
     Args:
         name: see `find`.
-        adapter: a LoRA adapter to merge into the weights. The merge is done in float32: in bfloat16 most of a
-            small update would round away.
+        adapter: a LoRA adapter to merge into the weights. The sum is made in float32 and rounded once, to `dtype`.
         dtype: compute dtype, by default `best_dtype()`.
     """
     folder, dtype = find(str(name)), dtype or best_dtype()
@@ -156,18 +160,24 @@ def _attention(dtype: torch.dtype) -> str | None:
 
 
 def load_tokenizer(name: str | Path):
-    """The tokenizer of a model, left-padded, with a padding token (its end-of-sequence token if it has none)."""
+    """The tokenizer of a model, left-padded, with a padding token (its end-of-sequence token if it has none).
+
+    A chat template that prints the date prints the same one every day.
+    """
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         find(str(name)), trust_remote_code=False, padding_side="left"
     )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    template = tokenizer.chat_template or ""
+    if "strftime_now" in template and not template.startswith(_ONE_DAY):
+        tokenizer.chat_template = _ONE_DAY + template
     return tokenizer
 
 
 def load_config(name: str | Path):
     """The configuration of a model; its weights are not read, and of a hub model not even fetched."""
-    if not Path(str(name)).is_dir() and is_hub_id(str(name)):
+    if not (ROOT / name).is_dir() and is_hub_id(str(name)):
         name = _downloaded(str(name), ["config.json"])
     return transformers.AutoConfig.from_pretrained(find(str(name)), trust_remote_code=False)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from sdd_utils import ROOT, contrasts, paper, verdicts
+from sdd_utils import ROOT, grid, paper
+from sdd_utils.amounts import amount
 from sdd_utils.plots import NAMES
 from sdd_utils.results import of_step, records_by_file
 
@@ -76,6 +77,7 @@ def _facts(records: dict[str, dict]) -> dict:
         "model": next(record["params"]["model"] for record in of_step(records.values(), "pruning")),
         "seeds": sorted({record["params"]["seed"] for record in of_step(records.values(), "finetuning")}),
         "commits": sorted({one["commit"][:8] for one in made}),
+        "dirty": any(one["dirty"] for one in made),
         "devices": sorted({one["device"] for one in made}),
         "hours": sum(one["wall_s"] for one in made) / 3600,
     }
@@ -118,7 +120,7 @@ def _main_files(records: dict[str, dict], **params) -> list[str]:
 def _compared(table: pd.DataFrame, records: dict[str, dict]) -> list[dict]:
     """Rows of the paper-vs-ours table with the files that our number comes from."""
     keys = {published.what: published.key for published in paper.NUMBERS}
-    beside = contrasts.nearest_cut(list(records.values()))
+    beside = grid.nearest_cut(list(records.values()))
     rows = []
     for row in table.fillna("-").to_dict("records"):
         key = keys.get(row["what"], "")
@@ -138,8 +140,8 @@ def _drawn(claim: dict) -> dict:
     marks |= {"size": size} if size is not None else {}
     low, width = min(marks.values()), (max(marks.values()) - min(marks.values())) or 1.0
     numbers["line"] = {name: round(4 + 92 * (value - low) / width, 1) for name, value in marks.items()}
-    amounts = {name: verdicts.amount(value, claim["unit"]) for name, value in marks.items()}
-    return numbers | {"numbers": amounts | {"detectable": verdicts.amount(claim["detectable"], claim["unit"])[1:]}}
+    amounts = {name: amount(value, claim["unit"]) for name, value in marks.items()}
+    return numbers | {"numbers": amounts | {"detectable": amount(claim["detectable"], claim["unit"])[1:]}}
 
 
 def main() -> int:

@@ -30,19 +30,20 @@ def jobs(study) -> list[dict]:
     """Every job of the sweep: {step, and what it is run on}, as the Snakefile makes them."""
     sizes, tuned = study.block_sizes, [*product(study.finetune_block_sizes, study.seeds)]
     found = [{"step": "similarity"}]
-    found += [{"step": "pruning", "block_size": n} for n in [0, *sizes]]
-    found += [{"step": "distillation", "data_set": name} for name in study.data_sets]
-    on_sets = [{"block_size": n, "data_set": d, "seed": seed} for n, seed in tuned for d in study.data_sets]
+    answers = {"answer_sets": [*study.data_sets]}
+    found += [{"step": "pruning", "block_size": n, **answers} for n in [0, *sizes]]
+    sets = [{"data_set": name, "train_rows": rows} for name, rows in study.data_sets.items()]
+    found += [{"step": "distillation", **on} for on in sets]
     for on in studies.finetunings(study):
         where = {name: on[name] for name in ("block_size", "data_set", "seed")}
         capacity = studies.capacities(study).get(on["capacity"], {})
-        found.append({"step": "finetuning", **where, "train_rows": on["rows"], **capacity})
-    found += [
-        {"step": "merging", "block_size": n, "data_set": a, "other_data_set": b, "seed": seed}
-        for n, seed in tuned
-        for a, b in study.merge_pairs
-    ]
-    found += [{"step": "embedding_similarity", **on} for on in on_sets]
+        found.append({"step": "finetuning", **where, "train_rows": on["rows"], **capacity, **answers})
+    pairs = [{"data_set": a, "train_rows": study.data_sets[a], "other_data_set": b} for a, b in study.merge_pairs]
+    rows_of_other = {name: {"other_train_rows": rows} for name, rows in study.data_sets.items()}
+    for n, seed in tuned:
+        trained = {"block_size": n, "seed": seed}
+        found += [{"step": "merging", **trained, **pair, **rows_of_other[pair["other_data_set"]]} for pair in pairs]
+        found += [{"step": "embedding_similarity", **trained, **on} for on in sets]
     return [*found, {"step": "results"}]
 
 

@@ -10,16 +10,11 @@ import numpy as np
 import pandas as pd
 
 from sdd_utils import contrasts, inference, paper
+from sdd_utils.amounts import percent, points
 from sdd_utils.arms import arms_in
-from sdd_utils.grid import differences, original_scores
+from sdd_utils.grid import differences, nearest_cut, original_scores
 from sdd_utils.plots import NAMES
 from sdd_utils.results import averaged_tasks, of_step, write_whole
-
-
-def percent(value: float, low_high: list[float] | None = None) -> str:
-    """0.915 as "91.5 %", with its interval where there is one."""
-    bounds = f" [{100 * low_high[0]:.1f}, {100 * low_high[1]:.1f}]" if low_high else ""
-    return f"{100 * value:.1f} %{bounds}"
 
 
 def score_cells(scores: dict[str, dict]) -> dict[str, str]:
@@ -165,7 +160,7 @@ def comparison(records: list[dict], rows: list[dict]) -> pd.DataFrame:
     and embedding similarity on OpenMathInstruct beside that on such a set, where the study has one.
     """
     tuned = [row for row in rows if row["arm"] in ("sft", "self_data_ft")]
-    n = contrasts.nearest_cut(records)
+    n = nearest_cut(records)
     ours = {f"recovery_{arm}": _range_of(tuned, arm=arm, n=n) for arm in ("sft", "self_data_ft")}
     like = [r for r in of_step(records, "embedding_similarity") if "openmath" in r["params"]["data_set"]] or records
     for arm in ("sft", "self_data_ft"):
@@ -213,12 +208,6 @@ def recovery_table(rows: list[dict], original: dict[str, dict]) -> pd.DataFrame:
         cells |= {"p (Holm)": f"{entry['p_holm']:.2g}", "detectable (points)": f"{100 * entry['detectable']:.1f}"}
         lines.append(cells)
     return pd.DataFrame(lines)
-
-
-def points(difference: float, low_high: list[float]) -> str:
-    """0.01 as "+1.0 [-4.0, +6.9]", in percentage points."""
-    middle, low, high = (round(100 * value, 1) + 0.0 for value in (difference, *low_high))  # + 0.0: no "-0.0"
-    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def averaged(records: list[dict]) -> str:

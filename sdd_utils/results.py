@@ -74,7 +74,7 @@ def provenance(*, seed: int | None) -> dict:
     """Commit, versions, device, threads and cost of the running process."""
     import torch  # here, so that a missing record is told without waiting for it
 
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ":!results")
     return {
         "commit": commit,
         "dirty": bool(changes),

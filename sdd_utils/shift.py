@@ -58,7 +58,7 @@ def sentence(found: dict) -> str:
     if found["rho"] is None:
         return f"With {behind} no correlation can be told: three trainings whose numbers differ are the least."
     low, high = found["interval"]
-    said = f"Spearman's correlation over {behind}: {found['rho']:+.2f} [{low:+.2f}, {high:+.2f}]. "
+    said = f"Spearman's correlation over {behind}: {found['rho']:+z.2f} [{low:+z.2f}, {high:+z.2f}]. "
     if low <= 0 <= high:
         return said + "The interval holds 0, so these models do not show whether the two go together."
     return said + ("Models that moved further lost more." if high < 0 else "Models that moved further lost less.")

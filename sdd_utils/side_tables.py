@@ -4,9 +4,12 @@ import numpy as np
 import pandas as pd
 
 from sdd_utils import grid
+from sdd_utils.amounts import percent, points
 from sdd_utils.plots import NAMES
-from sdd_utils.report import percent, recovered, score_cells
+from sdd_utils.report import recovered, score_cells
 from sdd_utils.results import of_step
+
+_TRAINED = {"steps": "steps", "response tokens": "trained_tokens"}
 
 
 def score_table(rows: list[dict]) -> pd.DataFrame:
@@ -66,8 +69,7 @@ def domain_table(rows: list[dict]) -> pd.DataFrame:
         line |= {"own tasks": ", ".join(own["tasks"]) if own else "-", "recovery there": recovered(own)}
         line |= {"recovery elsewhere": recovered(row["out_of_domain"]), "forgotten, points": "-"}
         if row["forgetting"]:
-            low, high = row["forgetting"]["interval"]
-            line["forgotten, points"] = f"{100 * row['forgetting']['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+            line["forgotten, points"] = points(row["forgetting"]["value"], row["forgetting"]["interval"])
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -80,3 +82,14 @@ def capacity_table(rows: list[dict]) -> pd.DataFrame:
         by_key.setdefault(key, {})[NAMES[row["arm"]]] = percent(row["recovery"], row["interval"])
     keys = ("fine-tuned on", "n", "rank", "alpha", "targets")
     return pd.DataFrame(dict(zip(keys, key, strict=True)) | cells for key, cells in by_key.items())
+
+
+def training_table(records: list[dict]) -> pd.DataFrame:
+    """What each arm learnt from at the study's own LoRA capacity: rows, steps and response tokens, means over seeds."""
+    lines, found = [], grid.finetuned(records)
+    for arm, n, data_set, rows in sorted(found, key=lambda key: (*key[1:], list(NAMES).index(key[0]))):
+        trained = [metrics["training"] for metrics in found[arm, n, data_set, rows].values()]
+        line = {"n": n, "model": NAMES[arm], "fine-tuned on": data_set, "seeds": len(trained), "rows": rows}
+        means = {name: float(np.mean([one[key] for one in trained])) for name, key in _TRAINED.items()}
+        lines.append(line | {name: f"{value:.0f}" for name, value in means.items()})
+    return pd.DataFrame(lines)

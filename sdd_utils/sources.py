@@ -175,10 +175,9 @@ def _mapped(name: str, source: Source, split: str, *, rows: int) -> list[dict]:
     streaming = source.stream and split == "train"
     found = _load(source, split, streaming=streaming)
     wanted = {key: getattr(source, key) for key in ("instruction", "context", "response", "answer")}
-    missing = [column for column in wanted.values() if column and column not in found.column_names]
-    if missing:
-        columns = ", ".join(found.column_names)
-        raise ValueError(f"it has no column {missing[0]!r} but {columns}: name the columns in own_data")
+    columns = found.column_names or list(next(iter(found), {}))  # a stream may not know them before its first row
+    if missing := [column for column in wanted.values() if column and column not in columns]:
+        raise ValueError(f"it has no column {missing[0]!r} but {', '.join(columns)}: name the columns in own_data")
     if rows and streaming:
         found = found.shuffle(seed=SHUFFLE_SEED, buffer_size=STREAM_BUFFER).take(rows)
     elif rows:
@@ -204,7 +203,8 @@ def _load(source: Source, split: str, *, streaming: bool):
 
 
 def _columns(row: dict, wanted: dict[str, str]) -> dict[str, str]:
-    values = {key: str(row[column] or "").strip() if column else "" for key, column in wanted.items()}
+    given = {key: row[column] if column else None for key, column in wanted.items()}
+    values = {key: str("" if value is None else value).strip() for key, value in given.items()}  # 0 is an answer
     if not wanted["answer"]:
         last = _ANSWER_LINE.findall(values["response"])
         values["answer"] = last[-1] if last else ""

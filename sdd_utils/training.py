@@ -80,6 +80,7 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
     place = checkpoints(job, processes=processes)
     arguments = _arguments(place, settings, processes=processes)  # first: it chooses this process's GPU
     model, tokenizer = models.load(job["folder"])
+    check_targets(model, settings["lora_targets"])
     names = ("epochs", "batch_size", "seed", "trained_tokens")
     scheduled = schedule(data, **{name: settings[name] for name in names})
     trainer = SFTTrainer(
@@ -140,6 +141,15 @@ class KeepNewest(TrainerCallback):
             shutil.rmtree(folder)
 
 
+def check_targets(model, targets: str) -> None:
+    """Raise ValueError for a module name that the model does not have: peft takes the others and says nothing."""
+    kinds = {name.rsplit(".", 1)[-1]: type(module) for name, module in model.named_modules()}
+    missing = [name for name in targets.split(",") if targets != "all-linear" and name.rsplit(".", 1)[-1] not in kinds]
+    if missing:
+        allowed = ", ".join(sorted(name for name, kind in kinds.items() if issubclass(kind, torch.nn.Linear)))
+        raise ValueError(f"lora_targets names {missing[0]!r}: use 'all-linear', or of {allowed}, with commas only")
+
+
 def _lora(settings: dict) -> LoraConfig:
     targets = settings["lora_targets"]
     return LoraConfig(
@@ -197,7 +207,7 @@ def _save(trainer: SFTTrainer, scheduled: Dataset, job: dict, rows: int) -> dict
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(scratch, state_dict=weights)
             (scratch / "training.json").write_text(json.dumps({"key": job["key"], "report": report}))
         for place in adapter.parent.glob(f".{adapter.name}.checkpoints-*"):
-            shutil.rmtree(place)
+            shutil.rmtree(place, ignore_errors=True)  # a network file system keeps what other processes have open
     return report
 
 

@@ -10,6 +10,7 @@ the number. "Holds" and "does not hold" speak of the study's models and data, no
 
 import pandas as pd
 
+from sdd_utils.amounts import amount
 from sdd_utils.claims import Claim, Part, claims
 from sdd_utils.contrasts import Missing
 from sdd_utils.inference import holm
@@ -85,12 +86,6 @@ def _answer(claim: Claim, parts: list[dict], lacking: str, records: dict[str, di
     found |= {"verdict": verdict, "why": _why(deciding, claim.unit, verdict)}
     found |= {name: deciding[name] for name in _NUMBERS}
     return found | {"n": {"seeds": deciding["seeds"], "documents": deciding["documents"]}} | shared
-
-
-def amount(value: float, unit: str) -> str:
-    """A difference in its unit, e.g. 0.012 in points as "+1.2"."""
-    digits, shown = (1, 100 * value) if unit == "points" else (3, value)
-    return f"{round(shown, digits) + 0.0:+.{digits}f}"  # + 0.0: no "-0.0"
 
 
 def _with_interval(measured: dict, unit: str) -> str:

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests build their inputs on the CPU
 os.environ["SDD_ENGINE"] = "transformers"  # tests/test_vllm.py has the other one
 
 import pytest

@@ -27,7 +27,7 @@ def test_merges_are_mergekits(model_folder):
     assert entry["equal"], entry
 
 
-@pytest.mark.parametrize("name", ["similarity", "distillation", "finetuning", "generation_tasks"])
+@pytest.mark.parametrize("name", ["similarity", "distillation", "finetuning", "multiple_choice", "generation_tasks"])
 def test_a_wrong_answer_is_seen(name, model_folder, tmp_path):
     stage = importlib.import_module(f"benchmarks.{name}")
     state = stage.prepare(str(model_folder), scratch=tmp_path, **stage.SMALL)
@@ -42,6 +42,7 @@ def spoil(answer) -> None:
     key = next(iter(answer)) if isinstance(answer, dict) else 0
     if isinstance(answer[key], dict):  # a task's filtered responses
         answer[key]["filtered"][0] = ["another answer"]
+        answer[key]["values"] = dict.fromkeys(answer[key]["values"], -1)
     elif isinstance(answer[key], list):  # a row's tokens
         for row in answer.values():
             row[:] = [5] * len(row)

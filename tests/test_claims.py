@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sdd_utils import claims, contrasts, results, verdicts
+from sdd_utils import amounts, claims, contrasts, results, verdicts
 
 DOMAINS = {"gsm8k": ["gsm8k"]}
 DOCUMENTS, TASKS = 400, ("gsm8k", "arc_challenge", "mmlu")
@@ -105,6 +105,19 @@ def test_fewer_than_three_seeds_tell_nothing():
     assert lead["p_holm"] < 0.05  # the documents alone would have told
 
 
+def test_a_published_gain_is_refuted_only_where_every_cell_falls_short():
+    world = World()
+    world.tune("gsm8k", sft=0.55, self_data_ft=0.64)
+    sure = contrasts.largest_gain([*world.records.values()], null=0.3)
+    for seed, ability in enumerate((0.4, 0.65, 0.75)):  # seeds apart: this cell may gain as much
+        world.seeds = [seed]
+        world.tune("alpaca", sft=0.55, self_data_ft=ability)
+    both = contrasts.largest_gain([*world.records.values()], null=0.3)
+    assert sure["p"] < 0.05 < both["p"]
+    assert both["where"].endswith("on gsm8k, the best of 2")
+    assert contrasts.largest_gain([*world.records.values()])["p"] < 0.05  # against 0 the best cell decides
+
+
 def test_all_parts_of_a_claim_have_to_hold():
     world = World()
     world.tune("gsm8k", sft={"gsm8k": 0.7, "arc_challenge": 0.35, "mmlu": 0.35}, self_data_ft=0.5)
@@ -155,8 +168,8 @@ def test_similarity_averages_block_sizes_before_it_tests():
 
 
 def test_amounts_are_told_in_their_unit():
-    assert [verdicts.amount(value, "points") for value in (0.0123, -0.0001)] == ["+1.2", "+0.0"]
-    assert verdicts.amount(-0.0214, "cosine") == "-0.021"
+    assert [amounts.amount(value, "points") for value in (0.0123, -0.0001)] == ["+1.2", "+0.0"]
+    assert amounts.amount(-0.0214, "cosine") == "-0.021"
 
 
 def test_every_claim_is_answered_and_can_be_written():

@@ -57,6 +57,16 @@ def test_greedy_texts_are_those_of_generate_row_by_row(tokenizer, batch_size, sh
     assert finishes == {True, False}, "the comparison needs rows that stop and rows that do not"
 
 
+def test_long_prompts_get_fewer_slots_and_the_same_texts(model, monkeypatch):
+    asked, shapes = prompts(), []
+    expected = decode(model, asked)
+    monkeypatch.setattr(decoding, "MOST_TOKENS", 100)
+    made = decoding._SlotCache
+    monkeypatch.setattr(decoding, "_SlotCache", lambda *a, **k: shapes.append(k) or made(*a, **k))
+    assert decode(model, asked) == expected
+    assert shapes[0]["slots"] == 100 // shapes[0]["capacity"] > 1
+
+
 def test_a_sliding_window_goes_through_generate(tokenizer):
     torch.manual_seed(0)
     model = MistralForCausalLM(MistralConfig(sliding_window=8, **SIZES)).eval()

@@ -63,6 +63,12 @@ def test_last_number_never_fails(text):
     assert found is None or found.is_finite()
 
 
+def test_an_answer_in_words_does_not_stand_within_a_word():
+    row = {"answer": "No", "response": "No."}
+    assert distillation.same_answer(row, "The answer is: no!")
+    assert not distillation.same_answer(row, "I know it: yes.")
+
+
 MATH = {"id": "m", "instruction": "?", "context": "", "response": "3 + 4 = 7\n#### 7", "answer": "7"}
 
 

@@ -68,6 +68,17 @@ def test_scores_say_how_they_were_made(model, tokenizer):
     assert nll["value"] == pytest.approx(np.log(nll["all"]["word_perplexity,none"]), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("metric", "rises", "averaged"), [("acc", True, True), ("acc", False, False), ("bleu_max", True, False)]
+)
+def test_only_scores_of_0_to_1_that_rise_enter_the_average(metric, rises, averaged):
+    samples = {"a": [{"filter": "none", metric: 0.5, "resps": [0]}]}
+    results = {"results": {"a": {f"{metric},none": 0.5}}, "samples": samples, "n-shot": {"a": 0}, "versions": {"a": 1}}
+    results |= {"configs": {"a": {"output_type": "generate_until"}}, "higher_is_better": {"a": {metric: rises}}}
+    score = evaluation._score(results, task="a", limit=0, chat=False, engine="e")
+    assert score["higher_is_better"] is averaged
+
+
 def test_guessing_has_no_score_where_several_choices_are_right():
     samples = [{"resps": [0, 0, 0, 0]}, {"resps": [0, 0]}]
     assert evaluation._chance(samples, [1.0, 0.0]) == pytest.approx((1 / 4 + 1 / 2) / 2)

@@ -46,6 +46,21 @@ def test_end_points_are_the_parents_bit_for_bit(t):
     assert torch.equal(merging.slerp(a, b, t)[0], b if t else a)
 
 
+def test_a_diverged_parent_is_not_taken_for_a_parallel_one():
+    assert math.isnan(merging.cosine(torch.tensor([1.0, math.nan]), torch.ones(2)))
+
+
+def test_a_tensor_of_several_pieces_is_merged_as_a_whole(monkeypatch):
+    a, b = torch.randn(2, 7, 11, dtype=torch.float64).float()
+    whole, angle = merging.slerp(a, b, 0.3)
+    monkeypatch.setattr(merging, "CHUNK", 10)
+    merged, same = merging.slerp(a, b, 0.3)
+    torch.testing.assert_close(merged, whole)
+    assert same == pytest.approx(angle, rel=1e-12)
+    expected = torch.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0)
+    assert math.cos(same) == pytest.approx(float(expected), rel=1e-9)
+
+
 def test_zero_tensors_do_not_give_nan():
     assert not merging.slerp(torch.zeros(4), torch.ones(4), 0.5)[0].isnan().any()
 

@@ -1,5 +1,8 @@
 """Where a model comes from, and what is said when it cannot be had."""
 
+import shutil
+from fnmatch import fnmatch
+
 import httpx
 import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -46,3 +49,17 @@ def test_only_weights_that_hold_no_code_are_fetched(monkeypatch):
     models.find("org/name@abc")
     assert (asked["repo"], asked["revision"]) == ("org/name", "abc")
     assert not any(pattern.endswith((".bin", ".py", ".pt", ".pkl")) for pattern in asked["allow_patterns"])
+    assert any(fnmatch("consolidated.safetensors", pattern) for pattern in asked["ignore_patterns"])
+    assert not any(fnmatch("model-00001-of-00002.safetensors", pattern) for pattern in asked["ignore_patterns"])
+
+
+def test_a_template_that_prints_the_date_prints_one_day(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "m")
+    own = models.load_tokenizer(folder)
+    own.chat_template = "  Today is {{ strftime_now('%d %b %Y') }}. {{ messages[0]['content'] }}"
+    own.save_pretrained(folder)
+    for _ in range(2):  # read, written and read again
+        loaded = models.load_tokenizer(folder)
+        said = loaded.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
+        assert said == "  Today is 26 Jul 2024. Hello"
+        loaded.save_pretrained(folder)

@@ -60,7 +60,9 @@ def test_every_number_of_the_records_is_shown_beside_its_record(folder):
     for row in summary["grid"]:
         if row["arm"] not in ("sft", "self_data_ft"):
             continue
-        shown = f"{100 * row['recovery']:.1f} % <small>[{100 * row['interval'][0]:.1f}, {100 * row['interval'][1]:.1f}]"
+        shown = (
+            f"{100 * row['recovery']:z.1f} % <small>[{100 * row['interval'][0]:z.1f}, {100 * row['interval'][1]:z.1f}]"
+        )
         (link,) = set(re.findall(rf'href="records/([^"]+)">{re.escape(shown)}', html))
         params = json.loads((folder / "records" / link).read_text())["params"]
         assert (params["block_size"], params["data_set"]) == (row["block_size"], row["data_set"])

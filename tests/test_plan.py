@@ -177,6 +177,21 @@ def test_done_jobs_are_told_by_what_the_records_say(embedded):
     assert rows["finetuning"].left.seconds == pytest.approx(rows["finetuning"].whole.seconds * 3 / 4, rel=0.2)
 
 
+def test_other_rows_and_other_answer_sets_are_jobs_to_run_again():
+    rows = {"data_set": "pydoc", "train_rows": 48}
+    sets = {"block_size": 0, "answer_sets": ["gsm_symbolic", "pydoc"]}
+    found = [{"step": "distillation", "params": rows}, {"step": "pruning", "params": sets}]
+
+    def done(**changes) -> list[int]:
+        told = plan.rows(setting_of(EMBEDDED, **changes), found)
+        return [told[record["step"]].done for record in found]
+
+    sizes = EMBEDDED["data_sets"]
+    assert done() == [1, 1]
+    assert done(data_sets=sizes | {"pydoc": 24}) == [0, 1]
+    assert done(data_sets=sizes | {"alpaca": 24}) == [1, 0]
+
+
 def test_scaling_adds_fine_tunings_that_are_done_apart_from_the_full_ones():
     s = setting_of(EMBEDDED, scaling={"rows": [12, 24], "block_sizes": [4], "data_sets": ["pydoc"]})
     done = {"block_size": 4, "data_set": "pydoc", "seed": 0, "train_rows": 12}

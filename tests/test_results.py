@@ -175,6 +175,18 @@ def test_other_capacities_stand_in_their_table_and_not_in_the_grid():
     assert table["SFT"][0].startswith("75.0 % [")
 
 
+def test_the_training_table_says_what_each_arm_learnt_from():
+    first = study_records()[-1]
+    second = json.loads(json.dumps(first)) | {"params": first["params"] | {"seed": 1}}
+    for record, tokens in ((first, 100), (second, 120)):
+        for arm in record["metrics"]["arms"].values():
+            arm["training"] = {"rows": 40, "steps": 10, "trained_tokens": tokens}
+    table = side_tables.training_table([first, second])
+    assert table["model"].tolist() == ["SFT", "Self-Data FT"]
+    assert table["seeds"].tolist() == [2, 2]
+    assert table["response tokens"].tolist() == ["110", "110"]
+
+
 def test_scaling_is_drawn_where_it_was_asked_for():
     """Not at the largest block size, which has one number of rows."""
     cell = {"arm": "sft", "data_set": "a", "recovery": 0.5, "interval": [0.4, 0.6]}

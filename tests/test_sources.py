@@ -56,6 +56,24 @@ def test_rows_are_read_once_and_again_where_the_file_changed(own_data, tmp_path,
         data.load("mine", split="train", rows=1, own_data=own_data)
 
 
+def test_zero_is_an_answer_and_nothing_is_none():
+    wanted = {"instruction": "q", "context": "", "response": "a", "answer": "n"}
+    assert sources._columns({"q": "?", "a": "none", "n": 0}, wanted)["answer"] == "0"
+    assert sources._columns({"q": "?", "a": "none", "n": None}, wanted)["answer"] == ""
+
+
+def test_a_stream_that_does_not_know_its_columns_is_asked_for_a_row(own_data, monkeypatch):
+    import datasets
+
+    stream = datasets.IterableDataset.from_generator(lambda: iter(ROWS))
+    assert stream.column_names is None
+    monkeypatch.setattr(sources, "_load", lambda *_, **__: stream)
+    source = sources.Source(**own_data["mine"])
+    assert len(sources._mapped("mine", source, "train", rows=0)) == len(ROWS)
+    with pytest.raises(ValueError, match="has no column 'reply' but q, about, a"):
+        sources._mapped("mine", sources.Source(**own_data["mine"] | {"response": "reply"}), "train", rows=0)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -113,6 +113,13 @@ def test_an_interrupted_training_resumes_and_ends_bit_for_bit_the_same(model_fol
     assert not [path for path in (tmp_path / "cut").iterdir() if path.suffix in (".bin", ".pt", ".pth")]
 
 
+@pytest.mark.parametrize("targets", ["q_proj, v_proj", "q_proj,v_prj"])
+def test_a_target_that_the_model_does_not_have_is_named(model_folder, data, tmp_path, targets):
+    wrong = targets.split(",")[1]
+    with pytest.raises(ValueError, match=rf"lora_targets names '{wrong}': use 'all-linear', or of .*v_proj.*, with"):
+        training.train(job_of(model_folder, tmp_path / "a", lora_targets=targets), data)
+
+
 def test_a_checkpoint_that_carries_code_is_refused(model_folder, data, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SAVE_STEPS", 2)
     job = job_of(model_folder, tmp_path / "a")
