@@ -6,11 +6,14 @@ parallel almost everywhere, so the angle of every tensor and the share that fell
 merge is measured against besides its parents, training on both sets at once, takes its rows from `mixture`.
 """
 
+import hashlib
 import json
 import math
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -24,15 +27,18 @@ CHUNK = 2**16  # elements at a time: their copies in float64 stay in the process
 _CONTEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
-def cosine(a: Tensor, b: Tensor) -> float:
-    """Cosine between two tensors seen as vectors, in float64: float32 cannot tell angles below 3e-4 from 0."""
+def angle(a: Tensor, b: Tensor) -> float:
+    """Angle between two tensors seen as vectors, in radians; 0 where one of them is zero.
+
+    From products in float64: float32 cannot tell angles below 3e-4 from 0.
+    """
     products = torch.zeros(3, dtype=torch.float64)
     for x, y in _chunks(a, b):
         x, y = x.double(), y.double()
         products += torch.stack([x @ y, x @ x, y @ y])
     inner, square_a, square_b = products.tolist()
     norms = math.sqrt(square_a) * math.sqrt(square_b)
-    return 1.0 if norms == 0 else min(max(inner / norms, -1.0), 1.0)  # in this order NaN stays NaN
+    return 0.0 if norms == 0 else math.acos(min(max(inner / norms, -1.0), 1.0))  # in this order NaN stays NaN
 
 
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -52,16 +58,16 @@ def slerp(a: Tensor, b: Tensor, t: float) -> tuple[Tensor, float]:
     Returns:
         the tensor, and the angle w in radians.
     """
-    angle = math.acos(cosine(a, b))
+    w = angle(a, b)
     if t in (0, 1):
-        return (a, b)[int(t)].clone(), angle
-    weights = [1.0 - t, t] if falls_back(angle) else [math.sin(u * angle) / math.sin(angle) for u in (1.0 - t, t)]
-    return _sum(a, b, *weights), angle
+        return (a, b)[int(t)].clone(), w
+    weights = [1.0 - t, t] if falls_back(w) else [math.sin(u * w) / math.sin(w) for u in (1.0 - t, t)]
+    return _sum(a, b, *weights), w
 
 
 def lerp(a: Tensor, b: Tensor, t: float) -> tuple[Tensor, float]:
     """(1 - t) a + t b in a's dtype, and the angle between a and b in radians."""
-    return _sum(a, b, 1.0 - t, t), math.acos(cosine(a, b))
+    return _sum(a, b, 1.0 - t, t), angle(a, b)
 
 
 def _sum(a: Tensor, b: Tensor, weight_a: float, weight_b: float) -> Tensor:
@@ -93,10 +99,12 @@ def merge(a: Path, b: Path, *, out: Path, t: float, how: str = "slerp") -> dict:
     where_in_b = {name: b / shard for name, (_, shard) in _shapes(b).items()}
     with whole_folder(out) as scratch:
         _copy_context(a, scratch)
-        angles = {}
+        angles, hashes = {}, {}
         for shard in sorted(a.glob("*.safetensors")):
-            angles |= _merge_shard(shard, where_in_b, out=scratch / shard.name, t=t, how=how)
-        write_manifest(scratch, parent=a.name, recipe={"merge": how, "a": a.name, "b": b.name, "t": t})
+            found, hashes[shard.name] = _merge_shard(shard, where_in_b, out=scratch / shard.name, t=t, how=how)
+            angles |= found
+        recipe = {"merge": how, "a": a.name, "b": b.name, "t": t}
+        write_manifest(scratch, weights=hashes, parent=a.name, recipe=recipe)
     return {"angles": angles, "lerp_share": sum(map(falls_back, angles.values())) / len(angles)}
 
 
@@ -149,17 +157,25 @@ def check_same_shape(a: Path, b: Path) -> None:
         )
 
 
-def _merge_shard(shard: Path, where_in_b: dict[str, Path], *, out: Path, t: float, how: str) -> dict[str, float]:
-    """Write one shard of the merge, tensor by tensor in the order of its header; returns the angles in radians."""
+def _merge_shard(shard: Path, where_in_b: dict[str, Path], *, out: Path, t: float, how: str) -> tuple[dict, str]:
+    """Write one shard of the merge, tensor by tensor in the order of its header; returns the angles and its hash."""
     header, raw = read_header(shard)
     entries = sorted((entry["data_offsets"][0], name) for name, entry in header.items() if name != "__metadata__")
-    angles = {}
-    with out.open("wb") as target:
-        target.write(raw)
+    angles, digest = {}, hashlib.sha256(raw)
+    with out.open("wb") as target, ThreadPoolExecutor(1) as writer:  # writes one tensor while the next is made
+        written = writer.submit(target.write, raw)
         for _, name in entries:
             merged, angles[name] = _HOW[how](_tensor(shard, name), _tensor(where_in_b[name], name), t)
-            target.write(merged.reshape(-1).view(torch.uint8).numpy().data)
-    return angles
+            written.result()
+            written = writer.submit(_write, merged, target, digest)
+        written.result()
+    return angles, digest.hexdigest()
+
+
+def _write(merged: Tensor, target: BinaryIO, digest) -> None:
+    raw = merged.reshape(-1).view(torch.uint8).numpy().data
+    target.write(raw)
+    digest.update(raw)
 
 
 def _tensor(shard: Path, name: str) -> Tensor:

@@ -206,13 +206,13 @@ def save(model, tokenizer, *, folder: Path, parent: str, recipe: dict) -> Path:
     with whole_folder(folder) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        write_manifest(scratch, parent=parent, recipe=recipe)
+        weights = {path.name: sha256(path) for path in sorted(scratch.glob("*.safetensors"))}
+        write_manifest(scratch, weights=weights, parent=parent, recipe=recipe)
     return folder
 
 
-def write_manifest(folder: Path, *, parent: str, recipe: dict) -> None:
-    """`manifest.json`: what the weights are, from what they were made and how."""
-    weights = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+def write_manifest(folder: Path, *, weights: dict[str, str], parent: str, recipe: dict) -> None:
+    """`manifest.json`: what the weights are (sha256 by file), from what they were made and how."""
     manifest = {"sha256": weights, "parent": parent, "recipe": recipe}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
