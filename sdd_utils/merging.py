@@ -11,9 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -162,20 +160,14 @@ def _merge_shard(shard: Path, where_in_b: dict[str, Path], *, out: Path, t: floa
     header, raw = read_header(shard)
     entries = sorted((entry["data_offsets"][0], name) for name, entry in header.items() if name != "__metadata__")
     angles, digest = {}, hashlib.sha256(raw)
-    with out.open("wb") as target, ThreadPoolExecutor(1) as writer:  # writes one tensor while the next is made
-        written = writer.submit(target.write, raw)
+    with out.open("wb") as target:
+        target.write(raw)
         for _, name in entries:
             merged, angles[name] = _HOW[how](_tensor(shard, name), _tensor(where_in_b[name], name), t)
-            written.result()
-            written = writer.submit(_write, merged, target, digest)
-        written.result()
+            values = merged.reshape(-1).view(torch.uint8).numpy().data
+            target.write(values)
+            digest.update(values)
     return angles, digest.hexdigest()
-
-
-def _write(merged: Tensor, target: BinaryIO, digest) -> None:
-    raw = merged.reshape(-1).view(torch.uint8).numpy().data
-    target.write(raw)
-    digest.update(raw)
 
 
 def _tensor(shard: Path, name: str) -> Tensor:

@@ -41,6 +41,7 @@ def build(folder: Path) -> Path:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("page.html")
     html = template.render(
+        amount=amount,
         study=summary["study"],
         facts=_facts(records),
         headline=_embedded(folder / "figures" / "recovery.png"),

@@ -32,17 +32,20 @@ def jobs(study) -> list[dict]:
     found = [{"step": "similarity"}]
     answers = {"answer_sets": [*study.data_sets]}
     found += [{"step": "pruning", "block_size": n, **answers} for n in [0, *sizes]]
-    sets = [{"data_set": name, "train_rows": rows} for name, rows in study.data_sets.items()]
+    sets = [{"data_set": name, "train_rows": count} for name, count in study.data_sets.items()]
     found += [{"step": "distillation", **on} for on in sets]
     for on in studies.finetunings(study):
         where = {name: on[name] for name in ("block_size", "data_set", "seed")}
         capacity = studies.capacities(study).get(on["capacity"], {})
         found.append({"step": "finetuning", **where, "train_rows": on["rows"], **capacity, **answers})
-    pairs = [{"data_set": a, "train_rows": study.data_sets[a], "other_data_set": b} for a, b in study.merge_pairs]
-    rows_of_other = {name: {"other_train_rows": rows} for name, rows in study.data_sets.items()}
+    rows = study.data_sets
+    pairs = [
+        {"data_set": a, "train_rows": rows[a], "other_data_set": b, "other_train_rows": rows[b]}
+        for a, b in study.merge_pairs
+    ]
     for n, seed in tuned:
         trained = {"block_size": n, "seed": seed}
-        found += [{"step": "merging", **trained, **pair, **rows_of_other[pair["other_data_set"]]} for pair in pairs]
+        found += [{"step": "merging", **trained, **pair} for pair in pairs]
         found += [{"step": "embedding_similarity", **trained, **on} for on in sets]
     return [*found, {"step": "results"}]
 

@@ -143,9 +143,9 @@ class KeepNewest(TrainerCallback):
 
 def check_targets(model, targets: str) -> None:
     """Raise ValueError for a module name that the model does not have: peft takes the others and says nothing."""
+    named = [] if targets == "all-linear" else targets.split(",")
     kinds = {name.rsplit(".", 1)[-1]: type(module) for name, module in model.named_modules()}
-    missing = [name for name in targets.split(",") if targets != "all-linear" and name.rsplit(".", 1)[-1] not in kinds]
-    if missing:
+    if missing := [name for name in named if name.rsplit(".", 1)[-1] not in kinds]:
         allowed = ", ".join(sorted(name for name, kind in kinds.items() if issubclass(kind, torch.nn.Linear)))
         raise ValueError(f"lora_targets names {missing[0]!r}: use 'all-linear', or of {allowed}, with commas only")
 
