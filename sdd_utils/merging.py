@@ -10,18 +10,18 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from safetensors import safe_open
 from torch import Tensor
 
 from sdd_utils.models import whole_folder, write_manifest
 
 LERP_ABOVE = 0.9995  # |cos| from which sin(angle) is too small to divide by; mergekit's threshold
-CHUNK = 2**16  # elements at a time: their copies in float64 stay in the processor's cache, and memory is used again
+CHUNK = 2**18  # elements at a time: their copies in float64 stay in the processor's cache, and memory is used again
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CONTEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -39,8 +39,8 @@ def angle(a: Tensor, b: Tensor) -> float:
     return 0.0 if norms == 0 else math.acos(min(max(inner / norms, -1.0), 1.0))  # in this order NaN stays NaN
 
 
-def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(tensor.flatten().split(CHUNK) for tensor in tensors), strict=True)
+def _chunks(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(a.flatten().split(CHUNK), b.flatten().split(CHUNK), strict=True)
 
 
 def falls_back(angle: float) -> bool:
@@ -57,25 +57,19 @@ def slerp(a: Tensor, b: Tensor, t: float) -> tuple[Tensor, float]:
         the tensor, and the angle w in radians.
     """
     w = angle(a, b)
-    if t in (0, 1):
-        return (a, b)[int(t)].clone(), w
-    weights = [1.0 - t, t] if falls_back(w) else [math.sin(u * w) / math.sin(w) for u in (1.0 - t, t)]
-    return _sum(a, b, *weights), w
+    return torch.cat(list(_sums(a, b, *_weights("slerp", w, t)))).reshape(a.shape), w
 
 
-def lerp(a: Tensor, b: Tensor, t: float) -> tuple[Tensor, float]:
-    """(1 - t) a + t b in a's dtype, and the angle between a and b in radians."""
-    return _sum(a, b, 1.0 - t, t), angle(a, b)
+def _weights(how: str, w: float, t: float) -> tuple[float, float]:
+    if how == "lerp" or t in (0, 1) or falls_back(w):
+        return 1.0 - t, float(t)
+    return math.sin((1 - t) * w) / math.sin(w), math.sin(t * w) / math.sin(w)
 
 
-def _sum(a: Tensor, b: Tensor, weight_a: float, weight_b: float) -> Tensor:
-    total = torch.empty(a.shape, dtype=a.dtype)
-    for x, y, part in _chunks(a, b, total):
-        part.copy_((weight_a * x.float()).add_(weight_b * y.float()))  # not fused: exact opposites cancel to 0
-    return total
-
-
-_HOW = {"slerp": slerp, "lerp": lerp}
+def _sums(a: Tensor, b: Tensor, weight_a: float, weight_b: float) -> Iterator[Tensor]:
+    """weight_a a + weight_b b in a's dtype, flat, piece by piece; not fused, so that exact opposites cancel to 0."""
+    for x, y in _chunks(a, b):
+        yield (weight_a * x.float()).add_(weight_b * y.float()).to(a.dtype)
 
 
 def merge(a: Path, b: Path, *, out: Path, t: float, how: str = "slerp") -> dict:
@@ -156,21 +150,40 @@ def check_same_shape(a: Path, b: Path) -> None:
 
 
 def _merge_shard(shard: Path, where_in_b: dict[str, Path], *, out: Path, t: float, how: str) -> tuple[dict, str]:
-    """Write one shard of the merge, tensor by tensor in the order of its header; returns the angles and its hash."""
+    """Write one shard of the merge, piece by piece in the order of its header; returns the angles and its hash."""
     header, raw = read_header(shard)
     entries = sorted((entry["data_offsets"][0], name) for name, entry in header.items() if name != "__metadata__")
+    reads = _reader(), _reader()
     angles, digest = {}, hashlib.sha256(raw)
-    with out.open("wb") as target:
+    with out.open("wb", buffering=0) as target:
         target.write(raw)
         for _, name in entries:
-            merged, angles[name] = _HOW[how](_tensor(shard, name), _tensor(where_in_b[name], name), t)
-            values = merged.reshape(-1).view(torch.uint8).numpy().data
-            target.write(values)
-            digest.update(values)
+            a, b = (read(path, name) for read, path in zip(reads, (shard, where_in_b[name]), strict=True))
+            angles[name] = angle(a, b)
+            for piece in _sums(a, b, *_weights(how, angles[name], t)):
+                values = piece.view(torch.uint8).numpy().data  # written and hashed while the cache holds it
+                target.write(values)
+                digest.update(values)
     return angles, digest.hexdigest()
 
 
-def _tensor(shard: Path, name: str) -> Tensor:
-    """One tensor; the file is opened for it alone, as an open one holds every page that was read in memory."""
-    with safe_open(shard, framework="pt") as file:
-        return file.get_tensor(name)
+def _reader() -> Callable[[Path, str], Tensor]:
+    """Reads tensors, flat, into memory of its own that the next one takes over.
+
+    Mapped files cost more in page faults than a copy does, and count as memory while they are open.
+    """
+    space = bytearray()
+
+    def read(shard: Path, name: str) -> Tensor:
+        nonlocal space
+        header, raw = read_header(shard)
+        start, end = header[name]["data_offsets"]
+        if len(space) < end - start:
+            space = bytearray(end - start)
+        with shard.open("rb") as file:
+            file.seek(len(raw) + start)
+            if file.readinto(memoryview(space)[: end - start]) < end - start:
+                raise ValueError(f"checkpoint {shard.parent.name}: {shard.name} ends within {name!r}: make it again")
+        return torch.frombuffer(space, dtype=_DTYPES[header[name]["dtype"]], count=math.prod(header[name]["shape"]))
+
+    return read

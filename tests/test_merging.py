@@ -41,7 +41,7 @@ def test_nearly_parallel_tensors_fall_back_to_lerp():
 
 
 @pytest.mark.parametrize("t", [0, 0.0, 1, 1.0])
-def test_end_points_are_the_parents_bit_for_bit(t):
+def test_end_points_are_the_parents(t):
     a, b = torch.randn(2, 8, 8).bfloat16()
     assert torch.equal(merging.slerp(a, b, t)[0], b if t else a)
 
@@ -179,4 +179,12 @@ def test_models_of_another_shape_are_refused_and_nothing_is_left(parents, tokeni
     tiny_llama(tokenizer, layers=4, tie_word_embeddings=True).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="differ in tensor 'model.layers.4"):
         merging.merge(parents[0], tmp_path / "other", out=tmp_path / "merged", t=0.5)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_parent_that_was_cut_short_is_refused_and_nothing_is_left(parents, tmp_path):
+    shard = max(parents[1].glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="ends within"):
+        merging.merge(*parents, out=tmp_path / "merged", t=0.5)
     assert not (tmp_path / "merged").exists()
