@@ -83,7 +83,7 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
     check_targets(model, settings["lora_targets"])
     names = ("epochs", "batch_size", "seed", "trained_tokens")
     scheduled = schedule(data, **{name: settings[name] for name in names})
-    trainer = SFTTrainer(
+    trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=scheduled,
@@ -148,6 +148,20 @@ def check_targets(model, targets: str) -> None:
     if missing := [name for name in named if name.rsplit(".", 1)[-1] not in kinds]:
         allowed = ", ".join(sorted(name for name, kind in kinds.items() if issubclass(kind, torch.nn.Linear)))
         raise ValueError(f"lora_targets names {missing[0]!r}: use 'all-linear', or of {allowed}, with commas only")
+
+
+class Trainer(SFTTrainer):
+    """TRL's trainer, whose LM head reads the response positions only on CPUs, too; TRL itself does so on GPUs."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if model.device.type != "cpu":
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")[0, 1:]  # a batch is one sequence
+        kept = (labels != -100).nonzero()[:, 0]
+        outputs = model(**inputs, logits_to_keep=kept, use_cache=False)
+        loss = torch.nn.functional.cross_entropy(outputs.logits[0].float(), labels[kept], reduction="sum")
+        loss = loss * self.accelerator.num_processes / max(1, int(num_items_in_batch))  # processes are averaged
+        return (loss, outputs) if return_outputs else loss
 
 
 def _lora(settings: dict) -> LoraConfig:

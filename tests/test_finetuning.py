@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from trl import SFTTrainer
 
-from sdd_utils import finetuning
+from sdd_utils import finetuning, training
 from sdd_utils.arms import ARMS
 from sdd_utils.generation import render
 
@@ -35,13 +34,13 @@ def test_mask_covers_exactly_the_prompt_and_the_end_token_is_trained(tokenizer):
 
 def test_the_trainer_sees_those_labels(model_folder, tokenizer, tmp_path, monkeypatch):
     seen = []
-    plain = SFTTrainer.compute_loss
+    plain = training.Trainer.compute_loss
 
     def spy(self, model, inputs, *args, **kwargs):
         seen.append({name: tensor.clone() for name, tensor in inputs.items() if torch.is_tensor(tensor)})
         return plain(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(SFTTrainer, "compute_loss", spy)
+    monkeypatch.setattr(training.Trainer, "compute_loss", spy)
     sets = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=500)
     finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "a", **SETTINGS)
     # A batch is one sequence whose positions start anew with every row.
@@ -114,7 +113,7 @@ def test_equal_budgets_and_a_finished_adapter_is_found_again(model_folder, token
     assert reports["sft"]["rows"] == reports["self_data_ft"]["rows"] == 6
     assert reports["sft"]["steps"] == reports["self_data_ft"]["steps"] == 3
     assert reports["sft"]["trained_tokens"] == sum(map(sum, sets["sft"]["completion_mask"]))
-    monkeypatch.setattr(SFTTrainer, "train", lambda self, **_: pytest.fail("trained again"))
+    monkeypatch.setattr(training.Trainer, "train", lambda self, **_: pytest.fail("trained again"))
     again = finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "sft", **SETTINGS)
     assert again == reports["sft"]
     with pytest.raises(pytest.fail.Exception, match="trained again"):
