@@ -1,8 +1,8 @@
 """Continuous decoding with transformers models: a finished row leaves the batch, the next prompt takes its place.
 
 Keys and values lie in slots that are allocated once. A row's tokens are at positions 0, 1, … of its slot, so no row
-is padded, and tokens that all prompts begin with are read once. Prompts are read one by one, all but their last
-token, which is the row's first input in the joint steps. On two CPU cores both parts are bound by the multiplications:
+is padded, and tokens that all prompts begin with are read once. Prompts are read ahead in groups of like length, all
+but their last token, which is the row's first input in the joint steps. On two CPU cores both parts are bound by the multiplications:
 guessing tokens ahead (prompt lookup) multiplies as much as it saves there and is left out.
 
 Every row has its own seed, so its text does not depend on the rows beside it, but for ties within rounding.
@@ -39,6 +39,8 @@ GREEDY: Draw = _likeliest
 # Tokens that all slots together hold at most: one long prompt sizes every slot. SmolLM2-135M in float32 needs 4.5 GB
 # for as many, Llama-3.1-8B in bfloat16 13 GB.
 MOST_TOKENS = 96 * 1024
+# Prompts are read together up to so many tokens, from which on products run at full speed, and at most so many.
+READ_TOKENS, READ_ROWS = 512, 8
 
 
 def sampler(*, temperature: float, top_p: float, top_k: int, seed: int, max_new_tokens: int) -> Draw:
@@ -105,38 +107,50 @@ def decode(
     waiting = deque(sorted(prompts, key=lambda id_: (-len(prompts[id_]), id_)))
     shared = commonprefix([prompt[:-1] for prompt in prompts.values()])
     capacity = len(prompts[waiting[0]]) + max_new_tokens
-    slots = max(1, min(batch_size, len(prompts), MOST_TOKENS // capacity))
+    slots = max(1, min(batch_size + READ_ROWS - 1, len(prompts), MOST_TOKENS // capacity))
     cache = _SlotCache(model, slots=slots, capacity=capacity)
-    _read(model, cache, shared, slot=0, start=0)
-    cache.copy(0, slice(1, slots), length=len(shared))
-    active: list[str] = []
+    _read(model, cache, [shared], first=0, start=0)
+    cache.copy(0, slice(1, None), length=len(shared))
+    held: list[str] = []  # the row of each slot; those from `batch_size` on are read ahead
     texts: dict[str, list[int]] = {}
-    while waiting or active:
-        while waiting and len(active) < slots:
-            id_ = waiting.popleft()
-            _read(model, cache, prompts[id_][len(shared) : -1], slot=len(active), start=len(shared))
-            active.append(id_)
-            texts[id_] = []
+    while waiting or held:
+        while waiting and len(held) < min(batch_size, slots):
+            group = _group(waiting, prompts, room=slots - len(held))
+            _read(model, cache, [prompts[id_][len(shared) : -1] for id_ in group], first=len(held), start=len(shared))
+            held += group
+            texts |= {id_: [] for id_ in group}
+        active = held[:batch_size]
         inputs = [(texts[id_] or prompts[id_])[-1] for id_ in active]
-        lengths = [len(prompts[id_]) + len(texts[id_]) for id_ in active]
-        logits = _step(model, cache, inputs, [length - 1 for length in lengths])
-        tokens = draw(logits, active, [len(texts[id_]) for id_ in active]).tolist()
-        for slot in reversed(range(len(active))):  # from behind, so that the slot that fills a gap has had its token
+        positions = [len(prompts[id_]) + len(texts[id_]) - 1 for id_ in active]
+        tokens = draw(_step(model, cache, inputs, positions), active, [len(texts[id_]) for id_ in active]).tolist()
+        for slot in reversed(range(len(active))):  # from behind, so that the row that fills a gap has had its token
             id_, text = active[slot], texts[active[slot]]
             text.append(tokens[slot])
             if tokens[slot] in ends or len(text) == max_new_tokens or stop(id_, text):
                 yield id_, texts.pop(id_)
-                cache.copy(len(active) - 1, slice(slot, slot + 1), length=max(lengths))
-                active[slot] = active[-1]
-                active.pop()
+                last = held.pop()
+                if last != id_:
+                    held[slot] = last
+                    cache.copy(len(held), slice(slot, slot + 1), length=len(prompts[last]) + len(texts[last]))
 
 
-def _read(model, cache: "_SlotCache", tokens: list[int], *, slot: int, start: int) -> None:
-    """Read tokens into one slot, from the position `start` on."""
-    if tokens:
-        positions = torch.arange(start, start + len(tokens), device=model.device)[None]
-        inputs = torch.tensor([tokens], device=model.device)
-        model.base_model(**cache.arguments(positions, first=slot), input_ids=inputs)
+def _group(waiting: deque[str], prompts: dict[str, list[int]], *, room: int) -> list[str]:
+    """Take the next prompts that are read together, at most `room` of them; the first is the longest."""
+    longest = len(prompts[waiting[0]])
+    count = min(len(waiting), room, READ_ROWS, max(1, READ_TOKENS // longest))
+    return [waiting.popleft() for _ in range(count)]
+
+
+def _read(model, cache: "_SlotCache", rows: list[list[int]], *, first: int, start: int) -> None:
+    """Read rows of tokens into the slots from `first` on, from the position `start` on.
+
+    Shorter rows are filled up behind their end, where their new tokens will overwrite what that leaves.
+    """
+    width = max(map(len, rows))
+    if width:
+        positions = torch.arange(start, start + width, device=model.device).expand(len(rows), -1)
+        inputs = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
+        model.base_model(**cache.arguments(positions, first=first), input_ids=inputs)
 
 
 def _step(model, cache: "_SlotCache", inputs: list[int], positions: list[int]) -> Tensor:
