@@ -72,7 +72,7 @@ def execute(notebook, log, params, threads):
 
 
 VLLM = ["vllm_client", "vllm_process"] if vllm_client.available() else []
-GENERATING = ["generation", "decoding", "models", *VLLM]
+GENERATING = ["generation", "decoding", "slots", "models", *VLLM]
 SCORING = ["evaluation", "shared_context", *GENERATING]
 MERGING = ["merging", *SCORING, *(["finetuning", "arms", "training"] if S.train_on_mixture else [])]
 RESULTS = "results inference grid domains contrasts claims verdicts report shift side_tables amounts arms paper plots side_plots page similarity".split()

@@ -9,6 +9,7 @@ A stage is a module with
     ours(state) -> answer
     PEERS                                         {peer: (peer(state) -> answer, repetitions)}
     same(state, ours, peer) -> (bool | None, note)  whether the answers agree; None where the peer is only a limit
+    amount(answer) -> int (optional)              what times are divided by, where a slow peer does a part of the work
 """
 
 import importlib
@@ -31,7 +32,7 @@ def compare(stage: ModuleType, *, size: dict, model: str = MODEL, memory: bool =
     the work adds to the process's resident memory at its peak; None where a side adds less than a megabyte, or the
     peer takes so long that it has one turn.
     """
-    entries = []
+    entries, amount = [], getattr(stage, "amount", lambda answer: 1)
     with tempfile.TemporaryDirectory() as scratch:
         state = stage.prepare(model, scratch=Path(scratch), **size)
         for name, (peer, repetitions) in stage.PEERS.items():
@@ -42,7 +43,7 @@ def compare(stage: ModuleType, *, size: dict, model: str = MODEL, memory: bool =
                 for side in sorted(sides, reverse=bool(turn % 2)):
                     start = time.perf_counter()
                     answers[side] = sides[side](state)
-                    seconds[side] = time.perf_counter() - start
+                    seconds[side] = (time.perf_counter() - start) / amount(answers[side])
                 ratios.append(seconds[name] / seconds["ours"])
             equal, note = stage.same(state, answers["ours"], answers[name])
             # A peer that is too slow to repeat is not run again for its memory either.

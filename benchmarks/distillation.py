@@ -1,4 +1,8 @@
-"""Greedy rewrites: the decode loop, beside transformers' `generate` row by row and on padded batches in file order."""
+"""Greedy rewrites: the decode loop, beside transformers' `generate` row by row and on padded batches in file order.
+
+The peers take tens of minutes for all rows, so they decode a part, evenly spread over the file, and time is counted
+per new token.
+"""
 
 import torch
 
@@ -6,18 +10,23 @@ from benchmarks import some_rows
 from sdd_utils import decoding, distillation, generation, models
 
 NAME = "distillation"
-FULL = {"rows": 256, "max_new_tokens": 256, "batch_size": 128, "padded": 32}
-SMALL = {"rows": 6, "max_new_tokens": 6, "batch_size": 4, "padded": 3}
+FULL = {"rows": 256, "max_new_tokens": 256, "batch_size": 128, "padded": 32, "every": 16, "every_batch": 4}
+SMALL = {"rows": 6, "max_new_tokens": 6, "batch_size": 4, "padded": 3, "every": 2, "every_batch": 2}
 
 
-def prepare(model, *, scratch, rows: int, max_new_tokens: int, batch_size: int, padded: int) -> dict:
+def prepare(
+    model, *, scratch, rows: int, max_new_tokens: int, batch_size: int, padded: int, every: int, every_batch: int
+) -> dict:
     loaded, tokenizer = models.load(model)
     asked = {row["id"]: distillation.rewrite_messages(row) for row in some_rows.load(rows)}
     texts = {id_: generation.render(tokenizer, messages) for id_, messages in asked.items()}
     prompts = {id_: tokenizer(text, add_special_tokens=False)["input_ids"] for id_, text in texts.items()}
     ends = generation.end_tokens(loaded, tokenizer)
     settings = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    return {"model": loaded, "prompts": prompts, "ends": ends, "settings": settings, "padded": padded}
+    ids = list(prompts)
+    batches = [ids[start : start + padded] for start in range(0, rows, padded)][::every_batch]
+    parts = {"alone": [[id_] for id_ in ids[::every]], "padded": batches}
+    return {"model": loaded, "prompts": prompts, "ends": ends, "settings": settings, "parts": parts}
 
 
 def ours(state) -> dict[str, list[int]]:
@@ -42,13 +51,16 @@ def _generate(state, ids: list[str]) -> dict[str, list[int]]:
 
 
 def alone(state) -> dict[str, list[int]]:
-    return {id_: tokens for row in state["prompts"] for id_, tokens in _generate(state, [row]).items()}
+    return {id_: tokens for part in state["parts"]["alone"] for id_, tokens in _generate(state, part).items()}
 
 
 def padded(state) -> dict[str, list[int]]:
-    ids, size = list(state["prompts"]), state["padded"]
-    parts = [_generate(state, ids[start : start + size]) for start in range(0, len(ids), size)]
-    return {id_: tokens for part in parts for id_, tokens in part.items()}
+    return {id_: tokens for part in state["parts"]["padded"] for id_, tokens in _generate(state, part).items()}
+
+
+def amount(answer: dict[str, list[int]]) -> int:
+    """New tokens."""
+    return sum(map(len, answer.values()))
 
 
 PEERS = {
@@ -87,9 +99,10 @@ def _tie(state, id_: str, a: list[int], b: list[int]) -> bool:
 
 def same(state, ours, peer) -> tuple[bool, str]:
     """Mean log-likelihoods within 0.5 %; texts may differ only from a tie of two tokens on."""
-    found, expected = _mean_likelihoods(state, ours, peer)
+    found, expected = _mean_likelihoods(state, {id_: ours[id_] for id_ in peer}, peer)
     differ = [id_ for id_ in peer if ours[id_] != peer[id_]]
-    close = ours.keys() == peer.keys() and abs(found / expected - 1) < 0.005
+    close = ours.keys() == state["prompts"].keys() and abs(found / expected - 1) < 0.005
     close = close and all(_tie(state, id_, ours[id_], peer[id_]) for id_ in differ)
-    rows = f"{len(peer)} rows of {some_rows.NAME}, {state['settings']['max_new_tokens']} new tokens at most"
-    return close, f"{rows}, {len(differ)} texts differ, log-likelihood {found / expected - 1:+.2%}"
+    rows = f"{len(ours)} rows of {some_rows.NAME} ({len(peer)} by the peer, time per new token)"
+    most = f"{state['settings']['max_new_tokens']} new tokens at most"
+    return close, f"{rows}, {most}, {len(differ)} texts differ, log-likelihood {found / expected - 1:+.2%}"

@@ -11,7 +11,7 @@ from benchmarks import some_rows
 from sdd_utils import finetuning, models, training
 
 NAME = "fine-tuning"
-FULL = {"rows": 200, "batch_size": 4}
+FULL = {"rows": 100, "batch_size": 2}
 SMALL = {"rows": 6, "batch_size": 2}
 SETTINGS = {"lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_targets": "all-linear"}
 SETTINGS |= {"learning_rate": 5e-4, "epochs": 1, "trained_tokens": 0, "seed": 0}

@@ -6,7 +6,7 @@ import torch
 from sdd_utils import data, models, similarity
 
 NAME = "similarity, 5 block sizes"
-FULL = {"texts": 16, "batch_size": 8, "block_sizes": [2, 4, 6, 8, 10]}
+FULL = {"texts": 8, "batch_size": 8, "block_sizes": [2, 4, 6, 8, 10]}
 SMALL = {"texts": 4, "batch_size": 3, "block_sizes": [1, 2, 3]}
 
 

@@ -2,8 +2,8 @@
 
 Keys and values lie in slots that are allocated once. A row's tokens are at positions 0, 1, … of its slot, so no row
 is padded, and tokens that all prompts begin with are read once. Prompts are read ahead in groups of like length, all
-but their last token, which is the row's first input in the joint steps. On two CPU cores both parts are bound by the multiplications:
-guessing tokens ahead (prompt lookup) multiplies as much as it saves there and is left out.
+but their last token, which is the row's first input in the joint steps. On two CPU cores both parts are bound by the
+multiplications: guessing tokens ahead (prompt lookup) multiplies as much as it saves there and is left out.
 
 Every row has its own seed, so its text does not depend on the rows beside it, but for ties within rounding.
 """
@@ -14,13 +14,14 @@ import inspect
 from collections import deque
 from collections.abc import Callable, Iterator
 from os.path import commonprefix
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+from sdd_utils.slots import SlotCache, attention_by_blocks
 
 # (logits (rows, vocabulary), the rows' ids, the number of each row's next token from 0) -> (rows,) tokens
 Draw = Callable[[Tensor, list[str], list[int]], Tensor]
@@ -108,7 +109,7 @@ def decode(
     shared = commonprefix([prompt[:-1] for prompt in prompts.values()])
     capacity = len(prompts[waiting[0]]) + max_new_tokens
     slots = max(1, min(batch_size + READ_ROWS - 1, len(prompts), MOST_TOKENS // capacity))
-    cache = _SlotCache(model, slots=slots, capacity=capacity)
+    cache = SlotCache(model, slots=slots, capacity=capacity)
     _read(model, cache, [shared], first=0, start=0)
     cache.copy(0, slice(1, None), length=len(shared))
     held: list[str] = []  # the row of each slot; those from `batch_size` on are read ahead
@@ -141,7 +142,7 @@ def _group(waiting: deque[str], prompts: dict[str, list[int]], *, room: int) -> 
     return [waiting.popleft() for _ in range(count)]
 
 
-def _read(model, cache: "_SlotCache", rows: list[list[int]], *, first: int, start: int) -> None:
+def _read(model, cache: SlotCache, rows: list[list[int]], *, first: int, start: int) -> None:
     """Read rows of tokens into the slots from `first` on, from the position `start` on.
 
     Shorter rows are filled up behind their end, where their new tokens will overwrite what that leaves.
@@ -153,58 +154,12 @@ def _read(model, cache: "_SlotCache", rows: list[list[int]], *, first: int, star
         model.base_model(**cache.arguments(positions, first=first), input_ids=inputs)
 
 
-def _step(model, cache: "_SlotCache", inputs: list[int], positions: list[int]) -> Tensor:
+def _step(model, cache: SlotCache, inputs: list[int], positions: list[int]) -> Tensor:
     """(rows, vocabulary) logits after one more token in each of the first slots."""
     positions = torch.tensor(positions, device=model.device)[:, None]
     inputs = torch.tensor(inputs, device=model.device)[:, None]
-    return model(**cache.arguments(positions, first=0), input_ids=inputs).logits[:, -1]
-
-
-class _SlotLayer(DynamicLayer):
-    """One layer's keys and values, (slots, heads, capacity, dim), written in place where `window` says."""
-
-    def __init__(self, window: SimpleNamespace, *, slots: int, capacity: int):
-        super().__init__()
-        self.window, self.slots, self.capacity = window, slots, capacity
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            # Zeros, as a position that is masked out must still be finite.
-            shape = (self.slots, key_states.shape[1], self.capacity)
-            self.keys = key_states.new_zeros(*shape, key_states.shape[-1])
-            self.values = value_states.new_zeros(*shape, value_states.shape[-1])
-        window = self.window
-        for store, states in ((self.keys, key_states), (self.values, value_states)):
-            store[window.slots, :, window.positions] = states.transpose(1, 2)
-        return self.keys[window.rows, :, : window.width], self.values[window.rows, :, : window.width]
-
-
-class _SlotCache(Cache):
-    """A KV cache of fixed slots, for models whose layers all attend to everything before them."""
-
-    def __init__(self, model, *, slots: int, capacity: int):
-        self.window, self.dtype = SimpleNamespace(), model.dtype  # the window is one for all layers
-        depth = len(DynamicCache(config=model.config).layers)
-        super().__init__(layers=[_SlotLayer(self.window, slots=slots, capacity=capacity) for _ in range(depth)])
-
-    def arguments(self, positions: Tensor, *, first: int) -> dict:
-        """What a model takes to read tokens at these positions, (rows, tokens), of the slots from `first` on."""
-        window, rows = self.window, len(positions)
-        window.rows, window.positions = slice(first, first + rows), positions
-        window.slots = torch.arange(first, first + rows, device=positions.device)[:, None]
-        window.width = int(positions.max()) + 1
-        hidden = torch.arange(window.width, device=positions.device) > positions[:, None, :, None]
-        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=positions.device)
-        mask.masked_fill_(hidden, torch.finfo(self.dtype).min)
-        return {"attention_mask": mask, "position_ids": positions, "past_key_values": self, "use_cache": True}
-
-    def copy(self, source: int, target: slice, *, length: int) -> None:
-        """Copy the first positions of one slot into others."""
-        for layer in self.layers:
-            if layer.is_initialized and length:
-                layer.keys[target, :, :length] = layer.keys[source, :, :length].clone()
-                layer.values[target, :, :length] = layer.values[source, :, :length].clone()
+    with attention_by_blocks(model):
+        return model(**cache.arguments(positions, first=0), input_ids=inputs).logits[:, -1]
 
 
 @torch.inference_mode()

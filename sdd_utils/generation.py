@@ -148,7 +148,9 @@ def generate_file(
 
 def _code() -> list[str]:
     """Digests of the modules that the engine at hand generates with."""
-    names = ["generation", "models", "decoding"] if engine() == TRANSFORMERS else ["vllm_client", "vllm_process"]
+    names = (
+        ["generation", "models", "decoding", "slots"] if engine() == TRANSFORMERS else ["vllm_client", "vllm_process"]
+    )
     return [models.sha256(Path(__file__).with_name(f"{name}.py")) for name in names]
 
 

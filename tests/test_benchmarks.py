@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,6 +37,21 @@ def test_a_wrong_answer_is_seen(name, model_folder, tmp_path):
     spoil(wrong)
     assert stage.same(state, right, right)[0]
     assert not stage.same(state, wrong, right)[0]
+
+
+def test_time_counts_by_amount_where_a_peer_does_a_part(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(compare.time, "perf_counter", lambda: float(next(clock)))  # each side takes one second
+    stage = SimpleNamespace(
+        NAME="s",
+        prepare=lambda model, scratch: {},
+        ours=lambda state: [1] * 8,
+        PEERS={"p": (lambda state: [1] * 2, 1)},
+        same=lambda state, ours, peer: (True, ""),
+        amount=len,
+    )
+    (entry,) = compare.compare(stage, size={}, memory=False)
+    assert entry["ratio_time"] == 4
 
 
 def spoil(answer) -> None:

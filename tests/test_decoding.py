@@ -12,7 +12,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from sdd_utils import decoding, generation
+from sdd_utils import decoding, generation, slots
 
 ENDS = list(range(0, 256, 16))
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -57,12 +57,22 @@ def test_greedy_texts_are_those_of_generate_row_by_row(tokenizer, batch_size, sh
     assert finishes == {True, False}, "the comparison needs rows that stop and rows that do not"
 
 
+def test_attention_by_blocks_of_slots_gives_the_same_texts(model, monkeypatch):
+    monkeypatch.setattr(slots, "BLOCK", 2)
+    asked, seen, plain = prompts(), [], slots._reach
+    monkeypatch.setattr(slots, "_reach", lambda positions: seen.append(plain(positions)) or seen[-1])
+    found = decode(model, asked, batch_size=5)
+    assert found == {id_: alone(model, prompt, max_new_tokens=24) for id_, prompt in asked.items()}
+    assert any(len({width for _, width in reach}) > 1 for reach in seen), "blocks must reach to different lengths"
+    assert model.config._attn_implementation == "sdpa"
+
+
 def test_long_prompts_get_fewer_slots_and_the_same_texts(model, monkeypatch):
     asked, shapes = prompts(), []
     expected = decode(model, asked)
     monkeypatch.setattr(decoding, "MOST_TOKENS", 100)
-    made = decoding._SlotCache
-    monkeypatch.setattr(decoding, "_SlotCache", lambda *a, **k: shapes.append(k) or made(*a, **k))
+    made = decoding.SlotCache
+    monkeypatch.setattr(decoding, "SlotCache", lambda *a, **k: shapes.append(k) or made(*a, **k))
     assert decode(model, asked) == expected
     assert shapes[0]["slots"] == 100 // shapes[0]["capacity"] > 1
 

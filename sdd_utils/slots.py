@@ -1,0 +1,104 @@
+"""Keys and values in slots that are allocated once, one row each; attention that reads no further than rows reach."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+BLOCK = 16  # slots that attention reads together on a CPU, as far as the longest of their rows reaches
+BY_BLOCKS = "sdpa_by_blocks"
+
+
+@contextmanager
+def attention_by_blocks(model) -> Iterator[None]:
+    """Let a model that attends by SDPA do so by blocks of slots."""
+    kind = model.config._attn_implementation
+    model.set_attn_implementation(BY_BLOCKS if kind == "sdpa" else kind)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(kind)
+
+
+def _by_blocks(module, query, key, value, attention_mask, *, reach=(), **settings) -> tuple[Tensor, None]:
+    """transformers' SDPA, block by block where `reach` says how far each goes."""
+    blocks = [
+        sdpa_attention_forward(
+            module,
+            query[rows],
+            key[rows, :, :width],
+            value[rows, :, :width],
+            attention_mask[rows, ..., :width],
+            **settings,
+        )[0]
+        for rows, width in reach
+    ]
+    if blocks:
+        return torch.cat(blocks), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+
+
+AttentionInterface.register(BY_BLOCKS, _by_blocks)
+AttentionMaskInterface.register(BY_BLOCKS, sdpa_mask)
+
+
+def _reach(positions: Tensor) -> list[tuple[slice, int]]:
+    """Blocks of slots and how many positions each reads; empty where all rows are one block, or read many tokens."""
+    rows, tokens = positions.shape
+    if tokens > 1 or rows <= BLOCK:
+        return []
+    return [(slice(i, i + BLOCK), int(positions[i : i + BLOCK].max()) + 1) for i in range(0, rows, BLOCK)]
+
+
+class SlotLayer(DynamicLayer):
+    """One layer's keys and values, (slots, heads, capacity, dim), written in place where `window` says."""
+
+    def __init__(self, window: SimpleNamespace, *, slots: int, capacity: int):
+        super().__init__()
+        self.window, self.slots, self.capacity = window, slots, capacity
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            # Zeros, as a position that is masked out must still be finite.
+            shape = (self.slots, key_states.shape[1], self.capacity)
+            self.keys = key_states.new_zeros(*shape, key_states.shape[-1])
+            self.values = value_states.new_zeros(*shape, value_states.shape[-1])
+        window = self.window
+        for store, states in ((self.keys, key_states), (self.values, value_states)):
+            store[window.slots, :, window.positions] = states.transpose(1, 2)
+        return self.keys[window.rows, :, : window.width], self.values[window.rows, :, : window.width]
+
+
+class SlotCache(Cache):
+    """A KV cache of fixed slots, for models whose layers all attend to everything before them."""
+
+    def __init__(self, model, *, slots: int, capacity: int):
+        self.window, self.dtype = SimpleNamespace(), model.dtype  # the window is one for all layers
+        depth = len(DynamicCache(config=model.config).layers)
+        super().__init__(layers=[SlotLayer(self.window, slots=slots, capacity=capacity) for _ in range(depth)])
+
+    def arguments(self, positions: Tensor, *, first: int) -> dict:
+        """What a model takes to read tokens at these positions, (rows, tokens), of the slots from `first` on."""
+        window, rows = self.window, len(positions)
+        window.rows, window.positions = slice(first, first + rows), positions
+        window.slots = torch.arange(first, first + rows, device=positions.device)[:, None]
+        window.width = int(positions.max()) + 1
+        hidden = torch.arange(window.width, device=positions.device) > positions[:, None, :, None]
+        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=positions.device)
+        mask.masked_fill_(hidden, torch.finfo(self.dtype).min)
+        taken = {"attention_mask": mask, "position_ids": positions, "past_key_values": self, "use_cache": True}
+        return taken | ({"reach": _reach(positions)} if positions.device.type == "cpu" else {})
+
+    def copy(self, source: int, target: slice, *, length: int) -> None:
+        """Copy the first positions of one slot into others."""
+        for layer in self.layers:
+            if layer.is_initialized and length:
+                layer.keys[target, :, :length] = layer.keys[source, :, :length].clone()
+                layer.values[target, :, :length] = layer.values[source, :, :length].clone()
