@@ -12,6 +12,7 @@ A stage is a module with
     amount(answer) -> int (optional)              what times are divided by, where a slow peer does a part of the work
 """
 
+import ctypes
 import importlib
 import multiprocessing
 import re
@@ -32,37 +33,44 @@ def compare(stage: ModuleType, *, size: dict, model: str = MODEL, memory: bool =
     the work adds to the process's resident memory at its peak; None where a side adds less than a megabyte, or the
     peer takes so long that it has one turn.
     """
-    entries, amount = [], getattr(stage, "amount", lambda answer: 1)
     with tempfile.TemporaryDirectory() as scratch:
         state = stage.prepare(model, scratch=Path(scratch), **size)
-        for name, (peer, repetitions) in stage.PEERS.items():
-            sides = {"ours": stage.ours, name: peer}
-            ratios, answers = [], {}
-            for turn in range(repetitions):
-                seconds = {}
-                for side in sorted(sides, reverse=bool(turn % 2)):
-                    start = time.perf_counter()
-                    answers[side] = sides[side](state)
-                    seconds[side] = (time.perf_counter() - start) / amount(answers[side])
-                ratios.append(seconds[name] / seconds["ours"])
-            equal, note = stage.same(state, answers["ours"], answers[name])
-            # A peer that is too slow to repeat is not run again for its memory either.
-            sized = sides if memory and repetitions > 1 else ()
-            smaller = size | getattr(stage, "MEMORY", {})
-            peaks = {side: peak(stage, side, size=smaller, model=model) for side in sized}
-            entries.append(
-                {
-                    "stage": stage.NAME,
-                    "peer": name,
-                    "ratio_time": round(statistics.median(ratios), 3),
-                    "ratio_memory": _ratio(peaks.get(name, 0), peaks.get("ours", 0)),
-                    "equal": equal,
-                    "n": repetitions,
-                    "spread": [round(min(ratios), 3), round(max(ratios), 3)],
-                    "note": note,
-                }
-            )
-    return entries
+        ratios, answers = _turns(stage, state)
+        same = {name: stage.same(state, answers["ours"], answers[name]) for name in stage.PEERS}
+    smaller, peaks = size | getattr(stage, "MEMORY", {}), {}
+    # A peer that is too slow to repeat is not run again for its memory either.
+    repeated = [name for name, (_, repetitions) in stage.PEERS.items() if memory and repetitions > 1]
+    for side in [*repeated, "ours"] if repeated else []:
+        peaks[side] = peak(stage, side, size=smaller, model=model)
+    return [
+        {
+            "stage": stage.NAME,
+            "peer": name,
+            "ratio_time": round(statistics.median(ratios[name]), 3),
+            "ratio_memory": _ratio(peaks.get(name, 0), peaks.get("ours", 0)),
+            "equal": same[name][0],
+            "n": len(ratios[name]),
+            "spread": [round(min(ratios[name]), 3), round(max(ratios[name]), 3)],
+            "note": same[name][1],
+        }
+        for name in stage.PEERS
+    ]
+
+
+def _turns(stage: ModuleType, state) -> tuple[dict[str, list[float]], dict]:
+    """Time ratios by peer, a turn each of ours and of the peers that have turns left; and each side's last answer."""
+    amount = getattr(stage, "amount", lambda answer: 1)
+    ratios, answers = {name: [] for name in stage.PEERS}, {}
+    for turn in range(max(repetitions for _, repetitions in stage.PEERS.values())):
+        sides = {name: peer for name, (peer, repetitions) in stage.PEERS.items() if turn < repetitions}
+        sides, seconds = sides | {"ours": stage.ours}, {}
+        for side in sorted(sides, reverse=bool(turn % 2)):
+            start = time.perf_counter()
+            answers[side] = sides[side](state)
+            seconds[side] = (time.perf_counter() - start) / amount(answers[side])
+        for name in sides.keys() - {"ours"}:
+            ratios[name].append(seconds[name] / seconds["ours"])
+    return ratios, answers
 
 
 def _ratio(peer: int, ours: int) -> float | None:
@@ -83,6 +91,7 @@ def _added(module: str, side: str, size: dict, model: str) -> int:
         run(stage.prepare(model, scratch=Path(scratch), **stage.SMALL))  # imports and thread pools are no one's work
     with tempfile.TemporaryDirectory() as scratch:  # another folder: mergekit remembers what it saw in the first
         state = stage.prepare(model, scratch=Path(scratch), **size)
+        ctypes.CDLL(None).malloc_trim(0)  # what `prepare` freed would otherwise be used again, and not count
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         before = _status("VmRSS")
         run(state)

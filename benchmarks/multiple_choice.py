@@ -11,7 +11,7 @@ from sdd_utils import evaluation, models
 NAME = "multiple choice"
 FACTS = {"facts": 25}
 ASKED = {"arc_challenge": 25, "hellaswag": 10} if some_rows.HUB else FACTS
-FULL = {"tasks": ASKED, "limit": 8, "batch_size": 8}
+FULL = {"tasks": ASKED, "limit": 4, "batch_size": 4}
 MEMORY = {"limit": 2}  # one batch
 SMALL = {"tasks": FACTS | {"facts": 2}, "limit": 3, "batch_size": 2}
 
