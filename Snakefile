@@ -72,7 +72,7 @@ def execute(notebook, log, params, threads):
 
 
 VLLM = ["vllm_client", "vllm_process"] if vllm_client.available() else []
-GENERATING = ["generation", "decoding", "slots", "models", *VLLM]
+GENERATING = ["generation", "decoding", "slots", "models", "hardware", *VLLM]
 SCORING = ["evaluation", "shared_context", *GENERATING]
 MERGING = ["merging", *SCORING, *(["finetuning", "arms", "training"] if S.train_on_mixture else [])]
 RESULTS = "results inference grid domains contrasts claims verdicts report shift side_tables amounts arms paper plots side_plots page similarity".split()
@@ -94,7 +94,7 @@ rule model:
         models.find(params.model)
 
 rule similarity:
-    input: uses("01_similarity_analysis", "similarity", "models"), DATA, rules.model.output
+    input: uses("01_similarity_analysis", "similarity", "models", "hardware"), DATA, rules.model.output
     output: f"{RECORDS}/similarity.json"
     log: f"{LOGS}/similarity.ipynb"
     params: values=parameters("01_similarity_analysis")

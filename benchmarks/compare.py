@@ -10,6 +10,7 @@ A stage is a module with
     PEERS                                         {peer: (peer(state) -> answer, repetitions)}
     same(state, ours, peer) -> (bool | None, note)  whether the answers agree; None where the peer is only a limit
     amount(answer) -> int (optional)              what times are divided by, where a slow peer does a part of the work
+    DTYPE (optional)                              both sides compute in this, not in what the hardware does best
 """
 
 import ctypes
@@ -19,21 +20,27 @@ import re
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
+
+from sdd_utils import hardware
 
 MODEL = "smollm2-135m-instruct"
 
 
 def compare(stage: ModuleType, *, size: dict, model: str = MODEL, memory: bool = True) -> list[dict]:
-    """One entry per peer: {stage, peer, ratio_time, ratio_memory, equal, n, spread, note}; each ratio is peer / ours.
+    """One entry per peer: {stage, peer, ratio_time, ratio_memory, equal, n, spread, note}; ratios are peer / ours.
 
     `ratio_time` is the median over n turns and `spread` the smallest and largest of them. `ratio_memory` compares what
     the work adds to the process's resident memory at its peak; None where a side adds less than a megabyte, or the
     peer takes so long that it has one turn.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, precision(stage):
+        dtype = str(hardware.best_dtype()).removeprefix("torch.")
         state = stage.prepare(model, scratch=Path(scratch), **size)
         ratios, answers = _turns(stage, state)
         same = {name: stage.same(state, answers["ours"], answers[name]) for name in stage.PEERS}
@@ -51,10 +58,16 @@ def compare(stage: ModuleType, *, size: dict, model: str = MODEL, memory: bool =
             "equal": same[name][0],
             "n": len(ratios[name]),
             "spread": [round(min(ratios[name]), 3), round(max(ratios[name]), 3)],
-            "note": same[name][1],
+            "note": ", ".join(filter(None, [dtype, same[name][1]])),
         }
         for name in stage.PEERS
     ]
+
+
+def precision(stage: ModuleType):
+    """A context in which models compute in the stage's `DTYPE`, if it names one."""
+    dtype = getattr(stage, "DTYPE", None)
+    return mock.patch.object(hardware, "best_dtype", return_value=dtype) if dtype else nullcontext()
 
 
 def _turns(stage: ModuleType, state) -> tuple[dict[str, list[float]], dict]:
@@ -87,6 +100,11 @@ def peak(stage: ModuleType, side: str, *, size: dict, model: str = MODEL) -> int
 def _added(module: str, side: str, size: dict, model: str) -> int:
     stage = importlib.import_module(module)
     run = stage.ours if side == "ours" else stage.PEERS[side][0]
+    with precision(stage):
+        return _added_by(run, stage, size, model)
+
+
+def _added_by(run: Callable, stage: ModuleType, size: dict, model: str) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         run(stage.prepare(model, scratch=Path(scratch), **stage.SMALL))  # imports and thread pools are no one's work
     with tempfile.TemporaryDirectory() as scratch:  # another folder: mergekit remembers what it saw in the first

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
@@ -13,6 +14,7 @@ from sdd_utils import finetuning, models, training
 NAME = "fine-tuning"
 FULL = {"rows": 100, "batch_size": 2}
 SMALL = {"rows": 6, "batch_size": 2}
+DTYPE = torch.float32  # so that the losses can be compared closely
 SETTINGS = {"lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_targets": "all-linear"}
 SETTINGS |= {"learning_rate": 5e-4, "epochs": 1, "trained_tokens": 0, "seed": 0}
 

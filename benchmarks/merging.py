@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sdd_utils import merging, models
 
 NAME = "merging"
+DTYPE = torch.bfloat16
 FULL = {"hidden": 1024, "layers": 24, "vocabulary": 49152}
 SMALL = {"hidden": 32, "layers": 2, "vocabulary": 300}
 

@@ -2,6 +2,7 @@
 
 import lm_eval
 import numpy as np
+import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -13,6 +14,7 @@ FACTS = {"facts": 25}
 ASKED = {"arc_challenge": 25, "hellaswag": 10} if some_rows.HUB else FACTS
 FULL = {"tasks": ASKED, "limit": 4, "batch_size": 4}
 MEMORY = {"limit": 2}  # one batch
+DTYPE = torch.float32  # so that the answers can be compared closely
 SMALL = {"tasks": FACTS | {"facts": 2}, "limit": 3, "batch_size": 2}
 
 

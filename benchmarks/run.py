@@ -28,7 +28,7 @@ def measure(name: str) -> list[dict]:
     if name == "study":
         return study.entries()
     stage = importlib.import_module(f"benchmarks.{name}")
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, compare.precision(stage):
         state = stage.prepare(compare.MODEL, scratch=Path(scratch), **stage.SMALL)
         for side in (stage.ours, *(peer for peer, _ in stage.PEERS.values())):
             side(state)

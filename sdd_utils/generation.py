@@ -14,7 +14,7 @@ import jinja2
 import transformers
 from tqdm.auto import tqdm
 
-from sdd_utils import decoding, models
+from sdd_utils import decoding, hardware, models
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRANSFORMERS = f"transformers {transformers.__version__}"
@@ -133,7 +133,7 @@ def generate_file(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = [models.identity(models.find(str(model))), adapter and models.sha256(adapter / ADAPTER_WEIGHTS)]
-    parts = [prompts, weights, settings, depends_on, engine(), str(models.best_dtype()), _code()]
+    parts = [prompts, weights, settings, depends_on, engine(), str(hardware.best_dtype()), _code()]
     _begin(path, key=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
     done = frozenset(row["id"] for row in read_rows(path, half_line="drop"))
     if not done.issuperset(prompts):
@@ -148,9 +148,8 @@ def generate_file(
 
 def _code() -> list[str]:
     """Digests of the modules that the engine at hand generates with."""
-    names = (
-        ["generation", "models", "decoding", "slots"] if engine() == TRANSFORMERS else ["vllm_client", "vllm_process"]
-    )
+    own = ["generation", "models", "hardware", "decoding", "slots"]
+    names = own if engine() == TRANSFORMERS else ["vllm_client", "vllm_process"]
     return [models.sha256(Path(__file__).with_name(f"{name}.py")) for name in names]
 
 

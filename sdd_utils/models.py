@@ -21,6 +21,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import nn
 
+from sdd_utils import hardware
 from sdd_utils.study import ROOT
 
 CATALOGUE = {
@@ -112,20 +113,6 @@ def _package_file(*, package: str, file: str) -> Path:
     return Path(next(f for f in files if f.name == file).locate())
 
 
-def best_dtype() -> torch.dtype:
-    """bfloat16 where the hardware multiplies it, float32 elsewhere: emulated bfloat16 is slower by orders."""
-    if torch.cuda.is_available():
-        return torch.bfloat16
-    capabilities = torch.cpu.get_capabilities()
-    native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return torch.bfloat16 if native else torch.float32
-
-
-def device() -> str:
-    """Where models run: the first GPU if there is one, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def load(
     name: str | Path, *, adapter: Path | None = None, dtype: torch.dtype | None = None
 ) -> tuple["transformers.PreTrainedModel", object]:
@@ -134,9 +121,9 @@ def load(
     Args:
         name: see `find`.
         adapter: a LoRA adapter to merge into the weights. The sum is made in float32 and rounded once, to `dtype`.
-        dtype: compute dtype, by default `best_dtype()`.
+        dtype: compute dtype, by default `hardware.best_dtype()`.
     """
-    folder, dtype = find(str(name)), dtype or best_dtype()
+    folder, dtype = find(str(name)), dtype or hardware.best_dtype()
     if load_config(folder).is_encoder_decoder:
         raise ValueError(f"model {str(name)!r} is an encoder-decoder: use a decoder-only causal language model")
     model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -150,7 +137,7 @@ def load(
         import peft  # here, for its import takes seconds and most loads need none
 
         model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().to(dtype)
-    return model.to(device()).eval(), load_tokenizer(folder)
+    return model.to(hardware.device()).eval(), load_tokenizer(folder)
 
 
 def _attention(dtype: torch.dtype) -> str | None:

@@ -14,7 +14,7 @@ import pandas as pd
 from sdd_utils import ROOT, grid, paper
 from sdd_utils.amounts import amount
 from sdd_utils.plots import NAMES
-from sdd_utils.results import of_step, records_by_file
+from sdd_utils.results import device_of, of_step, records_by_file
 
 FIGURES = {
     "scaling": "Recovery against the number of training rows",
@@ -79,7 +79,7 @@ def _facts(records: dict[str, dict]) -> dict:
         "seeds": sorted({record["params"]["seed"] for record in of_step(records.values(), "finetuning")}),
         "commits": sorted({one["commit"][:8] for one in made}),
         "dirty": any(one["dirty"] for one in made),
-        "devices": sorted({one["device"] for one in made}),
+        "devices": sorted({device_of(one) for one in made}),
         "hours": sum(one["wall_s"] for one in made) / 3600,
     }
 

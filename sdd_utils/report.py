@@ -14,7 +14,7 @@ from sdd_utils.amounts import percent, points
 from sdd_utils.arms import arms_in
 from sdd_utils.grid import differences, nearest_cut, original_scores
 from sdd_utils.plots import NAMES
-from sdd_utils.results import averaged_tasks, of_step, write_whole
+from sdd_utils.results import averaged_tasks, device_of, of_step, write_whole
 
 
 def score_cells(scores: dict[str, dict]) -> dict[str, str]:
@@ -146,7 +146,7 @@ def provenance_table(records: list[dict]) -> pd.DataFrame:
                 "wall time, s (sum)": round(sum(p["wall_s"] for p in made)),
                 "peak memory, MB (max)": max(p["peak_rss_mb"] for p in made),
                 "threads": ", ".join(sorted({str(p["threads"]) for p in made})),
-                "device": ", ".join(sorted({p["device"] for p in made})),
+                "device": ", ".join(sorted({device_of(p) for p in made})),
                 "commit": ", ".join(sorted({p["commit"][:8] + ("+" if p["dirty"] else "") for p in made})),
             }
         )

@@ -71,8 +71,10 @@ def _one_line_lists(text: str) -> str:
 
 
 def provenance(*, seed: int | None) -> dict:
-    """Commit, versions, device, threads and cost of the running process."""
+    """Commit, versions, device, precision, threads and cost of the running process."""
     import torch  # here, so that a missing record is told without waiting for it
+
+    from sdd_utils import hardware
 
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ":!results")
     return {
@@ -80,12 +82,18 @@ def provenance(*, seed: int | None) -> dict:
         "dirty": bool(changes),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS_OF},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(torch),
+        "dtype": str(hardware.best_dtype()).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "seed": seed,
         "started": datetime.fromtimestamp(_STARTED, UTC).isoformat(timespec="seconds"),
         "wall_s": round(time.time() - _STARTED, 1),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _RSS_UNITS_PER_MB),
     }
+
+
+def device_of(provenance: dict) -> str:
+    """Device and precision that a record was made on; records of before the precision was kept name the device."""
+    return " in ".join(filter(None, [provenance["device"], provenance.get("dtype")]))
 
 
 def _cpu_name(torch) -> str:

@@ -1,21 +1,30 @@
 """lm-eval's HFLM, faster on the same requests: each context is read once, and generation is continuous."""
 
 import json
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from os.path import commonprefix
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm.auto import tqdm
+from transformers.cache_utils import DynamicCache
 
 from sdd_utils import decoding, generation
+
+Tokens = tuple[int, ...]
+# Contexts that begin with as many equal tokens may have their few-shot examples in common.
+ALIKE = 32
+# What is to be saved by reading a common opening once, in tokens: below it fuller batches are worth more.
+WORTHWHILE = 512
 
 
 class SharedContextLM(HFLM):
     """HFLM that reads a multiple-choice context once, not once per choice, and decodes continuously.
 
     Log-likelihoods are the same up to rounding, about as many times faster as the context is longer than the choices.
-    Greedy texts are the same up to ties within rounding; few-shot examples that all documents share are read once.
+    Greedy texts are the same up to ties within rounding. Few-shot examples that documents share are read once.
     """
 
     def generate_until(self, requests, disable_tqdm=False):
@@ -70,27 +79,42 @@ class SharedContextLM(HFLM):
         for index, (_, context, _) in enumerate(requests):
             groups.setdefault(tuple(context), []).append(index)
         scores = [(0.0, False)] * len(requests)
-        ordered = sorted(groups, key=lambda context: (-len(context), context))
-        for start in tqdm(range(0, len(ordered), self.batch_size), desc="choices", disable=disable_tqdm or None):
-            chunk = ordered[start : start + self.batch_size]
-            indices = [groups[context] for context in chunk]
-            choices = [[requests[i][2] for i in group] for group in indices]
-            flat = (i for group in indices for i in group)
-            for index, score in zip(flat, self._score_choices(chunk, choices), strict=True):
-                scores[index] = score
+        with tqdm(total=len(groups), desc="choices", disable=disable_tqdm or None) as progress:
+            for opening, family in families(groups, room=self.max_length - max(len(own) for *_, own in requests)):
+                cache = self._read_opening(opening)
+                for start in range(0, len(family), self.batch_size):
+                    chunk = family[start : start + self.batch_size]
+                    indices = [groups[context] for context in chunk]
+                    choices = [[requests[i][2] for i in group] for group in indices]
+                    flat = (i for group in indices for i in group)
+                    for index, score in zip(flat, self._score_choices(chunk, choices, opening, cache), strict=True):
+                        scores[index] = score
+                    progress.update(len(chunk))
         return scores
 
     @torch.inference_mode()
-    def _score_choices(self, contexts, choices: list[list[list[int]]]) -> list[tuple[float, bool]]:
+    def _read_opening(self, opening: Tokens) -> DynamicCache:
+        """Keys and values of the tokens that a family's contexts begin with."""
+        cache = DynamicCache(config=self.model.config)
+        if opening:
+            ids = torch.tensor([opening], device=self.device)
+            self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return cache
+
+    @torch.inference_mode()
+    def _score_choices(
+        self, contexts: list[Tokens], choices: list[list[list[int]]], opening: Tokens, cache: DynamicCache
+    ) -> list[tuple[float, bool]]:
         """(log-likelihood, is greedy) of every choice, in order; contexts are cut on the left to the model's length."""
         room = self.max_length - max(len(choice) for group in choices for choice in group)
-        contexts = [list(context)[-room:] for context in contexts]
-        ids, positions, part = (table.to(self.device) for table in _packed(contexts, choices))
+        contexts, known = [list(context)[-room:] for context in contexts], len(opening)
+        ids, positions, part = (table.to(self.device) for table in _packed(contexts, choices, known=known))
         longest = max(map(len, contexts))
         read = self.model(
-            input_ids=ids[:, :longest],
+            input_ids=ids[:, known:longest],
             attention_mask=(part[:, :longest] == 0).long(),
-            position_ids=positions[:, :longest],
+            position_ids=positions[:, known:longest],
+            past_key_values=_repeated(cache, len(contexts), self.model.config),
             use_cache=True,
             logits_to_keep=1,
         )
@@ -113,8 +137,42 @@ class SharedContextLM(HFLM):
         return scores
 
 
-def _packed(contexts: list[list[int]], choices: list[list[list[int]]]) -> torch.Tensor:
-    """Each context, left-padded, and behind it its choices end to end, all but their last tokens.
+def families(contexts: Iterable[Tokens], *, room: int) -> Iterator[tuple[Tokens, list[Tokens]]]:
+    """(opening, contexts that begin with it, the longest first), where an opening that is worth it is read once.
+
+    Contexts that share nothing worthwhile come last, together, with an empty opening, as do those that will be cut to
+    `room` tokens. Every context is longer than its opening.
+    """
+    alike, rest = defaultdict(list), []
+    for context in contexts:
+        (alike[context[:ALIKE]] if len(context) <= room else rest).append(context)
+    for family in alike.values():
+        opening = commonprefix([context[:-1] for context in family])
+        if len(opening) * (len(family) - 1) >= WORTHWHILE:
+            yield opening, sorted(family, key=_longest_first)
+        else:
+            rest += family
+    if rest:
+        yield (), sorted(rest, key=_longest_first)
+
+
+def _longest_first(context: Tokens) -> tuple[int, Tokens]:
+    return -len(context), context
+
+
+def _repeated(cache: DynamicCache, rows: int, config) -> DynamicCache:
+    """The cache of one row for so many rows, to be continued; the one row's stays as it is."""
+    repeated = DynamicCache(config=config)
+    for index, layer in enumerate(cache.layers):
+        if layer.is_initialized:
+            repeated.update(*(states.expand(rows, -1, -1, -1) for states in (layer.keys, layer.values)), index)
+    return repeated
+
+
+def _packed(contexts: list[list[int]], choices: list[list[list[int]]], *, known: int) -> torch.Tensor:
+    """Each context, padded on the left behind its `known` first tokens, and behind it its choices, end to end.
+
+    A choice's last token is left out, as nothing follows it.
 
     Returns:
         (3, rows, tokens): ids; positions, which start behind the context for each choice; and to which part a token
@@ -126,7 +184,8 @@ def _packed(contexts: list[list[int]], choices: list[list[list[int]]]) -> torch.
     table[2] = -1
     for row, (context, group) in enumerate(zip(contexts, choices, strict=True)):
         length, start = len(context), longest
-        table[:, row, longest - length : longest] = torch.tensor([context, range(length), [0] * length])
+        columns = [*range(known), *range(longest - length + known, longest)]
+        table[:, row, columns] = torch.tensor([context, range(length), [0] * length])
         for number, choice in enumerate(group, start=1):
             head = choice[:-1]
             places = range(length, length + len(head))

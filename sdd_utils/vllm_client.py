@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from sdd_utils import models
+from sdd_utils import hardware, models
 from sdd_utils.generation import read_rows
 from sdd_utils.study import ROOT
 
@@ -88,7 +88,7 @@ def generate(
         model: see `models.find`.
         prompts: rendered text by id.
         adapter: folder of a LoRA adapter, applied beside the weights.
-        dtype: compute dtype, by default `models.best_dtype()`.
+        dtype: compute dtype, by default `hardware.best_dtype()`.
         temperature: 0 is greedy decoding.
         speculate: guess tokens by what follows the same n-gram earlier in the text. Faster where an answer copies
             its prompt; the distribution stays the same, but a sampled text differs from the one made without. On a CPU
@@ -156,7 +156,7 @@ def _source(model: str | Path, adapter: Path | None, dtype) -> dict:
     return {
         "model": str(models.find(str(model))),
         "adapter": str(Path(adapter).absolute()) if adapter else None,
-        "dtype": str(dtype or models.best_dtype()).removeprefix("torch."),
+        "dtype": str(dtype or hardware.best_dtype()).removeprefix("torch."),
         "gpu_share": _gpu_share(),
     }
 

@@ -7,12 +7,13 @@ follows is accelerate's and torch's own code. The training is broken off once, s
 
 import sys
 
+import torch
 from accelerate import DistributedType, PartialState
 from accelerate.state import AcceleratorState
 from torch.distributed.tensor import DTensor
 from trl import SFTTrainer
 
-from sdd_utils import training
+from sdd_utils import hardware, training
 
 plain_init, plain_step, plain_save = AcceleratorState.__init__, SFTTrainer.training_step, training._save
 steps = []
@@ -39,7 +40,7 @@ def save(trainer, *args):
 
 
 AcceleratorState.__init__, SFTTrainer.training_step, training._save = init, step, save
-training.SAVE_STEPS = 2
+training.SAVE_STEPS, hardware.best_dtype = 2, lambda: torch.float32
 try:
     training.main(sys.argv[1])
 except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from sdd_utils import evaluation
+from sdd_utils.shared_context import families
 
 
 def requests():
@@ -26,6 +27,30 @@ def test_shared_contexts_give_the_log_likelihoods_of_hflm(model, tokenizer):
     found = evaluation.SharedContextLM(**settings)._loglikelihood_tokens(asked, disable_tqdm=True)
     np.testing.assert_allclose([x[0] for x in found], [x[0] for x in expected], atol=1e-3)
     assert [x[1] for x in found] == [x[1] for x in expected]
+
+
+def test_openings_that_contexts_share_are_read_once_and_change_no_log_likelihood(model, tokenizer, monkeypatch):
+    rng = np.random.default_rng(2)
+    shots = [rng.integers(0, 256, size=length).tolist() for length in (260, 300)]
+    few = [(key, shots[len(context) % 2] + context, choice) for key, context, choice in requests()]
+    asked = [*few, *requests()]
+    rng.shuffle(asked)
+    settings = {"pretrained": model, "tokenizer": tokenizer, "batch_size": 3, "device": "cpu"}
+    expected = HFLM(**settings)._loglikelihood_tokens(asked, disable_tqdm=True)
+    openings, plain = [], evaluation.SharedContextLM._read_opening
+    spy = lambda self, opening: openings.append(list(opening)) or plain(self, opening)  # noqa: E731
+    monkeypatch.setattr(evaluation.SharedContextLM, "_read_opening", spy)
+    found = evaluation.SharedContextLM(**settings)._loglikelihood_tokens(asked, disable_tqdm=True)
+    np.testing.assert_allclose([x[0] for x in found], [x[0] for x in expected], atol=1e-3)
+    assert [x[1] for x in found] == [x[1] for x in expected]
+    assert sorted(openings, key=len) == [[], *shots]
+
+
+def test_contexts_that_will_be_cut_or_share_too_little_are_read_whole():
+    opening = tuple(range(300))
+    short, long = [(*opening, 500 + i) for i in range(3)], [(*opening, *range(600, 700 + i)) for i in range(3)]
+    assert list(families([*short, *long], room=350)) == [(opening, short), ((), long[::-1])]
+    assert list(families(short[:2], room=350)) == [((), short[:2])]
 
 
 def test_generated_answers_are_those_of_hflm(model, tokenizer):
@@ -110,7 +135,7 @@ def test_scored_texts_start_with_one_bos_where_the_tokenizer_adds_one(model, tok
         own.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
     seen = []
     plain = evaluation.SharedContextLM._score_choices
-    spy = lambda self, contexts, choices: seen.extend(contexts) or plain(self, contexts, choices)  # noqa: E731
+    spy = lambda self, contexts, *rest: seen.extend(contexts) or plain(self, contexts, *rest)  # noqa: E731
     monkeypatch.setattr(evaluation.SharedContextLM, "_score_choices", spy)
     settings = {"tasks": {"facts": 4}, "shots": {}, "batch_size": 2}
     evaluation.score(model, own, chat_tasks=["facts"] if adds_bos else [], **settings)

@@ -5,9 +5,12 @@ from fnmatch import fnmatch
 
 import httpx
 import pytest
+import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from sdd_utils import models
+from sdd_utils import hardware, models
+
+PLAIN_BEST_DTYPE = hardware.best_dtype  # tests see float32 in its place
 
 RESPONSE = httpx.Response(403, request=httpx.Request("GET", "https://example.org"))
 
@@ -63,3 +66,18 @@ def test_a_template_that_prints_the_date_prints_one_day(model_folder, tmp_path):
         said = loaded.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
         assert said == "  Today is 26 Jul 2024. Hello"
         loaded.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "bfloat16_seconds", "chosen"),
+    [
+        ({"avx2": True}, 0.5, torch.float32),  # emulated, whatever a measurement would say
+        ({"avx512_bf16": True}, 0.5, torch.bfloat16),
+        ({"avx512_bf16": True}, 2.0, torch.float32),
+    ],
+)
+def test_bfloat16_is_taken_where_the_cpu_multiplies_it_faster(monkeypatch, capabilities, bfloat16_seconds, chosen):
+    seconds = {torch.bfloat16: bfloat16_seconds, torch.float32: 1.0}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(hardware, "_product_seconds", seconds.get)
+    assert PLAIN_BEST_DTYPE.__wrapped__() is chosen

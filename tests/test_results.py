@@ -26,6 +26,8 @@ def test_record_says_how_it_was_made(tmp_path):
     made = record["provenance"]
     assert made["seed"] == 4
     assert {"commit", "dirty", "versions", "device", "threads", "started", "wall_s", "peak_rss_mb"} <= set(made)
+    assert results.device_of(made).endswith(" in float32")
+    assert results.device_of({"device": "of an older record"}) == "of an older record"
     assert made["versions"]["torch"].startswith("2.13")
     assert made["peak_rss_mb"] > 50
 

