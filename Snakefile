@@ -9,7 +9,7 @@ job's own figures keep the look they were drawn with.
 import re
 from pathlib import Path
 
-from sdd_utils import notebooks, sources, study as studies, vllm_client
+from sdd_utils import notebooks, sources, study as studies, vllm_installed
 from sdd_utils.parameters import parameters_of
 
 STUDY = config.get("study", "embedded")
@@ -71,8 +71,8 @@ def execute(notebook, log, params, threads):
     notebooks.execute(notebook, out=Path(log), parameters=dict(params.values), threads=threads)
 
 
-VLLM = ["vllm_client", "vllm_process"] if vllm_client.available() else []
-GENERATING = ["generation", "decoding", "slots", "models", "hardware", *VLLM]
+VLLM = ["vllm_installed", "vllm_client", "vllm_process"] if vllm_installed.available() else []
+GENERATING = ["generation", "decoding", "slots", "attention", "models", "hardware", *VLLM]
 SCORING = ["evaluation", "shared_context", *GENERATING]
 MERGING = ["merging", *SCORING, *(["finetuning", "arms", "training"] if S.train_on_mixture else [])]
 RESULTS = "results inference grid domains contrasts claims verdicts report shift side_tables amounts arms paper plots side_plots page similarity".split()

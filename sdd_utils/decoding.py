@@ -18,10 +18,10 @@ from os.path import commonprefix
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from sdd_utils.slots import SlotCache, attention_by_blocks
+from sdd_utils import attention
+from sdd_utils.slots import SlotCache
 
 # (logits (rows, vocabulary), the rows' ids, the number of each row's next token from 0) -> (rows,) tokens
 Draw = Callable[[Tensor, list[str], list[int]], Tensor]
@@ -77,9 +77,8 @@ def supports(model) -> bool:
     """Whether `decode` serves a model: full attention in every layer, masks and positions as given."""
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     kind = getattr(model.config, "_attn_implementation", None)
-    layers = DynamicCache(config=model.config).layers
-    full = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
-    return takes_positions and full and kind in ("sdpa", "eager") and not getattr(model.config, "alibi", False)
+    plain = kind in ("sdpa", "eager") and not getattr(model.config, "alibi", False)
+    return takes_positions and plain and attention.attends_to_all(model)
 
 
 @torch.inference_mode()
@@ -158,7 +157,7 @@ def _step(model, cache: SlotCache, inputs: list[int], positions: list[int]) -> T
     """(rows, vocabulary) logits after one more token in each of the first slots."""
     positions = torch.tensor(positions, device=model.device)[:, None]
     inputs = torch.tensor(inputs, device=model.device)[:, None]
-    with attention_by_blocks(model):
+    with attention.by_blocks(model):
         return model(**cache.arguments(positions, first=0), input_ids=inputs).logits[:, -1]
 
 

@@ -8,13 +8,14 @@ import functools
 import math
 import re
 from pathlib import Path
+from unittest import mock
 
 import lm_eval
 import numpy as np
 import torch
 from lm_eval.tasks import TaskManager
 
-from sdd_utils import generation, models, sources, vllm_client
+from sdd_utils import generation, models, sources, vllm_client, vllm_installed
 from sdd_utils.shared_context import SharedContextLM
 
 TASKS = Path(__file__).parent / "tasks"
@@ -109,7 +110,7 @@ def _for_vllm(tasks: dict[str, int]) -> dict[str, int]:
 
     It reads a context once per choice, where `SharedContextLM` reads it once; but it may spread a model over GPUs.
     """
-    if not vllm_client.available():
+    if not vllm_installed.available():
         return {}
     if torch.cuda.device_count() > 1:
         return tasks
@@ -131,17 +132,19 @@ def score(model, tokenizer, *, tasks: dict, shots: dict, chat_tasks: list, batch
     found = {}
     for task, limit in tasks.items():
         chat = task in chat_tasks
-        results = lm_eval.simple_evaluate(
-            wrapped,
-            tasks=[task],
-            limit=limit or None,
-            num_fewshot=shots.get(task),
-            apply_chat_template=chat,
-            task_manager=manager,
-            bootstrap_iters=0,
-            log_samples=True,
-            verbosity="ERROR",
-        )
+        # After every call lm-eval would ask pip for all packages; records name the versions themselves.
+        with mock.patch("lm_eval.evaluator.add_env_info"):
+            results = lm_eval.simple_evaluate(
+                wrapped,
+                tasks=[task],
+                limit=limit or None,
+                num_fewshot=shots.get(task),
+                apply_chat_template=chat,
+                task_manager=manager,
+                bootstrap_iters=0,
+                log_samples=True,
+                verbosity="ERROR",
+            )
         found[task] = _score(results, task=task, limit=limit, chat=chat, engine=generation.TRANSFORMERS)
     return found
 

@@ -140,10 +140,14 @@ def _neighbour() -> Iterator[dict]:
             yield {"key": code, "text": text, "answer": answer, "wrong": wrong}
 
 
+@functools.cache
+def _cities() -> list[dict]:
+    return list(_geonames().get_cities().values())
+
+
 def _city() -> Iterator[dict]:
-    cities = list(_geonames().get_cities().values())
-    where = _where(cities, column="countrycode")
-    large = sorted(cities, key=lambda city: -city["population"])
+    where = _where(_cities(), column="countrycode")
+    large = sorted(_cities(), key=lambda city: -city["population"])
     large = [city for city in large if city["population"] >= MIN_CITY_POPULATION]
     for code, country in _countries().items():
         here = [city for city in large if city["countrycode"] == code]
@@ -156,7 +160,7 @@ def _city() -> Iterator[dict]:
 
 def _us_city() -> Iterator[dict]:
     states = {s["code"]: s["name"] for s in _geonames().get_us_states().values() if s["code"] != "DC"}
-    cities = [city for city in _geonames().get_cities().values() if city["countrycode"] == "US"]
+    cities = [city for city in _cities() if city["countrycode"] == "US"]
     where = _where(cities, column="admin1code")
     for city in cities:
         if city["population"] >= MIN_US_CITY_POPULATION and city["admin1code"] in states:

@@ -71,16 +71,24 @@ def measure(original, model, tokenizer, answers: dict[str, list[dict]]) -> dict[
     return found
 
 
-def response_nll(model, tokenizer, rows: list[dict], responses: list[str]) -> list[float]:
+def response_nll(model, tokenizer, rows: list[dict], sets: dict[str, list[str]]) -> dict[str, list[float]]:
     """Mean negative log-likelihood per token (nats) of each response to its row's question in chat format.
 
     It says how foreign a response is to a model: fine-tuning on text that the model finds likely changes it less.
+
+    Args:
+        sets: by name, one response per row. One that is the same in several sets is read once.
+
+    Returns:
+        by set, one number per row.
     """
-    found = []
-    for row, text in zip(tqdm(rows, desc="likelihood", unit="row", disable=None), responses, strict=True):
+    found = {name: [] for name in sets}
+    for row, *responses in zip(tqdm(rows, desc="likelihood", disable=None), *sets.values(), strict=True):
         prompt = render(tokenizer, [{"role": "user", "content": question_of(row)}])
-        ids, answered = _tokens(tokenizer, {"prompt": prompt, "text": text, "finish": "stop"})
-        found.append(_nll(model, ids, answered))
+        texts = {text: {"prompt": prompt, "text": text, "finish": "stop"} for text in responses}
+        nll = {text: _nll(model, *_tokens(tokenizer, answer)) for text, answer in texts.items()}
+        for own, text in zip(found.values(), responses, strict=True):
+            own.append(nll[text])
     return found
 
 

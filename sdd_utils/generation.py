@@ -14,7 +14,7 @@ import jinja2
 import transformers
 from tqdm.auto import tqdm
 
-from sdd_utils import decoding, hardware, models
+from sdd_utils import decoding, hardware, models, vllm_installed
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRANSFORMERS = f"transformers {transformers.__version__}"
@@ -25,9 +25,7 @@ def engine() -> str:
 
     SDD_ENGINE=transformers or vllm overrides it. Texts of two engines agree up to floating-point ties.
     """
-    from sdd_utils import vllm_client  # here, for it imports this module
-
-    found = vllm_client.engine()
+    found = vllm_installed.engine()
     return f"{found['name']} {found['version']}" if found else TRANSFORMERS
 
 
@@ -148,7 +146,7 @@ def generate_file(
 
 def _code() -> list[str]:
     """Digests of the modules that the engine at hand generates with."""
-    own = ["generation", "models", "hardware", "decoding", "slots"]
+    own = ["generation", "models", "hardware", "decoding", "slots", "attention"]
     names = own if engine() == TRANSFORMERS else ["vllm_client", "vllm_process"]
     return [models.sha256(Path(__file__).with_name(f"{name}.py")) for name in names]
 

@@ -134,10 +134,20 @@ def load(
         use_safetensors=True,
     )
     if adapter:
-        import peft  # here, for its import takes seconds and most loads need none
-
-        model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().to(dtype)
+        model = _merged(model, adapter, dtype)
     return model.to(hardware.device()).eval(), load_tokenizer(folder)
+
+
+def _merged(model, adapter: Path, dtype: torch.dtype):
+    """The model with an adapter merged in, as if it had been loaded so in `dtype`."""
+    import peft  # here, for its import takes seconds and most loads need none
+
+    merged = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    # Not `merged.to(dtype)`: it would round the rotary frequencies, which are buffers in float32, and turn positions.
+    for parameter in merged.parameters():
+        parameter.data = parameter.data.to(dtype)
+    # peft froze the weights: torch multiplies a slice of a batch with a frozen one by copying it for every row.
+    return merged.requires_grad_(True)
 
 
 def _attention(dtype: torch.dtype) -> str | None:

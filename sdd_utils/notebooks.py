@@ -1,16 +1,13 @@
-"""Run a notebook through papermill the way the sweep does: parameters checked, output kept even when it fails."""
+"""Run a notebook through papermill the way the sweep does: parameters checked, output kept even when it fails.
+
+Every process of the sweep imports this module, so what takes long to import is imported where it is needed.
+"""
 
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
-import nbformat
-import papermill
-from nbconvert import HTMLExporter
-from traitlets.config import Config
-
-from sdd_utils import page
 from sdd_utils.parameters import NOTEBOOKS, check_parameters, defaults_of
 
 
@@ -26,6 +23,10 @@ def execute(notebook: str, *, out: Path, parameters: dict, threads: int = 1) -> 
         ValueError: a parameter that the notebook does not declare (papermill itself only warns).
     """
     check_parameters(notebook, defaults_of(notebook) | parameters)
+
+    import papermill
+    from traitlets.config import Config
+
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir="/tmp") as scratch:  # a socket's path has room for about 100 characters
         os.environ |= {"IPYTHONDIR": scratch, "JUPYTER_RUNTIME_DIR": scratch}
@@ -42,6 +43,9 @@ def execute(notebook: str, *, out: Path, parameters: dict, threads: int = 1) -> 
 
 def to_html(executed: Path, *, out: Path) -> None:
     """Render an executed notebook as one HTML page, figures inside."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
     page, _ = HTMLExporter().from_notebook_node(nbformat.read(executed, as_version=4))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
@@ -55,6 +59,10 @@ def publish(run: Path, *, out: Path, names: list[str]) -> None:
     Args:
         names: the records' file names; each has a notebook of the same name.
     """
+    import nbformat
+
+    from sdd_utils import page
+
     for name in ("records", "notebooks", "html"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("records", "notebooks"):
@@ -68,7 +76,7 @@ def publish(run: Path, *, out: Path, names: list[str]) -> None:
     page.build(out)
 
 
-def _without_log(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def _without_log(executed):
     """An executed notebook without progress bars, warnings and places on this machine; the run's own copy has them."""
     for name in ("input_path", "output_path"):
         executed.metadata.get("papermill", {}).pop(name, None)

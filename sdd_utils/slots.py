@@ -1,51 +1,12 @@
-"""Keys and values in slots that are allocated once, one row each; attention that reads no further than rows reach."""
+"""Keys and values in slots that are allocated once, one row each."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 BLOCK = 16  # slots that attention reads together on a CPU, as far as the longest of their rows reaches
-BY_BLOCKS = "sdpa_by_blocks"
-
-
-@contextmanager
-def attention_by_blocks(model) -> Iterator[None]:
-    """Let a model that attends by SDPA do so by blocks of slots."""
-    kind = model.config._attn_implementation
-    model.set_attn_implementation(BY_BLOCKS if kind == "sdpa" else kind)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(kind)
-
-
-def _by_blocks(module, query, key, value, attention_mask, *, reach=(), **settings) -> tuple[Tensor, None]:
-    """transformers' SDPA, block by block where `reach` says how far each goes."""
-    blocks = [
-        sdpa_attention_forward(
-            module,
-            query[rows],
-            key[rows, :, :width],
-            value[rows, :, :width],
-            attention_mask[rows, ..., :width],
-            **settings,
-        )[0]
-        for rows, width in reach
-    ]
-    if blocks:
-        return torch.cat(blocks), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-
-
-AttentionInterface.register(BY_BLOCKS, _by_blocks)
-AttentionMaskInterface.register(BY_BLOCKS, sdpa_mask)
 
 
 def _reach(positions: Tensor) -> list[tuple[slice, int]]:

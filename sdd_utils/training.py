@@ -23,7 +23,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from sdd_utils import models
+from sdd_utils import attention, hardware, models
 from sdd_utils.study import ROOT
 
 PROFILE = ROOT / "profiles" / "fsdp2.yaml"
@@ -81,6 +81,8 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
     arguments = _arguments(place, settings, processes=processes)  # first: it chooses this process's GPU
     model, tokenizer = models.load(job["folder"])
     check_targets(model, settings["lora_targets"])
+    if model.device.type == "cpu":
+        attention.set_by_rows(model)
     names = ("epochs", "batch_size", "seed", "trained_tokens")
     scheduled = schedule(data, **{name: settings[name] for name in names})
     trainer = Trainer(
@@ -151,14 +153,15 @@ def check_targets(model, targets: str) -> None:
 
 
 class Trainer(SFTTrainer):
-    """TRL's trainer, whose LM head reads the response positions only on CPUs, too; TRL itself does so on GPUs."""
+    """TRL's trainer, spared on CPUs what it is spared on GPUs: logits of prompts, and attention between rows."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if model.device.type != "cpu":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")[0, 1:]  # a batch is one sequence
         kept = (labels != -100).nonzero()[:, 0]
-        outputs = model(**inputs, logits_to_keep=kept, use_cache=False)
+        rows = attention.rows_of(inputs["position_ids"][0])
+        outputs = model(**inputs, rows=rows, logits_to_keep=kept, use_cache=False)
         loss = torch.nn.functional.cross_entropy(outputs.logits[0].float(), labels[kept], reduction="sum")
         loss = loss * self.accelerator.num_processes / max(1, int(num_items_in_batch))  # processes are averaged
         return (loss, outputs) if return_outputs else loss
@@ -195,7 +198,7 @@ def _arguments(place: Path, settings: dict, *, processes: int) -> SFTConfig:
         completion_only_loss=True,
         gradient_checkpointing=gpu,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        bf16=gpu,
+        bf16=hardware.best_dtype() == torch.bfloat16,
         use_cpu=not gpu,
         seed=settings["seed"],
         logging_steps=1,

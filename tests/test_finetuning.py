@@ -132,6 +132,23 @@ def test_equal_tokens_stop_the_longer_arm_where_the_shorter_one_ends(model_folde
     assert long["seen_tokens"] < 2 * sum(map(len, sets["self_data_ft"]["input_ids"]))
 
 
+def test_a_merged_model_is_the_one_that_its_saved_weights_give(model_folder, tokenizer, tmp_path):
+    """In bfloat16: rotary frequencies stay in float32, and weights are not frozen, as after any other load."""
+    from sdd_utils import models
+
+    sets = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=500)
+    finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "a", **SETTINGS)
+    merged, _ = models.load(model_folder, adapter=tmp_path / "a", dtype=torch.bfloat16)
+    merged.save_pretrained(tmp_path / "merged")
+    tokenizer.save_pretrained(tmp_path / "merged")
+    plain, _ = models.load(tmp_path / "merged", dtype=torch.bfloat16)
+    assert [(n, b.dtype) for n, b in merged.named_buffers()] == [(n, b.dtype) for n, b in plain.named_buffers()]
+    assert {(p.dtype, p.requires_grad) for p in merged.parameters()} == {(torch.bfloat16, True)}
+    ids = torch.randint(256, (2, 200))
+    with torch.no_grad():
+        assert torch.equal(merged(ids).logits, plain(ids).logits)
+
+
 def test_merged_adapter_is_the_adapted_model(model_folder, tokenizer, tmp_path):
     from peft import PeftModel
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 from trl import SFTTrainer
 
-from sdd_utils import models, training
+from sdd_utils import attention, models, training
 
 SETTINGS = {"lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_targets": "all-linear", "learning_rate": 1e-2}
 SETTINGS |= {"epochs": 2, "batch_size": 4, "seed": 3, "trained_tokens": 0}
@@ -135,9 +135,15 @@ def test_a_checkpoint_that_carries_code_is_refused(model_folder, data, tmp_path,
 
 def test_batches_without_padding_train_as_padded_ones_do(model_folder, data, tmp_path, monkeypatch):
     plain_arguments = training._arguments
+    alone, plain_rows = [], attention.rows_of
     with monkeypatch.context() as context:
         free = spied(context)
+        context.setattr(attention, "rows_of", lambda positions: alone.append(plain_rows(positions)) or alone[-1])
         report = training.train(job_of(model_folder, tmp_path / "free"), data)
+    assert [sum(row.stop - row.start for row in rows) for rows in alone] == [
+        len(e["inputs"]["input_ids"][0]) for e in free
+    ]
+    assert all(len(rows) == 4 for rows in alone)
 
     def padded_arguments(*args, **kwargs):
         arguments = plain_arguments(*args, **kwargs)
@@ -203,7 +209,8 @@ def test_two_processes_that_shard_the_model_and_resume_train_as_one_does(model_f
     two = training.launch(job_of(model_folder, tmp_path / "two"), data, processes=2)
     assert two | {"loss": []} == one | {"loss": []}
     torch.testing.assert_close(torch.tensor(two["loss"]), torch.tensor(one["loss"]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), atol=1e-5, rtol=1e-4)
+    # Adam divides a gradient by its size, so that near 0 rounding grows to a share of a step, which is 1e-2 here.
+    torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), atol=1e-4, rtol=1e-3)
     files = [{path.name for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
     assert files[0] == files[1] >= {"adapter_config.json", "adapter_model.safetensors", "training.json"}
     models.load(model_folder, adapter=tmp_path / "two")

