@@ -30,7 +30,8 @@ page: install
 test: install
 	$(PY) -m pytest -q $(ARGS)
 
-# Every stage on the CPU beside its peers, into benchmarks/results.json; STAGES="similarity merging" runs only these.
+# Every stage on the CPU beside its peers, into benchmarks/results.json; STAGES="similarity merging" runs only these,
+# STAGES=study the whole embedded study beside its first state.
 bench: install $(VENV)/.bench
 	CUDA_VISIBLE_DEVICES= $(PY) -m benchmarks.run $(STAGES)
 

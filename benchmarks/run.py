@@ -1,4 +1,4 @@
-"""Every stage against its peers and its limit: `make bench`, or `python -m benchmarks.run similarity merging`.
+"""Every stage against its peers and its limit: `make bench`, or `python -m benchmarks.run similarity merging study`.
 
 Writes `results.json` and `results.md` beside this file and fills the table of `docs/performance.md`; the entries of
 stages that are not run stay.
@@ -67,10 +67,9 @@ def main(names: list[str]) -> None:
     unknown = set(names) - {*STAGES, "study"}
     if unknown:
         raise SystemExit(f"stage {min(unknown)!r} is unknown: use some of {', '.join((*STAGES, 'study'))}")
-    for name in names or (*STAGES, "study"):
-        if name == "study" and not study.first_is_here():
-            print("study is left out: its first records are not in this clone, fetch the whole history")
-            continue
+    if "study" in names and not study.first_is_here():
+        raise SystemExit("stage 'study' needs the commit of its first records: run git fetch --unshallow")
+    for name in names or STAGES:
         if name == "merging" and importlib.util.find_spec("mergekit") is None:
             print('merging is left out: mergekit is not installed, run pip install -e ".[bench]"')
             continue

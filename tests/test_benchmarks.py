@@ -4,11 +4,12 @@ import importlib
 import importlib.util
 import itertools
 import json
+import subprocess
 from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import compare, run
+from benchmarks import compare, run, study
 
 
 @pytest.mark.parametrize("name", [name for name in run.STAGES if name != "merging"])
@@ -91,3 +92,29 @@ def test_the_page_shows_the_committed_results():
     assert (run.HERE / "results.md").read_text() == table + "\n"
     assert table in run.PAGE.read_text(encoding="utf-8")
     assert all(entry["spread"][0] <= entry["ratio_time"] <= entry["spread"][1] for entry in entries)
+
+
+def test_the_study_runs_the_code_of_the_revision_it_is_asked_for(tmp_path, monkeypatch):
+    def git(*command):
+        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e", *command], cwd=tmp_path / "repo", check=True)
+
+    package = tmp_path / "repo" / "sdd_utils"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    git("init", "--quiet")
+    for name in ("first", "second"):
+        said = f"import sys, pathlib; pathlib.Path({str(tmp_path)!r}, {name!r}).write_text(sys.argv[1])"
+        (package / "reproduce.py").write_text(said)
+        git("add", "-A")
+        git("commit", "--quiet", "-m", name)
+    monkeypatch.setattr(study, "ROOT", tmp_path / "repo")
+    assert study.seconds("HEAD~1") > 0
+    assert (tmp_path / "first").read_text() == "embedded"
+    assert not (tmp_path / "second").exists()
+    assert study.seconds("HEAD") > 0
+    assert (tmp_path / "second").read_text() == "embedded"
+
+
+def test_unknown_stages_are_named():
+    with pytest.raises(SystemExit, match="stage 'merge' is unknown: use some of similarity, .*, study"):
+        run.main(["merge"])
