@@ -11,6 +11,7 @@ from sdd_utils import decoding, distillation, generation, models
 
 NAME = "distillation"
 FULL = {"rows": 256, "max_new_tokens": 256, "batch_size": 128, "padded": 32, "every": 16, "every_batch": 4}
+DTYPE = torch.float32  # in bfloat16 many texts part at ties, and their likelihoods with them
 SMALL = {"rows": 6, "max_new_tokens": 6, "batch_size": 4, "padded": 3, "every": 2, "every_batch": 2}
 
 

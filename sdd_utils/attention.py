@@ -1,6 +1,7 @@
 """SDPA without the products that a mask would hide: by blocks of slots, and by the rows of one long sequence.
 
-Both go through transformers' own SDPA, on slices of the keys and values; results differ by rounding only.
+Slices of the keys and values go through transformers' own SDPA, or in float32 on CPUs through two plain products;
+results differ by rounding only.
 """
 
 from collections.abc import Iterator
@@ -55,22 +56,38 @@ def rows_of(positions: Tensor) -> list[slice]:
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(positions)], strict=True)]
 
 
+def multiplies_itself(states: Tensor) -> bool:
+    """Whether `by_blocks` multiplies keys and values itself: in float32 on CPUs, where SDPA takes half as long again.
+
+    In bfloat16 SDPA is as fast and keeps the scores in float32.
+    """
+    return states.device.type == "cpu" and states.dtype == torch.float32
+
+
 def _attend_by_blocks(module, query, key, value, attention_mask, *, reach=(), **settings) -> tuple[Tensor, None]:
     """Block by block, each as far as `reach` says; without it as ever."""
-    blocks = [
-        sdpa_attention_forward(
-            module,
-            query[rows],
-            key[rows, :, :width],
-            value[rows, :, :width],
-            attention_mask[rows, ..., :width],
-            **settings,
-        )[0]
-        for rows, width in reach
-    ]
+    attend = _attend_with_one if multiplies_itself(query) else sdpa_attention_forward
+    blocks = []
+    for rows, width in reach:
+        states = (query[rows], key[rows, :, :width], value[rows, :, :width])
+        blocks.append(attend(module, *states, attention_mask[rows, ..., :width], **settings)[0])
     if blocks:
         return torch.cat(blocks), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+
+
+def _attend_with_one(module, query, key, value, mask, *, scaling: float, **settings) -> tuple[Tensor, None]:
+    """One token per row: the query heads that share a key head are multiplied with it together.
+
+    Args:
+        query: (rows, heads, 1, dim).
+
+    Returns:
+        (rows, 1, heads, dim), and no weights.
+    """
+    grouped = (query * scaling).reshape(len(key), key.shape[1], -1, query.shape[-1])
+    weights = (grouped @ key.mT + mask).softmax(dim=-1)
+    return (weights @ value).reshape(len(key), 1, -1, value.shape[-1]), None
 
 
 def _attend_by_rows(module, query, key, value, attention_mask, *, rows=(), **settings) -> tuple[Tensor, None]:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from sdd_utils import attention
+
 BLOCK = 16  # slots that attention reads together on a CPU, as far as the longest of their rows reaches
 
 
@@ -28,9 +30,12 @@ class SlotLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             # Zeros, as a position that is masked out must still be finite.
-            shape = (self.slots, key_states.shape[1], self.capacity)
-            self.keys = key_states.new_zeros(*shape, key_states.shape[-1])
-            self.values = value_states.new_zeros(*shape, value_states.shape[-1])
+            heads, dim = key_states.shape[1], key_states.shape[-1]
+            if attention.multiplies_itself(key_states):  # positions side by side, as its product reads them
+                self.keys = key_states.new_zeros(self.slots, heads, dim, self.capacity).mT
+            else:
+                self.keys = key_states.new_zeros(self.slots, heads, self.capacity, dim)
+            self.values = value_states.new_zeros(self.slots, heads, self.capacity, value_states.shape[-1])
         window = self.window
         for store, states in ((self.keys, key_states), (self.values, value_states)):
             store[window.slots, :, window.positions] = states.transpose(1, 2)
