@@ -22,9 +22,9 @@ HERE = Path(__file__).parent
 BASE = {"layers": 8, "rows": 16, "tokens": 128, "block_sizes": 4}
 AMOUNTS = {
     "similarity": {
-        "rows": [8, 16, 64], "tokens": [64, 128, 512], "layers": [4, 8, 32], "block_sizes": [1, 3, 7]
+        "rows": [8, 16, 64], "tokens": [64, 128, 512], "layers": [8, 16, 32], "block_sizes": [1, 3, 7]
     },
-    "decoding": {"rows": [8, 16, 64], "tokens": [64, 128, 512], "layers": [4, 8, 32]},
+    "decoding": {"rows": [8, 16, 64], "tokens": [64, 128, 512], "layers": [8, 16, 32]},
     "merging": {"layers": [8, 16, 64]},
 }  # fmt: skip
 WORDS = {"rows": "rows", "tokens": "tokens per row", "layers": "layers", "block_sizes": "block sizes"}

@@ -1,7 +1,7 @@
 """SDPA without the products that a mask would hide: by blocks of slots, and by the rows of one long sequence.
 
-Slices of the keys and values go through transformers' own SDPA, or in float32 on CPUs through two plain products;
-results differ by rounding only.
+Slices of the keys and values go through transformers' own SDPA, or on CPUs through two plain products; results differ
+by rounding only.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+# Rows of up to so many tokens hold all their scores at once: in bfloat16 on CPUs that takes a third of the time that
+# SDPA takes, whose backward pass is slow there.
+SHORT = 512
 BY_BLOCKS, BY_ROWS = "sdpa_by_blocks", "sdpa_by_rows"
 
 
@@ -34,16 +37,14 @@ def by_blocks(model) -> Iterator[None]:
         model.set_attn_implementation(kind)
 
 
-def set_by_rows(model) -> bool:
-    """Let a model attend within each of the `rows` that a forward pass names, if it can; says whether it can.
+def set_by_rows(model) -> None:
+    """Let a model attend within each of the `rows` that a forward pass names, if it can.
 
     Rows that lie end to end in one sequence of T tokens cost T^2 products behind a mask, and the sum of their squares
     so. A model with sliding windows, or without SDPA, keeps its mask.
     """
-    able = model.config._attn_implementation == "sdpa" and attends_to_all(model)
-    if able:
+    if model.config._attn_implementation == "sdpa" and attends_to_all(model):
         model.set_attn_implementation(BY_ROWS)
-    return able
 
 
 def rows_of(positions: Tensor) -> list[slice]:
@@ -56,49 +57,63 @@ def rows_of(positions: Tensor) -> list[slice]:
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(positions)], strict=True)]
 
 
-def multiplies_itself(states: Tensor) -> bool:
-    """Whether `by_blocks` multiplies keys and values itself: in float32 on CPUs, where SDPA takes half as long again.
-
-    In bfloat16 SDPA is as fast and keeps the scores in float32.
-    """
-    return states.device.type == "cpu" and states.dtype == torch.float32
-
-
-def _attend_by_blocks(module, query, key, value, attention_mask, *, reach=(), **settings) -> tuple[Tensor, None]:
+def _attend_by_blocks(module, query, key, value, mask, *, scaling=None, reach=(), **settings) -> tuple[Tensor, None]:
     """Block by block, each as far as `reach` says; without it as ever."""
-    attend = _attend_with_one if multiplies_itself(query) else sdpa_attention_forward
-    blocks = []
-    for rows, width in reach:
-        states = (query[rows], key[rows, :, :width], value[rows, :, :width])
-        blocks.append(attend(module, *states, attention_mask[rows, ..., :width], **settings)[0])
+    blocks = [
+        _attend_with_one(query[rows], key[rows, :, :width], value[rows, :, :width], mask[rows, ..., :width], scaling)
+        for rows, width in reach
+    ]
     if blocks:
         return torch.cat(blocks), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **settings)
 
 
-def _attend_with_one(module, query, key, value, mask, *, scaling: float, **settings) -> tuple[Tensor, None]:
+def _attend_with_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
     """One token per row: the query heads that share a key head are multiplied with it together.
+
+    Scores are rounded to the states' dtype, as in transformers' eager attention.
 
     Args:
         query: (rows, heads, 1, dim).
 
     Returns:
-        (rows, 1, heads, dim), and no weights.
+        (rows, 1, heads, dim)
     """
     grouped = (query * scaling).reshape(len(key), key.shape[1], -1, query.shape[-1])
     weights = (grouped @ key.mT + mask).softmax(dim=-1)
-    return (weights @ value).reshape(len(key), 1, -1, value.shape[-1]), None
+    return (weights @ value).reshape(len(key), 1, -1, value.shape[-1])
 
 
-def _attend_by_rows(module, query, key, value, attention_mask, *, rows=(), **settings) -> tuple[Tensor, None]:
+def _attend_by_rows(module, query, key, value, mask, *, scaling=None, rows=(), **settings) -> tuple[Tensor, None]:
     """Each of `rows` alone, causally; without them as ever."""
-    parts = [
-        sdpa_attention_forward(module, query[:, :, row], key[:, :, row], value[:, :, row], None, **settings)[0]
-        for row in rows
-    ]
+    multiplies = query.device.type == "cpu" and query.dtype == torch.bfloat16 and not settings.get("dropout")
+    parts = []
+    for row in rows:
+        states = [each[:, :, row] for each in (query, key, value)]
+        if multiplies and row.stop - row.start <= SHORT:
+            parts.append(_attend_causally(*states, scaling))
+        else:
+            parts.append(sdpa_attention_forward(module, *states, None, scaling=scaling, **settings)[0])
     if parts:
         return torch.cat(parts, dim=1), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **settings)
+
+
+def _attend_causally(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """One row of many tokens, as in `_attend_with_one`.
+
+    Args:
+        query: (1, heads, tokens, dim).
+
+    Returns:
+        (1, tokens, heads, dim)
+    """
+    tokens = query.shape[2]
+    grouped = (query * scaling).reshape(key.shape[1], -1, query.shape[-1])
+    scores = (grouped @ key[0].mT).view(-1, tokens, tokens)
+    weights = (scores + scores.new_full((tokens, tokens), -torch.inf).triu(1)).softmax(dim=-1)
+    attended = weights.view(key.shape[1], -1, tokens) @ value[0]
+    return attended.view(-1, tokens, value.shape[-1]).transpose(0, 1)[None]
 
 
 for _name, _attend in ((BY_BLOCKS, _attend_by_blocks), (BY_ROWS, _attend_by_rows)):

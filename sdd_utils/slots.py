@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from sdd_utils import attention
-
 BLOCK = 16  # slots that attention reads together on a CPU, as far as the longest of their rows reaches
 
 
 def _reach(positions: Tensor) -> list[tuple[slice, int]]:
-    """Blocks of slots and how many positions each reads; empty where all rows are one block, or read many tokens."""
+    """Blocks of slots and how many positions each reads; empty where rows read many tokens."""
     rows, tokens = positions.shape
-    if tokens > 1 or rows <= BLOCK:
+    if tokens > 1:
         return []
     return [(slice(i, i + BLOCK), int(positions[i : i + BLOCK].max()) + 1) for i in range(0, rows, BLOCK)]
 
@@ -31,7 +29,7 @@ class SlotLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             # Zeros, as a position that is masked out must still be finite.
             heads, dim = key_states.shape[1], key_states.shape[-1]
-            if attention.multiplies_itself(key_states):  # positions side by side, as its product reads them
+            if key_states.device.type == "cpu":  # positions side by side, as the product of `by_blocks` reads them
                 self.keys = key_states.new_zeros(self.slots, heads, dim, self.capacity).mT
             else:
                 self.keys = key_states.new_zeros(self.slots, heads, self.capacity, dim)
