@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import ticker
 from matplotlib.figure import Figure
 from transformers import BatchEncoding, LlamaConfig, LlamaForCausalLM
 
@@ -27,6 +28,7 @@ AMOUNTS = {
     "decoding": {"rows": [8, 16, 64], "tokens": [64, 128, 512], "layers": [8, 16, 32]},
     "merging": {"layers": [8, 16, 64]},
 }  # fmt: skip
+MARKERS = {"similarity": "o", "decoding": "^", "merging": "s"}
 WORDS = {"rows": "rows", "tokens": "tokens per row", "layers": "layers", "block_sizes": "block sizes"}
 TURNS = 3
 MEGABYTE = 2**20  # less than this is not told from the allocator's noise
@@ -97,16 +99,23 @@ def exponent(points: list[dict], key: str) -> float:
 
 
 def draw(found: list[dict]) -> Figure:
-    """Time (left) and added memory (right), each relative to its smallest amount, log-log."""
-    drawn, axes = plots.figure(2, width=11, height=5)
-    for axis, key, what in zip(axes, ("seconds", "bytes"), ("time", "added memory"), strict=True):
-        for entry in found:
-            amounts, values = (np.array([point[name] for point in entry["points"]]) for name in ("value", key))
-            label = f"{entry['stage']}: {WORDS[entry['amount']]}, exponent {entry['exponents'][key]:.2f}"
-            axis.plot(amounts / amounts[0], values / values[0], label=label)
-        axis.set(xscale="log", yscale="log", xlabel="amount of work / smallest", ylabel=f"{what} / smallest")
-        axis.set_title(f"How {what} grows")
-        axis.legend(fontsize=7)
+    """A panel per amount: time (lines) and added memory (dashed), relative to the smallest amount, log-log."""
+    drawn, axes = plots.figure(len(WORDS), width=14, height=4.2)
+    colours = dict(zip(AMOUNTS, plots.CYCLE, strict=False))
+    for axis, (amount, words) in zip(axes, WORDS.items(), strict=True):
+        for entry in (each for each in found if each["amount"] == amount):
+            for key, what, line in (("seconds", "time", "-"), ("bytes", "memory", "--")):
+                x, y = (np.array([point[name] for point in entry["points"]]) for name in ("value", key))
+                label = f"{entry['stage']}, {what}: {entry['exponents'][key]:.2f}"
+                marker = MARKERS[entry["stage"]]
+                axis.plot(x, y / y[0], line, label=label, color=colours[entry["stage"]], marker=marker)
+        values = sorted({point["value"] for each in found if each["amount"] == amount for point in each["points"]})
+        axis.set(xscale="log", yscale="log", xlabel=words, ylabel="of the smallest amount's", ylim=(0.5, 40))
+        axis.set_xticks(values, [str(value) for value in values], minor=False)
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
+        axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.legend(fontsize=8, title="exponents", loc="upper left")
+    drawn.suptitle("How time and added memory grow with the work")
     return drawn
 
 

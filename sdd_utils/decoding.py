@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from sdd_utils import attention
+from sdd_utils import attention, packed
 from sdd_utils.slots import SlotCache
 
 # (logits (rows, vocabulary), the rows' ids, the number of each row's next token from 0) -> (rows,) tokens
@@ -102,8 +102,12 @@ def decode(
     Yields:
         (id, new tokens with the end token, if any), in the order in which rows finish.
     """
-    if not prompts:
-        return
+    if prompts:
+        with packed.linears(model):
+            yield from _decode(model, prompts, batch_size, max_new_tokens, ends, draw, stop)
+
+
+def _decode(model, prompts: dict, batch_size: int, max_new_tokens: int, ends: list, draw: Draw, stop: Callable):
     waiting = deque(sorted(prompts, key=lambda id_: (-len(prompts[id_]), id_)))
     shared = commonprefix([prompt[:-1] for prompt in prompts.values()])
     capacity = len(prompts[waiting[0]]) + max_new_tokens

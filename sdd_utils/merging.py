@@ -1,4 +1,4 @@
-"""SLERP or LERP of two checkpoints of one shape, streamed: no more than one tensor of each is in memory.
+"""SLERP or LERP of two checkpoints of one shape, streamed: no more than a few pieces of a tensor are in memory.
 
 SLERP walks the great circle between two weight tensors instead of the chord (Shoemake 1985); as in mergekit,
 tensors that are nearly parallel fall back to linear interpolation (LERP). Fine-tunes of one parent are nearly
@@ -10,7 +10,11 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -20,9 +24,13 @@ from torch import Tensor
 from sdd_utils.models import whole_folder, write_manifest
 
 LERP_ABOVE = 0.9995  # |cos| from which sin(angle) is too small to divide by; mergekit's threshold
-CHUNK = 2**18  # elements at a time: their copies in float64 stay in the processor's cache, and memory is used again
+CHUNK = 2**18  # elements of a piece: its copies in float64 stay in the processor's cache
+AHEAD = 8  # merged pieces that may wait to be written
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CONTEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+
+
+Pair = tuple[Tensor, Tensor]  # the same piece of two tensors, flat
 
 
 def angle(a: Tensor, b: Tensor) -> float:
@@ -30,17 +38,26 @@ def angle(a: Tensor, b: Tensor) -> float:
 
     From products in float64: float32 cannot tell angles below 3e-4 from 0.
     """
-    products = torch.zeros(3, dtype=torch.float64)
-    for x, y in _chunks(a, b):
-        x, y = x.double(), y.double()
+    return _angle(_pairs(a, b), _room(2))
+
+
+def _room(pieces: int) -> Tensor:
+    """(pieces, bytes) of memory for so many pieces, of any dtype; used again and again, as new memory costs time."""
+    return torch.empty(pieces, 8 * CHUNK, dtype=torch.uint8)
+
+
+def _pairs(a: Tensor, b: Tensor) -> Iterator[Pair]:
+    return zip(a.flatten().split(CHUNK), b.flatten().split(CHUNK), strict=True)
+
+
+def _angle(pairs: Iterable[Pair], room: Tensor) -> float:
+    products, spaces = torch.zeros(3, dtype=torch.float64), room.view(torch.float64)
+    for pair in pairs:
+        x, y = (space[: len(piece)].copy_(piece) for space, piece in zip(spaces, pair, strict=True))
         products += torch.stack([x @ y, x @ x, y @ y])
     inner, square_a, square_b = products.tolist()
     norms = math.sqrt(square_a) * math.sqrt(square_b)
     return 0.0 if norms == 0 else math.acos(min(max(inner / norms, -1.0), 1.0))  # in this order NaN stays NaN
-
-
-def _chunks(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(a.flatten().split(CHUNK), b.flatten().split(CHUNK), strict=True)
 
 
 def falls_back(angle: float) -> bool:
@@ -56,8 +73,10 @@ def slerp(a: Tensor, b: Tensor, t: float) -> tuple[Tensor, float]:
     Returns:
         the tensor, and the angle w in radians.
     """
-    w = angle(a, b)
-    return torch.cat(list(_sums(a, b, *_weights("slerp", w, t)))).reshape(a.shape), w
+    w, merged = angle(a, b), torch.empty_like(a.flatten())
+    for _ in _sums(_pairs(a, b), merged.split(CHUNK), *_weights("slerp", w, t), _room(2)):
+        pass
+    return merged.reshape(a.shape), w
 
 
 def _weights(how: str, w: float, t: float) -> tuple[float, float]:
@@ -66,10 +85,14 @@ def _weights(how: str, w: float, t: float) -> tuple[float, float]:
     return math.sin((1 - t) * w) / math.sin(w), math.sin(t * w) / math.sin(w)
 
 
-def _sums(a: Tensor, b: Tensor, weight_a: float, weight_b: float) -> Iterator[Tensor]:
-    """weight_a a + weight_b b in a's dtype, flat, piece by piece; not fused, so that exact opposites cancel to 0."""
-    for x, y in _chunks(a, b):
-        yield (weight_a * x.float()).add_(weight_b * y.float()).to(a.dtype)
+def _sums(
+    pairs: Iterable[Pair], outs: Iterable[Tensor], weight_a: float, weight_b: float, room: Tensor
+) -> Iterator[Tensor]:
+    """weight_a a + weight_b b, written piece by piece into `outs`; not fused, so that exact opposites cancel to 0."""
+    spaces = room.view(torch.float32)
+    for (x, y), out in zip(pairs, outs, strict=False):
+        left, right = (space[: len(x)] for space in spaces)
+        yield out[: len(x)].copy_(left.copy_(x).mul_(weight_a).add_(right.copy_(y).mul_(weight_b)))
 
 
 def merge(a: Path, b: Path, *, out: Path, t: float, how: str = "slerp") -> dict:
@@ -150,40 +173,69 @@ def check_same_shape(a: Path, b: Path) -> None:
 
 
 def _merge_shard(shard: Path, where_in_b: dict[str, Path], *, out: Path, t: float, how: str) -> tuple[dict, str]:
-    """Write one shard of the merge, piece by piece in the order of its header; returns the angles and its hash."""
+    """Write one shard of the merge, piece by piece in the order of its header; returns the angles and its hash.
+
+    Parents are read twice, for the angle and for the sum: the second time from the system's memory of files.
+    """
     header, raw = read_header(shard)
     entries = sorted((entry["data_offsets"][0], name) for name, entry in header.items() if name != "__metadata__")
-    reads = _reader(), _reader()
-    angles, digest = {}, hashlib.sha256(raw)
-    with out.open("wb", buffering=0) as target:
-        target.write(raw)
+    angles, digest, room = {}, hashlib.sha256(), _room(4)
+    outs = cycle(_room(AHEAD + 2))  # one is being filled, one being written
+    with _written(out, digest, raw) as write:
         for _, name in entries:
-            a, b = (read(path, name) for read, path in zip(reads, (shard, where_in_b[name]), strict=True))
-            angles[name] = angle(a, b)
-            for piece in _sums(a, b, *_weights(how, angles[name], t)):
-                values = piece.view(torch.uint8).numpy().data  # written and hashed while the cache holds it
-                target.write(values)
-                digest.update(values)
+            dtype, parents = _DTYPES[header[name]["dtype"]], ((shard, name), (where_in_b[name], name))
+            angles[name] = _angle(_read(*parents, room=room[:2]), room[2:])
+            weights, pairs = _weights(how, angles[name], t), _read(*parents, room=room[:2])
+            for piece in _sums(pairs, (out.view(dtype) for out in outs), *weights, room[2:]):
+                write(piece)
     return angles, digest.hexdigest()
 
 
-def _reader() -> Callable[[Path, str], Tensor]:
-    """Reads tensors, flat, into memory of its own that the next one takes over.
+def _read(*tensors: tuple[Path, str], room: Tensor) -> Iterator[Pair]:
+    """The pieces of two tensors of files, side by side."""
+    return zip(*(_pieces(*tensor, space) for tensor, space in zip(tensors, room, strict=True)), strict=True)
 
-    Mapped files cost more in page faults than a copy does, and count as memory while they are open.
+
+def _pieces(shard: Path, name: str, space: Tensor) -> Iterator[Tensor]:
+    """A tensor of a file, flat, piece by piece; each piece's memory is used again by the next.
+
+    Mapped files cost more in page faults than copies that stay in the processor's cache, and count as memory.
     """
-    space = bytearray()
-
-    def read(shard: Path, name: str) -> Tensor:
-        nonlocal space
-        header, raw = read_header(shard)
-        start, end = header[name]["data_offsets"]
-        if len(space) < end - start:
-            space = bytearray(end - start)
-        with shard.open("rb") as file:
-            file.seek(len(raw) + start)
-            if file.readinto(memoryview(space)[: end - start]) < end - start:
+    header, raw = read_header(shard)
+    left, space = math.prod(header[name]["shape"]), space.view(_DTYPES[header[name]["dtype"]])[:CHUNK]
+    with shard.open("rb", buffering=0) as file:
+        file.seek(len(raw) + header[name]["data_offsets"][0])
+        while left:
+            piece = space[: min(left, CHUNK)]
+            if file.readinto(piece.view(torch.uint8).numpy()) < piece.nbytes:
                 raise ValueError(f"checkpoint {shard.parent.name}: {shard.name} ends within {name!r}: make it again")
-        return torch.frombuffer(space, dtype=_DTYPES[header[name]["dtype"]], count=math.prod(header[name]["shape"]))
+            yield piece
+            left -= len(piece)
 
-    return read
+
+@contextmanager
+def _written(path: Path, digest, head: bytes) -> Iterator[Callable[[Tensor], None]]:
+    """A function that writes pieces into a file after its head, and into its digest, in a thread of its own.
+
+    Meanwhile torch computes in one thread: the helpers of its own would wait for work on the core that writes.
+    """
+    threads = torch.get_num_threads()
+    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
+
+        def keep(values) -> None:
+            file.write(values)
+            digest.update(values)
+
+        def write(piece: Tensor) -> None:
+            waiting.append(writer.submit(keep, piece.view(torch.uint8).numpy().data))
+            if len(waiting) > AHEAD:
+                waiting.popleft().result()
+
+        waiting = deque([writer.submit(keep, head)])
+        torch.set_num_threads(1)
+        try:
+            yield write
+        finally:
+            torch.set_num_threads(threads)
+        for last in waiting:
+            last.result()

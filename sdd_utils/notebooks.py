@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from sdd_utils import kernel
 from sdd_utils.parameters import NOTEBOOKS, check_parameters, defaults_of
 
 # glibc gives large tensors back to the system when they are freed, and each new one costs page faults: with this, one
@@ -38,6 +39,9 @@ def execute(notebook: str, *, out: Path, parameters: dict, threads: int = 1) -> 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir="/tmp") as scratch:  # a socket's path has room for about 100 characters
         os.environ |= {"IPYTHONDIR": scratch, "JUPYTER_RUNTIME_DIR": scratch}
+        startup = Path(scratch) / "profile_default" / "startup"
+        startup.mkdir(parents=True)
+        (startup / "start.py").write_text(kernel.STARTUP)
         os.environ |= {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"} | KEEP_MEMORY
         papermill.execute_notebook(
             NOTEBOOKS / f"{notebook}.ipynb",

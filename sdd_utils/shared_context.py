@@ -11,7 +11,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
-from sdd_utils import decoding, generation
+from sdd_utils import decoding, generation, packed
 
 Tokens = tuple[int, ...]
 # Contexts that begin with as many equal tokens may have their few-shot examples in common.
@@ -72,6 +72,11 @@ class SharedContextLM(HFLM):
             yield int(id_), postprocess_generated_text(self.tok_decode(tokens), stop=stops, think_end_token=None)
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
+        with packed.linears(self.model):
+            return self._likelihoods(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
+
+    def _likelihoods(self, requests, *, disable_tqdm: bool, override_bs: int | None) -> list[tuple[float, bool]]:
+        """(log-likelihood, is greedy) of every (_, context, choice) of tokens, in order."""
         rolling = any(key is None for key, _, _ in requests)  # windows, which share nothing but their first token
         if rolling or not decoding.supports(self.model):
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)

@@ -154,3 +154,17 @@ def test_environments_pin_the_same_versions():
     lock = (study.ROOT / "requirements.lock").read_text().lower().splitlines()
     assert sorted(wanted) == sorted(line for line in conda if not line.startswith("-"))
     assert [pin for pin in wanted if "==" in pin and pin not in lock] == []
+
+
+def test_a_kernel_collects_no_garbage_until_its_imports_are_done(tmp_path, monkeypatch):
+    cells = ["a = 1", "import gc, torch\nfrom os import environ\nprint(gc.isenabled())", "print(gc.isenabled())"]
+    cells += ["print(gc.get_freeze_count() > 10_000, 'MALLOC_TRIM_THRESHOLD_' in environ, 'kernel' in globals())"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, tmp_path / "own.ipynb")
+    for name, value in (("NOTEBOOKS", tmp_path), ("check_parameters", lambda *_: None), ("defaults_of", lambda _: {})):
+        monkeypatch.setattr(notebooks, name, value)
+    notebooks.execute("own", out=tmp_path / "out.ipynb", parameters={"a": 2})
+    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    printed = [cell.outputs[0]["text"].strip() for cell in executed.cells if cell.get("outputs")]
+    assert printed == ["False", "True", "True True False"]
