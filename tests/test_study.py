@@ -160,6 +160,7 @@ def test_a_kernel_collects_no_garbage_until_its_imports_are_done(tmp_path, monke
     cells = ["a = 1", "import gc, torch\nfrom os import environ\nprint(gc.isenabled())", "print(gc.isenabled())"]
     cells += ["print(gc.get_freeze_count() > 10_000, 'MALLOC_TRIM_THRESHOLD_' in environ, 'kernel' in globals())"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python"}
     notebook.cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(notebook, tmp_path / "own.ipynb")
     for name, value in (("NOTEBOOKS", tmp_path), ("check_parameters", lambda *_: None), ("defaults_of", lambda _: {})):
