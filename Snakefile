@@ -77,7 +77,7 @@ def execute(notebook):
 VLLM = ["vllm_installed", "vllm_client", "vllm_process"] if vllm_installed.available() else []
 GENERATING = ["generation", "decoding", "slots", "attention", "packed", "models", "hardware", *VLLM]
 SCORING = ["evaluation", "shared_context", *GENERATING]
-MERGING = ["merging", *SCORING, *(["finetuning", "arms", "training"] if S.train_on_mixture else [])]
+MERGING = ["merging", "tensor_files", *SCORING, *(["finetuning", "arms", "training"] if S.train_on_mixture else [])]
 RESULTS = "results inference grid domains contrasts claims verdicts report shift side_tables amounts arms paper plots side_plots page similarity".split()
 OWN_SOURCES = [sources.own(name, keys) for name, keys in S.own_data.items()]
 OWN_FILES = [str(path) for path in map(sources.local_file, OWN_SOURCES) if path]

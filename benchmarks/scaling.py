@@ -1,4 +1,4 @@
-"""How time and memory grow with the work: `python -m benchmarks.scaling` writes `scaling.json` and `scaling.png`.
+"""How time and memory grow with the work: `python -m benchmarks.scaling` writes `scaling.json`, `.png` and `.md`.
 
 Small random Llamas, so that it takes minutes; exponents are slopes of log(time) against log(amount), least squares.
 Memory is what the work adds to a fresh process at its peak.
@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib import ticker
 from matplotlib.figure import Figure
 from transformers import BatchEncoding, LlamaConfig, LlamaForCausalLM
 
-from benchmarks import compare
-from sdd_utils import decoding, merging, plots, similarity
+from benchmarks import compare, run
+from sdd_utils import decoding, merging, plots, readme, similarity
 
 HERE = Path(__file__).parent
 BASE = {"layers": 8, "rows": 16, "tokens": 128, "block_sizes": 4}
@@ -119,6 +120,20 @@ def draw(found: list[dict]) -> Figure:
     return drawn
 
 
+def table(found: list[dict]) -> pd.DataFrame:
+    """The exponents, with the amounts between which they were measured."""
+    return pd.DataFrame(
+        {
+            "stage": entry["stage"],
+            "amount": f"{WORDS[entry['amount']]}, {entry['points'][0]['value']} to {entry['points'][-1]['value']}",
+            "exponent of time": f"{entry['exponents']['seconds']:.2f}",
+            "exponent of added memory": f"{entry['exponents']['bytes']:.2f}",
+            "MB added": " to ".join(f"{entry['points'][i]['bytes'] / MEGABYTE:.0f}" for i in (0, -1)),
+        }
+        for entry in found
+    )
+
+
 def main() -> None:
     found = []
     for stage, amounts in AMOUNTS.items():
@@ -128,7 +143,9 @@ def main() -> None:
             found.append({"stage": stage, "amount": amount, "exponents": exponents, "points": points})
             print(stage, amount, exponents, flush=True)
     (HERE / "scaling.json").write_text(json.dumps(found, indent=1) + "\n")
+    (HERE / "scaling.md").write_text(table(found).to_markdown(index=False, disable_numparse=True) + "\n")
     draw(found).savefig(HERE / "scaling.png", metadata={"Software": None})
+    run.PAGE.write_text(readme.fill(run.PAGE.read_text()))
 
 
 if __name__ == "__main__":

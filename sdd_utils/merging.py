@@ -7,13 +7,9 @@ merge is measured against besides its parents, training on both sets at once, ta
 """
 
 import hashlib
-import json
 import math
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from itertools import cycle
 from pathlib import Path
 
@@ -21,12 +17,11 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
+from sdd_utils import tensor_files
 from sdd_utils.models import whole_folder, write_manifest
+from sdd_utils.tensor_files import Place, head, pieces, places, room, written
 
 LERP_ABOVE = 0.9995  # |cos| from which sin(angle) is too small to divide by; mergekit's threshold
-CHUNK = 2**18  # elements of a piece: its copies in float64 stay in the processor's cache
-AHEAD = 8  # merged pieces that may wait to be written
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CONTEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -38,20 +33,15 @@ def angle(a: Tensor, b: Tensor) -> float:
 
     From products in float64: float32 cannot tell angles below 3e-4 from 0.
     """
-    return _angle(_pairs(a, b), _room(2))
-
-
-def _room(pieces: int) -> Tensor:
-    """(pieces, bytes) of memory for so many pieces, of any dtype; used again and again, as new memory costs time."""
-    return torch.empty(pieces, 8 * CHUNK, dtype=torch.uint8)
+    return _angle(_pairs(a, b), room(2))
 
 
 def _pairs(a: Tensor, b: Tensor) -> Iterator[Pair]:
-    return zip(a.flatten().split(CHUNK), b.flatten().split(CHUNK), strict=True)
+    return zip(a.flatten().split(tensor_files.CHUNK), b.flatten().split(tensor_files.CHUNK), strict=True)
 
 
-def _angle(pairs: Iterable[Pair], room: Tensor) -> float:
-    products, spaces = torch.zeros(3, dtype=torch.float64), room.view(torch.float64)
+def _angle(pairs: Iterable[Pair], spaces: Tensor) -> float:
+    products, spaces = torch.zeros(3, dtype=torch.float64), spaces.view(torch.float64)
     for pair in pairs:
         x, y = (space[: len(piece)].copy_(piece) for space, piece in zip(spaces, pair, strict=True))
         products += torch.stack([x @ y, x @ x, y @ y])
@@ -74,7 +64,7 @@ def slerp(a: Tensor, b: Tensor, t: float) -> tuple[Tensor, float]:
         the tensor, and the angle w in radians.
     """
     w, merged = angle(a, b), torch.empty_like(a.flatten())
-    for _ in _sums(_pairs(a, b), merged.split(CHUNK), *_weights("slerp", w, t), _room(2)):
+    for _ in _sums(_pairs(a, b), merged.split(tensor_files.CHUNK), *_weights("slerp", w, t), room(2)):
         pass
     return merged.reshape(a.shape), w
 
@@ -86,10 +76,10 @@ def _weights(how: str, w: float, t: float) -> tuple[float, float]:
 
 
 def _sums(
-    pairs: Iterable[Pair], outs: Iterable[Tensor], weight_a: float, weight_b: float, room: Tensor
+    pairs: Iterable[Pair], outs: Iterable[Tensor], weight_a: float, weight_b: float, spaces: Tensor
 ) -> Iterator[Tensor]:
     """weight_a a + weight_b b, written piece by piece into `outs`; not fused, so that exact opposites cancel to 0."""
-    spaces = room.view(torch.float32)
+    spaces = spaces.view(torch.float32)
     for (x, y), out in zip(pairs, outs, strict=False):
         left, right = (space[: len(x)] for space in spaces)
         yield out[: len(x)].copy_(left.copy_(x).mul_(weight_a).add_(right.copy_(y).mul_(weight_b)))
@@ -111,12 +101,14 @@ def merge(a: Path, b: Path, *, out: Path, t: float, how: str = "slerp") -> dict:
         ValueError: the checkpoints do not hold the same tensors.
     """
     check_same_shape(a, b)
-    where_in_b = {name: b / shard for name, (_, shard) in _shapes(b).items()}
+    theirs, by_shard = places(b), {}
+    for name, place in places(a).items():
+        by_shard.setdefault(place.shard.name, []).append((place, theirs[name]))
     with whole_folder(out) as scratch:
         _copy_context(a, scratch)
         angles, hashes = {}, {}
-        for shard in sorted(a.glob("*.safetensors")):
-            found, hashes[shard.name] = _merge_shard(shard, where_in_b, out=scratch / shard.name, t=t, how=how)
+        for shard, pairs in by_shard.items():
+            found, hashes[shard] = _merge_shard(pairs, out=scratch / shard, t=t, how=how)
             angles |= found
         recipe = {"merge": how, "a": a.name, "b": b.name, "t": t}
         write_manifest(scratch, weights=hashes, parent=a.name, recipe=recipe)
@@ -139,32 +131,10 @@ def _copy_context(a: Path, out: Path) -> None:
                 shutil.copy(path, out)
 
 
-def read_header(shard: Path) -> tuple[dict, bytes]:
-    """A safetensors file's header, parsed and as the bytes it starts with (length included)."""
-    with shard.open("rb") as file:
-        size = file.read(8)
-        raw = file.read(int.from_bytes(size, "little"))
-    return json.loads(raw), size + raw
-
-
-def _shapes(folder: Path) -> dict[str, tuple[list[int], str]]:
-    """Shape and shard of every tensor in a checkpoint."""
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
-        raise FileNotFoundError(f"checkpoint {folder.name} holds no safetensors: make it with 04_sft_vs_self_distill")
-    headers = {shard.name: read_header(shard)[0] for shard in shards}
-    return {
-        name: (entry["shape"], shard)
-        for shard, header in headers.items()
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
-
-
 def check_same_shape(a: Path, b: Path) -> None:
     """Raise ValueError, naming the first difference, unless two checkpoints hold the same names and shapes."""
-    left, right = _shapes(a), _shapes(b)
-    differing = sorted(left.keys() ^ right.keys()) or [n for n in left if left[n][0] != right[n][0]]
+    left, right = places(a), places(b)
+    differing = sorted(left.keys() ^ right.keys()) or [n for n in left if left[n].shape != right[n].shape]
     if differing:
         raise ValueError(
             f"checkpoints {a.name} and {b.name} differ in tensor {differing[0]!r}: "
@@ -172,70 +142,23 @@ def check_same_shape(a: Path, b: Path) -> None:
         )
 
 
-def _merge_shard(shard: Path, where_in_b: dict[str, Path], *, out: Path, t: float, how: str) -> tuple[dict, str]:
-    """Write one shard of the merge, piece by piece in the order of its header; returns the angles and its hash.
+def _merge_shard(pairs: list[tuple[Place, Place]], *, out: Path, t: float, how: str) -> tuple[dict, str]:
+    """Write one shard of the merge, piece by piece in the order of the first parent's; returns the angles and its hash.
 
     Parents are read twice, for the angle and for the sum: the second time from the system's memory of files.
     """
-    header, raw = read_header(shard)
-    entries = sorted((entry["data_offsets"][0], name) for name, entry in header.items() if name != "__metadata__")
-    angles, digest, room = {}, hashlib.sha256(), _room(4)
-    outs = cycle(_room(AHEAD + 2))  # one is being filled, one being written
-    with _written(out, digest, raw) as write:
-        for _, name in entries:
-            dtype, parents = _DTYPES[header[name]["dtype"]], ((shard, name), (where_in_b[name], name))
-            angles[name] = _angle(_read(*parents, room=room[:2]), room[2:])
-            weights, pairs = _weights(how, angles[name], t), _read(*parents, room=room[:2])
-            for piece in _sums(pairs, (out.view(dtype) for out in outs), *weights, room[2:]):
+    angles, digest, spaces = {}, hashlib.sha256(), room(4)
+    outs = cycle(room(tensor_files.AHEAD + 2))  # one is being filled, one being written
+    with written(out, digest, head(pairs[0][0].shard)) as write:
+        for pair in pairs:
+            name, dtype = pair[0].name, pair[0].dtype
+            angles[name] = _angle(_read(pair, spaces[:2]), spaces[2:])
+            weights = _weights(how, angles[name], t)
+            for piece in _sums(_read(pair, spaces[:2]), (out.view(dtype) for out in outs), *weights, spaces[2:]):
                 write(piece)
     return angles, digest.hexdigest()
 
 
-def _read(*tensors: tuple[Path, str], room: Tensor) -> Iterator[Pair]:
+def _read(pair: tuple[Place, Place], spaces: Tensor) -> Iterator[Pair]:
     """The pieces of two tensors of files, side by side."""
-    return zip(*(_pieces(*tensor, space) for tensor, space in zip(tensors, room, strict=True)), strict=True)
-
-
-def _pieces(shard: Path, name: str, space: Tensor) -> Iterator[Tensor]:
-    """A tensor of a file, flat, piece by piece; each piece's memory is used again by the next.
-
-    Mapped files cost more in page faults than copies that stay in the processor's cache, and count as memory.
-    """
-    header, raw = read_header(shard)
-    left, space = math.prod(header[name]["shape"]), space.view(_DTYPES[header[name]["dtype"]])[:CHUNK]
-    with shard.open("rb", buffering=0) as file:
-        file.seek(len(raw) + header[name]["data_offsets"][0])
-        while left:
-            piece = space[: min(left, CHUNK)]
-            if file.readinto(piece.view(torch.uint8).numpy()) < piece.nbytes:
-                raise ValueError(f"checkpoint {shard.parent.name}: {shard.name} ends within {name!r}: make it again")
-            yield piece
-            left -= len(piece)
-
-
-@contextmanager
-def _written(path: Path, digest, head: bytes) -> Iterator[Callable[[Tensor], None]]:
-    """A function that writes pieces into a file after its head, and into its digest, in a thread of its own.
-
-    Meanwhile torch computes in one thread: the helpers of its own would wait for work on the core that writes.
-    """
-    threads = torch.get_num_threads()
-    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
-
-        def keep(values) -> None:
-            file.write(values)
-            digest.update(values)
-
-        def write(piece: Tensor) -> None:
-            waiting.append(writer.submit(keep, piece.view(torch.uint8).numpy().data))
-            if len(waiting) > AHEAD:
-                waiting.popleft().result()
-
-        waiting = deque([writer.submit(keep, head)])
-        torch.set_num_threads(1)
-        try:
-            yield write
-        finally:
-            torch.set_num_threads(threads)
-        for last in waiting:
-            last.result()
+    return zip(*(pieces(place, space) for place, space in zip(pair, spaces, strict=True)), strict=True)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sdd_utils import merging, report, side_plots
+from sdd_utils import merging, report, side_plots, tensor_files
 
 
 @given(st.floats(0.1, math.pi - 0.1), st.floats(0, 1))
@@ -53,7 +53,7 @@ def test_a_diverged_parent_is_not_taken_for_a_parallel_one():
 def test_a_tensor_of_several_pieces_is_merged_as_a_whole(monkeypatch):
     a, b = torch.randn(2, 7, 11, dtype=torch.float64).float()
     whole, angle = merging.slerp(a, b, 0.3)
-    monkeypatch.setattr(merging, "CHUNK", 10)
+    monkeypatch.setattr(tensor_files, "CHUNK", 10)
     merged, same = merging.slerp(a, b, 0.3)
     torch.testing.assert_close(merged, whole)
     assert same == pytest.approx(angle, rel=1e-6)

@@ -1,0 +1,108 @@
+"""The tensors of a checkpoint's safetensors files, read and written piece by piece."""
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CHUNK = 2**18  # elements of a piece: its copies in float64 stay in the processor's cache
+AHEAD = 8  # pieces that may wait to be written
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class Place(NamedTuple):
+    """Where a tensor lies: its file, the byte it starts at, what it is."""
+
+    shard: Path
+    start: int
+    name: str
+    shape: list[int]
+    dtype: torch.dtype
+
+
+def places(folder: Path) -> dict[str, Place]:
+    """Every tensor of a checkpoint by name, in the order in which they lie.
+
+    Raises:
+        FileNotFoundError: there are no safetensors, with the mend.
+    """
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        raise FileNotFoundError(f"checkpoint {folder.name} holds no safetensors: make it with 04_sft_vs_self_distill")
+    found = [place for shard in shards for place in _places_in(shard)]
+    return {place.name: place for place in sorted(found)}
+
+
+def _places_in(shard: Path) -> Iterator[Place]:
+    raw = head(shard)
+    for name, entry in json.loads(raw[8:]).items():
+        if name != "__metadata__":
+            start = len(raw) + entry["data_offsets"][0]
+            yield Place(shard, start, name, entry["shape"], _DTYPES[entry["dtype"]])
+
+
+def head(shard: Path) -> bytes:
+    """What a file begins with: the length of its header, and the header."""
+    with shard.open("rb") as file:
+        size = file.read(8)
+        return size + file.read(int.from_bytes(size, "little"))
+
+
+def room(pieces: int) -> Tensor:
+    """(pieces, bytes) of memory for so many pieces, of any dtype; used again and again, as new memory costs time."""
+    return torch.empty(pieces, 8 * CHUNK, dtype=torch.uint8)
+
+
+def pieces(place: Place, space: Tensor) -> Iterator[Tensor]:
+    """A tensor, flat, piece by piece; each piece lies in `space`, and its memory is used again by the next.
+
+    Mapped files cost more in page faults than copies that stay in the processor's cache, and count as memory.
+
+    Raises:
+        ValueError: the file ends too early, with the mend.
+    """
+    left, space = math.prod(place.shape), space.view(place.dtype)[:CHUNK]
+    with place.shard.open("rb", buffering=0) as file:
+        file.seek(place.start)
+        while left:
+            piece = space[: min(left, CHUNK)]
+            if file.readinto(piece.view(torch.uint8).numpy()) < piece.nbytes:
+                whose = f"checkpoint {place.shard.parent.name}: {place.shard.name}"
+                raise ValueError(f"{whose} ends within {place.name!r}: make it again")
+            yield piece
+            left -= len(piece)
+
+
+@contextmanager
+def written(path: Path, digest, head: bytes) -> Iterator[Callable[[Tensor], None]]:
+    """A function that writes pieces into a file after its head, and into its digest, in a thread of its own.
+
+    Meanwhile torch computes in one thread: the helpers of its own would wait for work on the core that writes.
+    """
+    threads = torch.get_num_threads()
+    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
+
+        def keep(values) -> None:
+            file.write(values)
+            digest.update(values)
+
+        def write(piece: Tensor) -> None:
+            waiting.append(writer.submit(keep, piece.view(torch.uint8).numpy().data))
+            if len(waiting) > AHEAD:
+                waiting.popleft().result()
+
+        waiting = deque([writer.submit(keep, head)])
+        torch.set_num_threads(1)
+        try:
+            yield write
+        finally:
+            torch.set_num_threads(threads)
+        for last in waiting:
+            last.result()
