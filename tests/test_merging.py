@@ -99,6 +99,15 @@ def test_merged_checkpoint_is_the_tensorwise_slerp(parents, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").config.tie_word_embeddings
 
 
+def test_headers_are_read_once_per_file_not_per_tensor(parents, tmp_path, monkeypatch):
+    """Parsing a header takes as long as it has tensors: once for each, and a merge grows with the square of them."""
+    read, head = [], tensor_files.head
+    monkeypatch.setattr(tensor_files, "head", lambda shard: read.append(shard) or head(shard))
+    merging.merge(*parents, out=tmp_path / "merged", t=0.4)
+    shards = sum(len(list(parent.glob("*.safetensors"))) for parent in parents)
+    assert len(read) == 2 * shards  # for the comparison of shapes, and for the merge
+
+
 def test_lerp_is_the_weighted_mean_at_every_angle(parents, tmp_path):
     a, b = parents
     report = merging.merge(a, b, out=tmp_path / "chord", t=0.3, how="lerp")
