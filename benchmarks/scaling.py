@@ -111,7 +111,7 @@ def draw(found: list[dict]) -> Figure:
                 marker = MARKERS[entry["stage"]]
                 axis.plot(x, y / y[0], line, label=label, color=colours[entry["stage"]], marker=marker)
         values = sorted({point["value"] for each in found if each["amount"] == amount for point in each["points"]})
-        axis.set(xscale="log", yscale="log", xlabel=words, ylabel="of the smallest amount's", ylim=(0.5, 40))
+        axis.set(xscale="log", yscale="log", xlabel=words, ylabel="relative to the smallest amount", ylim=(0.5, 40))
         axis.set_xticks(values, [str(value) for value in values], minor=False)
         axis.xaxis.set_minor_locator(ticker.NullLocator())
         axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))

@@ -15,12 +15,12 @@ MOST_BYTES = 2**31  # weights of larger models are not held twice
 
 
 @contextmanager
-def linears(*models: nn.Module) -> Iterator[None]:
-    """Let models multiply with packed copies of their weights, which must not change meanwhile; no gradients.
+def linears(model: nn.Module) -> Iterator[None]:
+    """Let a model multiply with packed copies of its weights, which must not change meanwhile; no gradients.
 
-    Models on GPUs, large ones and layers of other kinds stay as they are.
+    A model on a GPU, a large one, and layers of other kinds stay as they are.
     """
-    layers = [layer for model in models if _pays(model) for layer in model.modules() if _plain(layer)]
+    layers = [layer for layer in model.modules() if _plain(layer)] if _pays(model) else []
     for layer in layers:
         layer.forward = _multiply(layer)
     try:
