@@ -44,7 +44,11 @@ def main() -> int:
             print(f"error: another run of study {name!r} is going on in {run}: wait for it to end", file=sys.stderr)
             return 2
         where = ["--profile", arguments.profile] if arguments.profile else _this_machine()
-        status = _snakemake(arguments.study, run=run, publish=publish, further=[*where, *further])
+        try:
+            status = _snakemake(arguments.study, run=run, publish=publish, further=[*where, *further])
+        except KeyboardInterrupt:
+            print(f"interrupted: what is done stays in {run}, the same command goes on from there", file=sys.stderr)
+            return 130  # what a shell returns for a process that an interrupt ended
     if status == 0:
         _print_results(studies.ROOT / publish)
     return status

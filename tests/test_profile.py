@@ -50,6 +50,16 @@ def started(monkeypatch, tmp_path, *further):
     return reproduce.main(), commands
 
 
+def test_an_interrupt_is_told_in_a_sentence(monkeypatch, tmp_path, capsys):
+    def run(command, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["reproduce", "embedded", "--run", str(tmp_path / "run")])
+    assert reproduce.main() == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+
+
 def test_this_machine_does_not_limit_what_a_profile_asks_for(monkeypatch, tmp_path):
     (tmp_path / "config.yaml").write_text("executor: local\n")
     _, [here] = started(monkeypatch, tmp_path)
