@@ -29,7 +29,11 @@ AMOUNTS = {
     "decoding": {"rows": [8, 16, 64], "tokens": [64, 128, 512], "layers": [8, 16, 32]},
     "merging": {"layers": [8, 16, 64]},
 }  # fmt: skip
-MARKERS = {"similarity": "o", "decoding": "^", "merging": "s"}
+LOOKS = {
+    "similarity": {"color": "C0", "marker": "o"},
+    "decoding": {"color": "C1", "marker": "^"},
+    "merging": {"color": "C2", "marker": "s"},
+}
 WORDS = {"rows": "rows", "tokens": "tokens per row", "layers": "layers", "block_sizes": "block sizes"}
 TURNS = 3
 MEGABYTE = 2**20  # less than this is not told from the allocator's noise
@@ -102,17 +106,16 @@ def exponent(points: list[dict], key: str) -> float:
 def draw(found: list[dict]) -> Figure:
     """A panel per amount: time (lines) and added memory (dashed), relative to the smallest amount, log-log."""
     drawn, axes = plots.figure(len(WORDS), width=14, height=4.2)
-    colours = dict(zip(AMOUNTS, plots.CYCLE, strict=False))
     for axis, (amount, words) in zip(axes, WORDS.items(), strict=True):
-        for entry in (each for each in found if each["amount"] == amount):
+        entries = [entry for entry in found if entry["amount"] == amount]
+        for entry in entries:
             for key, what, line in (("seconds", "time", "-"), ("bytes", "memory", "--")):
                 x, y = (np.array([point[name] for point in entry["points"]]) for name in ("value", key))
                 label = f"{entry['stage']}, {what}: {entry['exponents'][key]:.2f}"
-                marker = MARKERS[entry["stage"]]
-                axis.plot(x, y / y[0], line, label=label, color=colours[entry["stage"]], marker=marker)
-        values = sorted({point["value"] for each in found if each["amount"] == amount for point in each["points"]})
+                axis.plot(x, y / y[0], line, label=label, **LOOKS[entry["stage"]])
+        values = sorted({point["value"] for entry in entries for point in entry["points"]})
         axis.set(xscale="log", yscale="log", xlabel=words, ylabel="relative to the smallest amount", ylim=(0.5, 40))
-        axis.set_xticks(values, [str(value) for value in values], minor=False)
+        axis.set_xticks(values, [str(value) for value in values])
         axis.xaxis.set_minor_locator(ticker.NullLocator())
         axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axis.legend(fontsize=8, title="exponents", loc="upper left")

@@ -23,7 +23,7 @@ _LOOKS = {  # name, colour of Okabe and Ito's palette, marker, hatch: no line or
     "merged": ("Self-Data FT, SLERP", "#009E73", "P", "xx"),
 }
 NAMES, COLOURS, MARKERS, HATCHES = ({arm: look[i] for arm, look in _LOOKS.items()} for i in range(4))
-CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
+_CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 _STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 200,
@@ -34,7 +34,7 @@ _STYLE = {
     "grid.alpha": 0.25,
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "axes.prop_cycle": plt.cycler(color=CYCLE, marker=["o", "^", "s", "D", "P", "X"]),
+    "axes.prop_cycle": plt.cycler(color=_CYCLE, marker=["o", "^", "s", "D", "P", "X"]),
     "lines.markersize": 4,
     "figure.constrained_layout.use": True,
 }
