@@ -100,10 +100,7 @@ def merge(a: Path, b: Path, *, out: Path, t: float, how: str = "slerp") -> dict:
     Raises:
         ValueError: the checkpoints do not hold the same tensors.
     """
-    check_same_shape(a, b)
-    theirs, by_shard = places(b), {}
-    for name, place in places(a).items():
-        by_shard.setdefault(place.shard.name, []).append((place, theirs[name]))
+    by_shard = _pairs_by_shard(a, b)
     with whole_folder(out) as scratch:
         _copy_context(a, scratch)
         angles, hashes = {}, {}
@@ -131,15 +128,22 @@ def _copy_context(a: Path, out: Path) -> None:
                 shutil.copy(path, out)
 
 
-def check_same_shape(a: Path, b: Path) -> None:
-    """Raise ValueError, naming the first difference, unless two checkpoints hold the same names and shapes."""
-    left, right = places(a), places(b)
+def _pairs_by_shard(a: Path, b: Path) -> dict[str, list[tuple[Place, Place]]]:
+    """Where both parents' tensors lie, by the file names of the first.
+
+    Raises:
+        ValueError: they do not hold the same names and shapes; names the first difference.
+    """
+    left, right, found = places(a), places(b), {}
     differing = sorted(left.keys() ^ right.keys()) or [n for n in left if left[n].shape != right[n].shape]
     if differing:
         raise ValueError(
             f"checkpoints {a.name} and {b.name} differ in tensor {differing[0]!r}: "
             "a merge needs two models pruned by the same block"
         )
+    for name, place in left.items():
+        found.setdefault(place.shard.name, []).append((place, right[name]))
+    return found
 
 
 def _merge_shard(pairs: list[tuple[Place, Place]], *, out: Path, t: float, how: str) -> tuple[dict, str]:
