@@ -1,7 +1,7 @@
 """SDPA without the products that a mask would hide: by blocks of slots, and by the rows of one long sequence.
 
-Slices of the keys and values go through transformers' own SDPA, or on CPUs through two plain products; results differ
-by rounding only.
+Slices of the keys and values go through SDPA, or, in a CPU's training, through plain products; results differ by
+rounding only.
 """
 
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -69,9 +70,7 @@ def _attend_by_blocks(module, query, key, value, mask, *, scaling=None, reach=()
 
 
 def _attend_with_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """One token per row: the query heads that share a key head are multiplied with it together.
-
-    Scores are rounded to the states' dtype, as in transformers' eager attention.
+    """One token per row: the query heads that share a key head read it together, as if they were tokens.
 
     Args:
         query: (rows, heads, 1, dim).
@@ -79,9 +78,9 @@ def _attend_with_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sc
     Returns:
         (rows, 1, heads, dim)
     """
-    grouped = (query * scaling).reshape(len(key), key.shape[1], -1, query.shape[-1])
-    weights = (grouped @ key.mT + mask).softmax(dim=-1)
-    return (weights @ value).reshape(len(key), 1, -1, value.shape[-1])
+    grouped = query.reshape(len(key), key.shape[1], -1, query.shape[-1])
+    attended = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    return attended.reshape(len(key), 1, -1, value.shape[-1])
 
 
 def _attend_by_rows(module, query, key, value, mask, *, scaling=None, rows=(), **settings) -> tuple[Tensor, None]:
@@ -100,7 +99,7 @@ def _attend_by_rows(module, query, key, value, mask, *, scaling=None, rows=(), *
 
 
 def _attend_causally(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """One row of many tokens, as in `_attend_with_one`.
+    """One row of many tokens; scores are rounded to the states' dtype, as in transformers' eager attention.
 
     Args:
         query: (1, heads, tokens, dim).

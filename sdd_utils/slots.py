@@ -28,15 +28,14 @@ class SlotLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             # Zeros, as a position that is masked out must still be finite.
-            heads, dim = key_states.shape[1], key_states.shape[-1]
-            if key_states.device.type == "cpu":  # positions side by side, as the product of `by_blocks` reads them
-                self.keys = key_states.new_zeros(self.slots, heads, dim, self.capacity).mT
-            else:
-                self.keys = key_states.new_zeros(self.slots, heads, self.capacity, dim)
-            self.values = value_states.new_zeros(self.slots, heads, self.capacity, value_states.shape[-1])
+            self.keys, self.values = (
+                states.new_zeros(self.slots, self.capacity, *states.shape[1::2]).transpose(1, 2)
+                for states in (key_states, value_states)
+            )
         window = self.window
         for store, states in ((self.keys, key_states), (self.values, value_states)):
-            store[window.slots, :, window.positions] = states.transpose(1, 2)
+            places = store.transpose(1, 2).flatten(0, 1).flatten(1)  # a view: one place's heads lie side by side
+            places.index_copy_(0, window.places, states.transpose(1, 2).flatten(0, 1).flatten(1))
         return self.keys[window.rows, :, : window.width], self.values[window.rows, :, : window.width]
 
 
@@ -45,14 +44,15 @@ class SlotCache(Cache):
 
     def __init__(self, model, *, slots: int, capacity: int):
         self.window, self.dtype = SimpleNamespace(), model.dtype  # the window is one for all layers
+        self.capacity = capacity
         depth = len(DynamicCache(config=model.config).layers)
         super().__init__(layers=[SlotLayer(self.window, slots=slots, capacity=capacity) for _ in range(depth)])
 
     def arguments(self, positions: Tensor, *, first: int) -> dict:
         """What a model takes to read tokens at these positions, (rows, tokens), of the slots from `first` on."""
         window, rows = self.window, len(positions)
-        window.rows, window.positions = slice(first, first + rows), positions
-        window.slots = torch.arange(first, first + rows, device=positions.device)[:, None]
+        window.rows, slots = slice(first, first + rows), torch.arange(first, first + rows, device=positions.device)
+        window.places = (slots[:, None] * self.capacity + positions).flatten()
         window.width = int(positions.max()) + 1
         hidden = torch.arange(window.width, device=positions.device) > positions[:, None, :, None]
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=positions.device)
