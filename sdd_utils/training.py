@@ -20,6 +20,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from peft import LoraConfig
+from peft.helpers import disable_input_dtype_casting
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -93,7 +94,8 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
         peft_config=_lora(settings),
         callbacks=[KeepNewest()],
     )
-    trainer.train(resume_from_checkpoint=newest(place))
+    with disable_input_dtype_casting(trainer.model, active=arguments.bf16):  # autocast does it, and only where it must
+        trainer.train(resume_from_checkpoint=newest(place))
     return _save(trainer, scheduled, job, len(data))
 
 
