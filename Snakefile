@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from sdd_utils import notebooks, sources, study as studies, vllm_installed
+from sdd_utils import sources, study as studies, vllm_installed
 from sdd_utils.parameters import parameters_of
 
 STUDY = config.get("study", "embedded")
@@ -92,9 +92,7 @@ rule model:
     output: touch(f"{RUN}/model.found")
     params: model=S.model
     message: "find or convert the model {params.model}"
-    run:
-        from sdd_utils import models
-        models.find(params.model)
+    shell: f"{sys.executable} -c 'import sys; from sdd_utils import models; models.find(sys.argv[1])' {{params.model:q}}"
 
 rule similarity:
     input: uses("01_similarity_analysis", "similarity", "models", "hardware"), DATA, rules.model.output
@@ -164,8 +162,8 @@ rule results:
         [expand(rules.merging.output, n=n, seed=seed, data=a, other=b) for n, seed in TUNED for a, b in S.merge_pairs]
     output: f"{RECORDS}/results.json"
     log: f"{LOGS}/results.ipynb"
-    params: values=lambda w, input: parameters("08_results", publish=PUBLISH, record_names=records_among(input))
+    params:
+        values=lambda w, input: parameters("08_results", publish=PUBLISH, record_names=records_among(input)),
+        names=lambda w, input: [*records_among(input), "results.json"]
     message: "08 results: tables, figures and pages into {PUBLISH}"
-    run:
-        notebooks.execute("08_results", out=Path(log[0]), parameters=json.loads(params["values"]), threads=threads)
-        notebooks.publish(Path(RUN), out=Path(PUBLISH), names=[*records_among(input), "results.json"])
+    shell: f"{execute('08_results')} && {sys.executable} -m sdd_utils.publishing {{RUN:q}} {{PUBLISH:q}} {{params.names:q}}"

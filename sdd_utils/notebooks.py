@@ -6,7 +6,6 @@ Every process of the sweep imports this module, so what takes long to import is 
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -33,6 +32,7 @@ def execute(notebook: str, *, out: Path, parameters: dict, threads: int = 1) -> 
     """
     check_parameters(notebook, defaults_of(notebook) | parameters)
 
+    without_uri_grammar()
     import papermill
     from traitlets.config import Config
 
@@ -54,49 +54,12 @@ def execute(notebook: str, *, out: Path, parameters: dict, threads: int = 1) -> 
         )
 
 
-def to_html(executed: Path, *, out: Path) -> None:
-    """Render an executed notebook as one HTML page, figures inside."""
-    import nbformat
-    from nbconvert import HTMLExporter
+def without_uri_grammar() -> None:
+    """Spare this process a package by which jsonschema checks URIs: its grammar takes longer than all of papermill.
 
-    page, _ = HTMLExporter().from_notebook_node(nbformat.read(executed, as_version=4))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
-
-
-def publish(run: Path, *, out: Path, names: list[str]) -> None:
-    """Copy a finished run's records and executed notebooks, as notebooks and as pages, to where they are kept.
-
-    The study's own page, which links to them, is built last.
-
-    Args:
-        names: the records' file names; each has a notebook of the same name.
+    No notebook has a URI to check; jsonschema does without the package where it is not installed.
     """
-    import nbformat
-
-    from sdd_utils import page
-
-    for name in ("records", "notebooks", "html"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("records", "notebooks"):
-        (out / name).mkdir(parents=True)
-    for name in sorted(names):
-        shutil.copy(run / "records" / name, out / "records")
-        executed = (run / "notebooks" / name).with_suffix(".ipynb")
-        kept = out / "notebooks" / executed.name
-        nbformat.write(_without_log(nbformat.read(executed, as_version=4)), kept)
-        to_html(kept, out=out / "html" / f"{executed.stem}.html")
-    page.build(out)
-
-
-def _without_log(executed):
-    """An executed notebook without progress bars, warnings and places on this machine; the run's own copy has them."""
-    for name in ("input_path", "output_path"):
-        executed.metadata.get("papermill", {}).pop(name, None)
-    for cell in executed.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    return executed
+    sys.modules.setdefault("rfc3987_syntax", None)
 
 
 def main(notebook: str, out: str, parameters: str, threads: str) -> None:
