@@ -12,7 +12,7 @@ import functools
 import hashlib
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from os.path import commonprefix
 
 import torch
@@ -44,16 +44,22 @@ MOST_TOKENS = 96 * 1024
 READ_TOKENS, READ_ROWS = 512, 8
 
 
-def sampler(*, temperature: float, top_p: float, top_k: int, seed: int, max_new_tokens: int) -> Draw:
+def sampler(
+    *, temperature: float, top_p: float, top_k: int, seed: int, max_new_tokens: int, greedy: Collection[str] = ()
+) -> Draw:
     """How the next tokens are chosen: the likeliest ones (temperature 0), or a draw from transformers' distribution.
 
     Temperature, then top-k, then top-p, as in `generate`; of tokens that tie for the k-th place only some stay.
     A row's draws are uniform numbers from a generator of its own, looked up in the cumulative distribution.
+
+    Args:
+        greedy: ids of rows that take the likeliest token at any temperature.
     """
     if temperature == 0:
         return GREEDY
     warp = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
     warp += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    certain = frozenset(greedy)
 
     @functools.cache
     def uniform(id_: str) -> list[float]:
@@ -68,7 +74,11 @@ def sampler(*, temperature: float, top_p: float, top_k: int, seed: int, max_new_
         at = torch.tensor([uniform(id_)[step] for id_, step in zip(ids, steps, strict=True)], dtype=torch.float64)
         chosen = torch.searchsorted(cumulative, at.to(cumulative.device)[:, None] * cumulative[:, -1:], right=True)
         chosen = chosen.clamp(max=scores.shape[-1] - 1)
-        return (chosen if tokens is None else tokens.gather(1, chosen))[:, 0]
+        chosen = (chosen if tokens is None else tokens.gather(1, chosen))[:, 0]
+        if certain.isdisjoint(ids):
+            return chosen
+        likeliest = torch.tensor([id_ in certain for id_ in ids], device=chosen.device)
+        return torch.where(likeliest, GREEDY(logits, ids, steps), chosen)
 
     return draw
 
@@ -103,7 +113,7 @@ def decode(
         (id, new tokens with the end token, if any), in the order in which rows finish.
     """
     if prompts:
-        with packed.linears(model):
+        with packed.linears(model), attention.by_blocks(model):
             yield from _decode(model, prompts, batch_size, max_new_tokens, ends, draw, stop)
 
 
@@ -161,8 +171,7 @@ def _step(model, cache: SlotCache, inputs: list[int], positions: list[int]) -> T
     """(rows, vocabulary) logits after one more token in each of the first slots."""
     positions = torch.tensor(positions, device=model.device)[:, None]
     inputs = torch.tensor(inputs, device=model.device)[:, None]
-    with attention.by_blocks(model):
-        return model(**cache.arguments(positions, first=0), input_ids=inputs).logits[:, -1]
+    return model(**cache.arguments(positions, first=0), input_ids=inputs).logits[:, -1]
 
 
 @torch.inference_mode()

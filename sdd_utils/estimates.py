@@ -162,9 +162,9 @@ def pruned(s: Setting, block_size: int) -> Estimate:
 
 
 def distillation(s: Setting, data_set: str) -> Estimate:
-    """The original writes every row anew, once per set, and answers the held-out prompts. In fixed batches every row
-    takes the steps of the longest."""
-    asked, length, batch = s.study.answer_prompts, s.study.answer_tokens, s.study.generation_batch
+    """The original writes every row anew, once per set, and answers the held-out prompts, greedily and by sampling. In
+    fixed batches every row takes the steps of the longest."""
+    asked, length, batch = 2 * s.study.answer_prompts, s.study.answer_tokens, s.study.generation_batch
     prompt = set_lengths(data_set)["prompt"]
     answering = decode_seconds(s, 0, rows=asked, context=prompt, new=length, batch=batch)
     sets = len(sets_of(s.study.arms))
@@ -236,14 +236,14 @@ def _mixture(s: Setting, n: int, data_sets: tuple[str, str]) -> Estimate:
 
 
 def embedding_similarity(s: Setting, *, block_size: int, data_set: str) -> Estimate:
-    """Greedy and sampled answers of every arm, sampled ones of the original, each as long as may be."""
-    context, batch, asked = set_lengths(data_set)["prompt"], s.study.generation_batch, s.study.answer_prompts
-    new, answering = s.study.answer_tokens, [0, *[block_size] * 2 * len(s.study.arms)]
+    """Greedy and sampled answers of every arm, decoded together, each as long as may be."""
+    context, batch, asked = set_lengths(data_set)["prompt"], s.study.generation_batch, 2 * s.study.answer_prompts
+    new, answering = s.study.answer_tokens, [block_size] * len(s.study.arms)
     decoding = sum(decode_seconds(s, n, rows=asked, context=context, new=new, batch=batch) for n in answering)
-    cached = cache_bytes(s, 0, min(asked, s.machine.sequences or batch) * (context + new))
+    cached = cache_bytes(s, block_size, min(asked, s.machine.sequences or batch) * (context + new))
     return Estimate(
         read=len(answering) * asked * context,
         generated=len(answering) * asked * new,
         seconds=start_seconds(s, *answering) + decoding,
-        memory=resident(s, 0) + cached,
+        memory=resident(s, block_size) + cached,
     )

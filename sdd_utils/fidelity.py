@@ -10,28 +10,45 @@ import torch
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from sdd_utils import packed
 from sdd_utils.distillation import question_of
 from sdd_utils.generation import generate_file, read_rows, render
 from sdd_utils.models import load_tokenizer
 
+SAMPLED = " sampled"  # behind the id of an answer that was not decoded greedily
 
-def answer(model: str | Path, rows: list[dict], *, path: Path, max_new_tokens: int, batch_size: int) -> list[dict]:
-    """Greedy answers to the rows' questions in chat format, kept in a file; see `generation.generate_file`.
+
+def answer(
+    model: str | Path, questions: dict[str, str], *, path: Path, adapter: Path | None = None, **settings
+) -> dict[str, list[dict]]:
+    """Answers to questions in chat format, greedy ones and sampled ones, decoded together and kept in one file.
+
+    Args:
+        questions: by id.
+        adapter, settings: see `generation.generate_file`; the sampling's temperature is that of the sampled answers.
 
     Returns:
-        rows {id, question, prompt, text, finish, n_tokens, seed}; `prompt` is the rendered conversation.
+        {"greedy": rows, "sampled": rows} of {id, question, prompt, text, finish, n_tokens, seed}; `prompt` is the
+        rendered conversation, and the id of a sampled answer ends with `SAMPLED`.
     """
-    tokenizer, questions = load_tokenizer(model), {row["id"]: question_of(row) for row in rows}
+    tokenizer = load_tokenizer(model)
     prompts = {id_: render(tokenizer, [{"role": "user", "content": text}]) for id_, text in questions.items()}
-    return generate_file(
+    both = prompts | {id_ + SAMPLED: prompt for id_, prompt in prompts.items()}
+    rows = generate_file(
         model,
-        prompts,
+        both,
         path=path,
-        finish_row=lambda out: out | {"question": questions[out["id"]], "prompt": prompts[out["id"]]},
+        adapter=adapter,
+        finish_row=lambda out: out | {"question": questions[_plain(out["id"])], "prompt": both[out["id"]]},
         depends_on=[questions],
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
+        greedy=[*prompts],
+        **settings,
     )
+    return {"greedy": rows[: len(prompts)], "sampled": rows[len(prompts) :]}
+
+
+def _plain(id_: str) -> str:
+    return id_.removesuffix(SAMPLED)
 
 
 def answer_path(run_folder: Path, data_set: str) -> Path:
@@ -39,9 +56,10 @@ def answer_path(run_folder: Path, data_set: str) -> Path:
     return run_folder / "answers" / f"{data_set}-original.jsonl"
 
 
-def read_answers(run_folder: Path, data_sets: list[str]) -> dict[str, list[dict]]:
-    """The original model's answers by data set. FileNotFoundError, with the mend, where there are none yet."""
-    return {data_set: read_rows(answer_path(run_folder, data_set)) for data_set in data_sets}
+def read_answers(run_folder: Path, data_sets: list[str], *, sampled: bool = False) -> dict[str, list[dict]]:
+    """The original's greedy answers by data set, or its sampled ones. FileNotFoundError, with the mend, before 03."""
+    found = {data_set: read_rows(answer_path(run_folder, data_set)) for data_set in data_sets}
+    return {name: [row for row in rows if row["id"].endswith(SAMPLED) == sampled] for name, rows in found.items()}
 
 
 def measure(original, model, tokenizer, answers: dict[str, list[dict]]) -> dict[str, dict]:
@@ -63,7 +81,8 @@ def measure(original, model, tokenizer, answers: dict[str, list[dict]]) -> dict[
     found = {}
     for data_set, rows in answers.items():
         rows = tqdm(rows, desc=f"fidelity on {data_set}", unit="answer", disable=None)
-        documents = [_document(original, model, *_tokens(tokenizer, row)) for row in rows]
+        with packed.linears(original), packed.linears(model):
+            documents = [_document(original, model, *_tokens(tokenizer, row)) for row in rows]
         nll, kl, tokens = map(sum, zip(*documents, strict=True))
         if not tokens:
             raise ValueError(f"every answer of the original to {data_set} is empty: raise answer_prompts")
@@ -83,12 +102,13 @@ def response_nll(model, tokenizer, rows: list[dict], sets: dict[str, list[str]])
         by set, one number per row.
     """
     found = {name: [] for name in sets}
-    for row, *responses in zip(tqdm(rows, desc="likelihood", disable=None), *sets.values(), strict=True):
-        prompt = render(tokenizer, [{"role": "user", "content": question_of(row)}])
-        texts = {text: {"prompt": prompt, "text": text, "finish": "stop"} for text in responses}
-        nll = {text: _nll(model, *_tokens(tokenizer, answer)) for text, answer in texts.items()}
-        for own, text in zip(found.values(), responses, strict=True):
-            own.append(nll[text])
+    with packed.linears(model):
+        for row, *responses in zip(tqdm(rows, desc="likelihood", disable=None), *sets.values(), strict=True):
+            prompt = render(tokenizer, [{"role": "user", "content": question_of(row)}])
+            texts = {text: {"prompt": prompt, "text": text, "finish": "stop"} for text in responses}
+            nll = {text: _nll(model, *_tokens(tokenizer, answer)) for text, answer in texts.items()}
+            for own, text in zip(found.values(), responses, strict=True):
+                own.append(nll[text])
     return found
 
 

@@ -6,7 +6,7 @@ missing; they come out as they would have, up to ties within rounding, whatever 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -67,6 +67,7 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
+    greedy: Sequence[str] = (),
 ) -> Iterator[dict]:
     """Generate one continuation per prompt, yielding each row as it finishes.
 
@@ -75,6 +76,7 @@ def generate(
         done: ids that need no text any more.
         batch_size: rows decoded at once; does not change a row's text beyond ties within rounding.
         temperature: 0 is greedy decoding.
+        greedy: ids of rows that are decoded greedily at any temperature.
 
     Yields:
         {id, text, finish: "stop" | "length", n_tokens, seed}, where n_tokens counts the end token.
@@ -83,7 +85,8 @@ def generate(
         id_: tokenizer(text, add_special_tokens=False)["input_ids"] for id_, text in prompts.items() if id_ not in done
     }
     ends = end_tokens(model, tokenizer)
-    draw = decoding.sampler(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, max_new_tokens=max_new_tokens)
+    drawing = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "greedy": greedy}
+    draw = decoding.sampler(max_new_tokens=max_new_tokens, **drawing)
     decode = decoding.decode if decoding.supports(model) else decoding.generate_batches
     rows = decode(model, encoded, batch_size=batch_size, max_new_tokens=max_new_tokens, ends=ends, draw=draw)
     for id_, tokens in tqdm(rows, total=len(encoded), desc="generation", unit="row", disable=None):

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -44,6 +45,7 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
+    greedy: Sequence[str] = (),
     speculate: bool = False,
 ) -> list[dict]:
     """Generate one continuation per prompt into a JSON-lines file, a line as soon as it is finished.
@@ -56,6 +58,7 @@ def generate(
         adapter: folder of a LoRA adapter, applied beside the weights.
         dtype: compute dtype, by default `hardware.best_dtype()`.
         temperature: 0 is greedy decoding.
+        greedy: ids of rows that are decoded greedily at any temperature.
         speculate: guess tokens by what follows the same n-gram earlier in the text. Faster where an answer copies
             its prompt; the distribution stays the same, but a sampled text differs from the one made without. On a CPU
             it holds for greedy decoding only.
@@ -74,7 +77,8 @@ def generate(
     if left:
         settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
         job = {"prompts": {id_: text for id_, text in prompts.items() if id_ in left}, "out": str(path.absolute())}
-        _run("generate", job | _source(model, adapter, dtype) | settings | {"seed": seed, "speculate": speculate})
+        settings |= {"seed": seed, "greedy": [*greedy], "speculate": speculate}
+        _run("generate", job | _source(model, adapter, dtype) | settings)
     rows = {row["id"]: row for row in read_rows(path)}
     return [rows[id_] for id_ in prompts]
 

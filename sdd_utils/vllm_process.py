@@ -34,6 +34,7 @@ def generate(
     top_p: float,
     top_k: int,
     seed: int,
+    greedy: list[str],
     speculate: bool,
     **hardware,
 ) -> None:
@@ -52,10 +53,12 @@ def generate(
     special |= {"enable_chunked_prefill": False} if _on_cpu() else {}
     llm = LLM(**_engine(model, **hardware), **_lora(adapter), **special, max_model_len=longest)
     tokenizer, ends = llm.get_tokenizer(), _end_tokens(llm)
-    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {"temperature": 0}
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    certain = {*greedy} if temperature > 0 else {*encoded}
     # The end tokens are the transformers path's: vLLM would add the tokenizer's own, so they are given explicitly.
     common = {"max_tokens": max_new_tokens, "ignore_eos": True, "stop_token_ids": ends, "detokenize": False}
-    params = {id_: SamplingParams(**sampling, **common, seed=row_seed(id_, seed)) for id_ in encoded}
+    drawn = {id_: {"temperature": 0} if id_ in certain else sampling for id_ in encoded}
+    params = {id_: SamplingParams(**drawn[id_], **common, seed=row_seed(id_, seed)) for id_ in encoded}
     with Path(out).open("a", encoding="utf-8") as file:
         for id_, output in _finished(llm, encoded, params, adapter=adapter):
             tokens = list(output.outputs[0].token_ids)

@@ -105,6 +105,14 @@ def test_a_sampled_row_depends_on_nothing_but_its_id_and_the_seed(model, top_k):
     assert decode(model, asked, **sampling | {"seed": 4}) != expected
 
 
+@pytest.mark.parametrize("engine", [decoding.decode, decoding.generate_batches])
+def test_greedy_and_sampled_rows_are_decoded_together(model, engine):
+    asked, (one, *_, other) = prompts(), prompts()
+    together = decode(model, asked, engine=engine, **SAMPLING, top_k=50, greedy=[one, other])
+    expected = decode(model, asked, **SAMPLING, top_k=50) | decode(model, {id_: asked[id_] for id_ in (one, other)})
+    assert together == expected
+
+
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.7), (12, 0.7), (12, 1.0), (0, 1.0)])
 def test_draws_have_the_distribution_of_transformers(top_k, top_p):
     torch.manual_seed(0)

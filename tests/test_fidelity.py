@@ -13,12 +13,13 @@ ROWS = [
     {"id": f"r{i}", "instruction": f"What is {i} + {i}?" * (1 + i % 3), "context": "", "response": "x", "answer": ""}
     for i in range(3)
 ]
+QUESTIONS = {row["id"]: row["instruction"] for row in ROWS}
 
 
 @pytest.fixture(scope="module")
 def answers(model_folder, tmp_path_factory):
     path = fidelity.answer_path(tmp_path_factory.mktemp("run"), "d")
-    rows = fidelity.answer(model_folder, ROWS, path=path, max_new_tokens=7, batch_size=2)
+    rows = fidelity.answer(model_folder, QUESTIONS, path=path, max_new_tokens=7, batch_size=2)["greedy"]
     # a random model neither ends nor falls silent by itself
     return [rows[0], rows[1] | {"text": "Hello!", "finish": "stop"}, rows[2] | {"text": "", "finish": "length"}]
 
@@ -72,9 +73,16 @@ def test_a_model_has_no_divergence_from_itself(model, tokenizer, answers):
 
 
 def test_greedy_answers_are_the_likeliest_tokens(model, tokenizer, model_folder, tmp_path):
-    (row,) = fidelity.answer(model_folder, ROWS[:1], path=tmp_path / "a.jsonl", max_new_tokens=5, batch_size=1)
+    path, sampling = fidelity.answer_path(tmp_path, "d"), {"temperature": 1.5, "seed": 1}
+    answers = fidelity.answer(
+        model_folder, {"r0": QUESTIONS["r0"]}, path=path, max_new_tokens=5, batch_size=2, **sampling
+    )
+    (row,), (sampled,) = answers["greedy"], answers["sampled"]
+    assert fidelity.read_answers(tmp_path, ["d"]) == {"d": [row]}
+    assert fidelity.read_answers(tmp_path, ["d"], sampled=True) == {"d": [sampled]}
+    assert row["text"] != sampled["text"]
     assert row["prompt"].endswith("assistant\n")
-    assert row["question"] == ROWS[0]["instruction"]
+    assert row["question"] == sampled["question"] == QUESTIONS["r0"]
     ids = tokenizer(row["prompt"])["input_ids"]
     for _ in range(5):
         with torch.no_grad():
