@@ -1,6 +1,7 @@
 """A killed training resumes, batches hold no padding, and two processes train as one does: each against plain runs."""
 
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import (
 )
 from trl import SFTTrainer
 
-from sdd_utils import attention, models, training
+from sdd_utils import attention, hardware, models, training
 
 SETTINGS = {"lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_targets": "all-linear", "learning_rate": 1e-2}
 SETTINGS |= {"epochs": 2, "batch_size": 4, "seed": 3, "trained_tokens": 0}
@@ -185,6 +186,17 @@ def test_the_first_loss_is_the_one_that_transformers_computes(tokenizer, model_f
             batch["input_ids"], attention_mask=mask.long(), position_ids=positions, labels=labels
         ).loss
     assert report["loss"][0][1] == pytest.approx(float(loss), abs=1e-5)
+
+
+def test_activations_that_stay_in_bfloat16_train_as_those_that_are_cast_to_and_fro(
+    model_folder, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(hardware, "best_dtype", lambda: torch.bfloat16)
+    report = training.train(job_of(model_folder, tmp_path / "kept"), data)
+    monkeypatch.setattr(training, "disable_input_dtype_casting", lambda model, active: nullcontext())
+    assert training.train(job_of(model_folder, tmp_path / "cast"), data)["loss"] == report["loss"]
+    kept, cast = weights(tmp_path / "kept"), weights(tmp_path / "cast")
+    assert all(tensor.dtype == torch.float32 and tensor.equal(cast[name]) for name, tensor in kept.items())
 
 
 @pytest.mark.parametrize("config", [LlamaConfig, MistralConfig, Qwen3Config, Gemma3TextConfig])

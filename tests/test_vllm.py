@@ -126,6 +126,17 @@ def test_a_sampled_row_does_not_depend_on_its_batch(smollm, tmp_path):
 
 
 @needs_vllm
+def test_greedy_and_sampled_rows_of_one_run(smollm, tmp_path):
+    model, tokenizer = smollm
+    prompts = dict.fromkeys(("plain", "sampled"), conversation(tokenizer, "Write a story."))
+    settings = SAMPLED | {"dtype": torch.float32, "temperature": 1.5, "greedy": ["plain"]}
+    plain, sampled = vllm_client.generate(SMOLLM, prompts, path=tmp_path / "rows.jsonl", **settings)
+    (expected,) = generation.generate(model, tokenizer, {"plain": prompts["plain"]}, max_new_tokens=24, batch_size=1)
+    assert plain["text"] == expected["text"] or is_tie(model, tokenizer, prompts["plain"], plain, expected)
+    assert sampled["text"] != plain["text"]
+
+
+@needs_vllm
 def test_evaluation_gives_the_scores_of_the_transformers_path(smollm, monkeypatch):
     """Through `evaluation.evaluate`: generating tasks go to vLLM, on several GPUs all of them."""
     settings = {"tasks": {"facts": 24, "pydoc_nll": 3, "gsm_symbolic": 2}, "shots": {}, "chat_tasks": ["gsm_symbolic"]}
@@ -237,6 +248,13 @@ def test_rows_of_a_broken_off_set_are_not_asked_again(fake, tmp_path):
     fake('assert list(job["prompts"]) == ["b"]\n' + ANSWER)
     rows = generation.generate_file(model, prompts, finish_row=shout, **settings)
     assert rows == [{"id": "a", "said": "X!"}, {"id": "b", "said": "Y!"}]
+
+
+def test_vllm_is_told_which_rows_are_greedy(fake, tmp_path):
+    model = fake('assert job["greedy"] == ["a"] and job["temperature"] == 0.9\n' + ANSWER)
+    settings = {"max_new_tokens": 1, "batch_size": 2, "temperature": 0.9, "greedy": ["a"]}
+    rows = generation.generate_file(model, {"a": "x", "b": "y"}, path=tmp_path / "set.jsonl", **settings)
+    assert [row["text"] for row in rows] == ["X", "Y"]
 
 
 def test_missing_vllm_is_told_with_the_mend(fake, tmp_path):
