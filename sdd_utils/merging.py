@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sdd_utils import tensor_files
 from sdd_utils.models import whole_folder, write_manifest
-from sdd_utils.tensor_files import Place, head, pieces, places, room, written
+from sdd_utils.tensor_files import Place, ahead, head, pieces, places, room, written
 
 LERP_ABOVE = 0.9995  # |cos| from which sin(angle) is too small to divide by; mergekit's threshold
 _CONTEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -149,14 +149,15 @@ def _pairs_by_shard(a: Path, b: Path) -> dict[str, list[tuple[Place, Place]]]:
 def _merge_shard(pairs: list[tuple[Place, Place]], *, out: Path, t: float, how: str) -> tuple[dict, str]:
     """Write one shard of the merge, piece by piece in the order of the first parent's; returns the angles and its hash.
 
-    Parents are read twice, for the angle and for the sum: the second time from the system's memory of files.
+    Parents are read twice, for the angle and for the sum: the second time from the system's memory of files, as angles
+    are taken, in a thread of their own, no more than some tensors ahead.
     """
-    angles, digest, spaces = {}, hashlib.sha256(), room(4)
+    angles, digest, spaces, others = {}, hashlib.sha256(), room(4), room(4)
     outs = cycle(room(tensor_files.AHEAD + 2))  # one is being filled, one being written
     with written(out, digest, head(pairs[0][0].shard)) as write:
-        for pair in pairs:
+        for pair, w in zip(pairs, ahead(lambda pair: _angle(_read(pair, others[:2]), others[2:]), pairs), strict=True):
             name, dtype = pair[0].name, pair[0].dtype
-            angles[name] = _angle(_read(pair, spaces[:2]), spaces[2:])
+            angles[name] = w
             weights = _weights(how, angles[name], t)
             for piece in _sums(_read(pair, spaces[:2]), (out.view(dtype) for out in outs), *weights, spaces[2:]):
                 write(piece)
