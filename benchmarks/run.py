@@ -1,7 +1,7 @@
 """Every stage against its peers and its limit: `make bench`, or `python -m benchmarks.run similarity merging study`.
 
-Writes `results.json` and `results.md` beside this file and fills the table of `docs/performance.md`; the entries of
-stages that are not run stay.
+Writes `results.json` and `results.md` beside this file and fills the table of `docs/performance.md`; entries of stages
+that are not run, and of other processors, stay.
 """
 
 import importlib
@@ -16,7 +16,7 @@ import pandas as pd
 from transformers.utils import logging
 
 from benchmarks import compare, study
-from sdd_utils import readme
+from sdd_utils import readme, results
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
@@ -36,12 +36,15 @@ def measure(name: str) -> list[dict]:
 
 
 def write(entries: list[dict]) -> None:
-    """Put entries in the place of those of the same stages, in `results.json` and the table."""
+    """Put entries in the place of those of the same stages and processor, in `results.json` and the table."""
     path = HERE / "results.json"
-    stages = {entry["stage"] for entry in entries}
-    kept = [e for e in (json.loads(path.read_text()) if path.is_file() else []) if e["stage"] not in stages]
-    path.write_text(json.dumps(kept + entries, indent=1) + "\n")
-    (HERE / "results.md").write_text(table(kept + entries).to_markdown(index=False, disable_numparse=True) + "\n")
+    replaced = {(entry["stage"], entry["processor"]) for entry in entries}
+    former = json.loads(path.read_text()) if path.is_file() else []
+    stages = [*dict.fromkeys(entry["stage"] for entry in former + entries)]
+    found = [e for e in former if (e["stage"], e["processor"]) not in replaced] + entries
+    found.sort(key=lambda entry: stages.index(entry["stage"]))
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    (HERE / "results.md").write_text(table(found).to_markdown(index=False, disable_numparse=True) + "\n")
 
 
 def table(entries: list[dict]) -> pd.DataFrame:
@@ -55,6 +58,7 @@ def table(entries: list[dict]) -> pd.DataFrame:
             "n, smallest to largest": f"{entry['n']}, {entry['spread'][0]:.2f} to {entry['spread'][1]:.2f}",
             "peer's memory / ours": "-" if entry["ratio_memory"] is None else f"{entry['ratio_memory']:.2f}",
             "same answer": words[entry["equal"]],
+            "processor": entry["processor"],
             "work": entry["note"],
         }
         for entry in entries
@@ -73,7 +77,7 @@ def main(names: list[str]) -> None:
         if name == "merging" and importlib.util.find_spec("mergekit") is None:
             print('merging is left out: mergekit is not installed, run pip install -e ".[bench]"')
             continue
-        entries = measure(name)
+        entries = [entry | {"processor": results.cpu_name()} for entry in measure(name)]
         write(entries)
         print(table(entries).to_markdown(index=False, disable_numparse=True), flush=True)
     PAGE.write_text(readme.fill(PAGE.read_text()))

@@ -81,7 +81,7 @@ def provenance(*, seed: int | None) -> dict:
         "commit": commit,
         "dirty": bool(changes),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS_OF},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(torch),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "dtype": str(hardware.best_dtype()).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "seed": seed,
@@ -96,7 +96,10 @@ def device_of(provenance: dict) -> str:
     return " in ".join(filter(None, [provenance["device"], provenance.get("dtype")]))
 
 
-def _cpu_name(torch) -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    import torch
+
     return torch.cpu.get_capabilities().get("cpu_name", platform.machine())
 
 

@@ -75,14 +75,15 @@ def test_the_memory_of_a_side_is_what_it_adds(model_folder):
     assert 0 <= extra < 200e6
 
 
-def test_entries_replace_those_of_their_stage(tmp_path, monkeypatch):
+def test_entries_replace_those_of_their_stage_and_processor(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "HERE", tmp_path)
     entry = {"stage": "a", "peer": "p", "ratio_time": 2.0, "ratio_memory": None, "equal": True}
-    entry |= {"n": 3, "spread": [1.5, 2.5], "note": "x"}
+    entry |= {"n": 3, "spread": [1.5, 2.5], "note": "x", "processor": "one"}
     run.write([entry, entry | {"stage": "b"}])
     run.write([entry | {"ratio_time": 4.0}])
-    kept = {e["stage"]: e["ratio_time"] for e in json.loads((tmp_path / "results.json").read_text())}
-    assert kept == {"a": 4.0, "b": 2.0}
+    run.write([entry | {"ratio_time": 3.0, "processor": "another"}])
+    kept = [(e["stage"], e["processor"], e["ratio_time"]) for e in json.loads((tmp_path / "results.json").read_text())]
+    assert kept == [("a", "one", 4.0), ("a", "another", 3.0), ("b", "one", 2.0)]
     assert "4.00" in (tmp_path / "results.md").read_text()
 
 
