@@ -79,14 +79,14 @@ def measure(original, model, tokenizer, answers: dict[str, list[dict]]) -> dict[
         ValueError: no answer of a data set has a token.
     """
     found = {}
-    for data_set, rows in answers.items():
-        rows = tqdm(rows, desc=f"fidelity on {data_set}", unit="answer", disable=None)
-        with packed.linears(original), packed.linears(model):
+    with packed.linears(original), packed.linears(model):
+        for data_set, rows in answers.items():
+            rows = tqdm(rows, desc=f"fidelity on {data_set}", unit="answer", disable=None)
             documents = [_document(original, model, *_tokens(tokenizer, row)) for row in rows]
-        nll, kl, tokens = map(sum, zip(*documents, strict=True))
-        if not tokens:
-            raise ValueError(f"every answer of the original to {data_set} is empty: raise answer_prompts")
-        found[data_set] = {"nll": nll / tokens, "kl": kl / tokens, "tokens": tokens, "documents": documents}
+            nll, kl, tokens = map(sum, zip(*documents, strict=True))
+            if not tokens:
+                raise ValueError(f"every answer of the original to {data_set} is empty: raise answer_prompts")
+            found[data_set] = {"nll": nll / tokens, "kl": kl / tokens, "tokens": tokens, "documents": documents}
     return found
 
 
