@@ -32,23 +32,19 @@ def answer(
         rendered conversation, and the id of a sampled answer ends with `SAMPLED`.
     """
     tokenizer = load_tokenizer(model)
-    prompts = {id_: render(tokenizer, [{"role": "user", "content": text}]) for id_, text in questions.items()}
-    both = prompts | {id_ + SAMPLED: prompt for id_, prompt in prompts.items()}
+    asked = questions | {id_ + SAMPLED: text for id_, text in questions.items()}
+    prompts = {id_: render(tokenizer, [{"role": "user", "content": text}]) for id_, text in asked.items()}
     rows = generate_file(
         model,
-        both,
+        prompts,
         path=path,
         adapter=adapter,
-        finish_row=lambda out: out | {"question": questions[_plain(out["id"])], "prompt": both[out["id"]]},
+        finish_row=lambda out: out | {"question": asked[out["id"]], "prompt": prompts[out["id"]]},
         depends_on=[questions],
-        greedy=[*prompts],
+        greedy=[*questions],
         **settings,
     )
-    return {"greedy": rows[: len(prompts)], "sampled": rows[len(prompts) :]}
-
-
-def _plain(id_: str) -> str:
-    return id_.removesuffix(SAMPLED)
+    return {"greedy": rows[: len(questions)], "sampled": rows[len(questions) :]}
 
 
 def answer_path(run_folder: Path, data_set: str) -> Path:
