@@ -19,8 +19,9 @@ from torch import Tensor
 
 from sdd_utils import tensor_files
 from sdd_utils.models import whole_folder, write_manifest
-from sdd_utils.tensor_files import Place, ahead, head, pieces, places, room, written
+from sdd_utils.tensor_files import Place, head, pieces, places, room, written
 
+BLOCK = 2**16  # elements of a piece that are computed at a time
 LERP_ABOVE = 0.9995  # |cos| from which sin(angle) is too small to divide by; mergekit's threshold
 _CONTEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
@@ -31,9 +32,10 @@ Pair = tuple[Tensor, Tensor]  # the same piece of two tensors, flat
 def angle(a: Tensor, b: Tensor) -> float:
     """Angle between two tensors seen as vectors, in radians; 0 where one of them is zero.
 
-    From products in float64: float32 cannot tell angles below 3e-4 from 0.
+    |a| |b| sin(angle) is the area that a and b span, and a and d = b - s a span the same, whatever s. Where s makes d
+    small, float32 keeps the digits of a small angle, whose cosine it cannot tell from 1 below 3e-4.
     """
-    return _angle(_pairs(a, b), room(2))
+    return _angle(_pairs(a, b), _room())
 
 
 def _pairs(a: Tensor, b: Tensor) -> Iterator[Pair]:
@@ -41,13 +43,21 @@ def _pairs(a: Tensor, b: Tensor) -> Iterator[Pair]:
 
 
 def _angle(pairs: Iterable[Pair], spaces: Tensor) -> float:
-    products, spaces = torch.zeros(3, dtype=torch.float64), spaces.view(torch.float64)
+    s, square_a, inner, square_d = None, 0.0, 0.0, 0.0
     for pair in pairs:
-        x, y = (space[: len(piece)].copy_(piece) for space, piece in zip(spaces, pair, strict=True))
-        products += torch.stack([x @ y, x @ x, y @ y])
-    inner, square_a, square_b = products.tolist()
-    norms = math.sqrt(square_a) * math.sqrt(square_b)
-    return 0.0 if norms == 0 else math.acos(min(max(inner / norms, -1.0), 1.0))  # in this order NaN stays NaN
+        for blocks in zip(*(piece.split(BLOCK) for piece in pair), strict=True):
+            x, d = (space[: len(block)].copy_(block) for space, block in zip(spaces, blocks, strict=True))
+            if s is None:
+                s = float(x @ d) / (float(x @ x) or 1.0)
+            d.sub_(x, alpha=s)
+            square_a, inner, square_d = square_a + float(x @ x), inner + float(x @ d), square_d + float(d @ d)
+    area = math.sqrt(max(square_a * square_d - inner**2, 0.0))  # in this order NaN stays NaN
+    return math.atan2(area, (s or 0.0) * square_a + inner)
+
+
+def _room() -> Tensor:
+    """(2, BLOCK), where blocks of two tensors lie in float32 while they are computed."""
+    return torch.empty(2, BLOCK)
 
 
 def falls_back(angle: float) -> bool:
@@ -64,7 +74,7 @@ def slerp(a: Tensor, b: Tensor, t: float) -> tuple[Tensor, float]:
         the tensor, and the angle w in radians.
     """
     w, merged = angle(a, b), torch.empty_like(a.flatten())
-    for _ in _sums(_pairs(a, b), merged.split(tensor_files.CHUNK), *_weights("slerp", w, t), room(2)):
+    for _ in _sums(_pairs(a, b), merged.split(tensor_files.CHUNK), *_weights("slerp", w, t), _room()):
         pass
     return merged.reshape(a.shape), w
 
@@ -79,10 +89,12 @@ def _sums(
     pairs: Iterable[Pair], outs: Iterable[Tensor], weight_a: float, weight_b: float, spaces: Tensor
 ) -> Iterator[Tensor]:
     """weight_a a + weight_b b, written piece by piece into `outs`; not fused, so that exact opposites cancel to 0."""
-    spaces = spaces.view(torch.float32)
-    for (x, y), out in zip(pairs, outs, strict=False):
-        left, right = (space[: len(x)] for space in spaces)
-        yield out[: len(x)].copy_(left.copy_(x).mul_(weight_a).add_(right.copy_(y).mul_(weight_b)))
+    for (a, b), out in zip(pairs, outs, strict=False):
+        out = out[: len(a)]
+        for *blocks, block in zip(a.split(BLOCK), b.split(BLOCK), out.split(BLOCK), strict=True):
+            x, y = (space[: len(block)].copy_(part) for space, part in zip(spaces, blocks, strict=True))
+            block.copy_(x.mul_(weight_a).add_(y.mul_(weight_b)))
+        yield out
 
 
 def merge(a: Path, b: Path, *, out: Path, t: float, how: str = "slerp") -> dict:
@@ -149,17 +161,16 @@ def _pairs_by_shard(a: Path, b: Path) -> dict[str, list[tuple[Place, Place]]]:
 def _merge_shard(pairs: list[tuple[Place, Place]], *, out: Path, t: float, how: str) -> tuple[dict, str]:
     """Write one shard of the merge, piece by piece in the order of the first parent's; returns the angles and its hash.
 
-    Parents are read twice, for the angle and for the sum: the second time from the system's memory of files, as angles
-    are taken, in a thread of their own, no more than some tensors ahead.
+    Parents are read twice, for the angle and for the sum: the second time from the system's memory of files.
     """
-    angles, digest, spaces, others = {}, hashlib.sha256(), room(4), room(4)
+    angles, digest, sides, spaces = {}, hashlib.sha256(), room(2), _room()
     outs = cycle(room(tensor_files.AHEAD + 2))  # one is being filled, one being written
     with written(out, digest, head(pairs[0][0].shard)) as write:
-        for pair, w in zip(pairs, ahead(lambda pair: _angle(_read(pair, others[:2]), others[2:]), pairs), strict=True):
+        for pair in pairs:
             name, dtype = pair[0].name, pair[0].dtype
-            angles[name] = w
-            weights = _weights(how, angles[name], t)
-            for piece in _sums(_read(pair, spaces[:2]), (out.view(dtype) for out in outs), *weights, spaces[2:]):
+            angles[name] = w = _angle(_read(pair, sides), spaces)
+            views = (out.view(dtype) for out in outs)
+            for piece in _sums(_read(pair, sides), views, *_weights(how, w, t), spaces):
                 write(piece)
     return angles, digest.hexdigest()
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = 2**18  # elements of a piece: its copies in float64 stay in the processor's cache
-AHEAD = 8  # pieces that may wait to be written, and tensors that may wait to be used
+CHUNK = 2**20  # elements of a piece: its writing is worth a thread
+AHEAD = 4  # pieces that may wait to be written
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -78,18 +78,6 @@ def pieces(place: Place, space: Tensor) -> Iterator[Tensor]:
                 raise ValueError(f"{whose} ends within {place.name!r}: make it again")
             yield piece
             left -= len(piece)
-
-
-def ahead(make: Callable, items: Iterable) -> Iterator:
-    """What `make` gives for every item, in order, made in a thread of its own while the caller uses the ones before."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting = deque()
-        for item in items:
-            waiting.append(thread.submit(make, item))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        for last in waiting:
-            yield last.result()
 
 
 @contextmanager
