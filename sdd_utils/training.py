@@ -24,7 +24,7 @@ from peft.helpers import disable_input_dtype_casting
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from sdd_utils import attention, hardware, models
+from sdd_utils import attention, hardware, lora, models
 from sdd_utils.study import ROOT
 
 PROFILE = ROOT / "profiles" / "fsdp2.yaml"
@@ -94,7 +94,10 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
         peft_config=_lora(settings),
         callbacks=[KeepNewest()],
     )
-    with disable_input_dtype_casting(trainer.model, active=arguments.bf16):  # autocast does it, and only where it must
+    with (
+        disable_input_dtype_casting(trainer.model, active=arguments.bf16),  # autocast does it, and only where it must
+        lora.fused(trainer.model),
+    ):
         trainer.train(resume_from_checkpoint=newest(place))
     return _save(trainer, scheduled, job, len(data))
 
