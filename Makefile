@@ -31,7 +31,7 @@ test: install
 	$(PY) -m pytest -q $(ARGS)
 
 # Every stage on the CPU beside its peers, into benchmarks/results.json; STAGES="similarity merging" runs only these,
-# STAGES=study the whole embedded study beside its first state.
+# STAGES=study the whole embedded study and its first state, whose time is taken from the records otherwise.
 bench: install $(VENV)/.bench
 	CUDA_VISIBLE_DEVICES= $(PY) -m benchmarks.run $(STAGES)
 

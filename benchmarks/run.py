@@ -1,4 +1,4 @@
-"""Every stage against its peers and its limit: `make bench`, or `python -m benchmarks.run similarity merging study`.
+"""Every stage against its peers and its limit: `make bench`, or `python -m benchmarks.run similarity merging`.
 
 Writes `results.json` and `results.md` beside this file and fills the table of `docs/performance.md`; entries of stages
 that are not run, and of other processors, stay.
@@ -20,13 +20,11 @@ from sdd_utils import readme, results
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
-STAGES = ("similarity", "distillation", "finetuning", "multiple_choice", "generation_tasks", "merging")
+STAGES = ("similarity", "distillation", "finetuning", "multiple_choice", "generation_tasks", "merging", "study")
 
 
 def measure(name: str) -> list[dict]:
     """The entries of a stage, after both sides did a small piece of the work once."""
-    if name == "study":
-        return study.entries()
     stage = importlib.import_module(f"benchmarks.{name}")
     with tempfile.TemporaryDirectory() as scratch, compare.precision(stage):
         state = stage.prepare(compare.MODEL, scratch=Path(scratch), **stage.SMALL)
@@ -35,15 +33,34 @@ def measure(name: str) -> list[dict]:
     return compare.compare(stage, size=stage.FULL)
 
 
+def former() -> list[dict]:
+    """The entries of `results.json`."""
+    path = HERE / "results.json"
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def first_of_study() -> dict | None:
+    """The entry of this processor that records how long the study's first state takes."""
+    processor = results.cpu_name()
+    return next((e for e in former() if "first_seconds" in e and e["processor"] == processor), None)
+
+
+def missing(name: str, *, asked: bool) -> str | None:
+    """Why a stage cannot be run, with the mend; `asked`: named by the caller."""
+    if name == "merging" and importlib.util.find_spec("mergekit") is None:
+        return 'mergekit is not installed, run pip install -e ".[bench]"'
+    if name == "study" and (asked or not first_of_study()) and not study.first_is_here():
+        return "it needs the commit of its first records, run git fetch --unshallow"
+    return None
+
+
 def write(entries: list[dict]) -> None:
     """Put entries in the place of those of the same stages and processor, in `results.json` and the table."""
-    path = HERE / "results.json"
-    replaced = {(entry["stage"], entry["processor"]) for entry in entries}
-    former = json.loads(path.read_text()) if path.is_file() else []
-    stages = [*dict.fromkeys(entry["stage"] for entry in former + entries)]
-    found = [e for e in former if (e["stage"], e["processor"]) not in replaced] + entries
+    replaced, before = {(entry["stage"], entry["processor"]) for entry in entries}, former()
+    stages = [*dict.fromkeys(entry["stage"] for entry in before + entries)]
+    found = [e for e in before if (e["stage"], e["processor"]) not in replaced] + entries
     found.sort(key=lambda entry: stages.index(entry["stage"]))
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    (HERE / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     (HERE / "results.md").write_text(table(found).to_markdown(index=False, disable_numparse=True) + "\n")
 
 
@@ -68,20 +85,18 @@ def table(entries: list[dict]) -> pd.DataFrame:
 def main(names: list[str]) -> None:
     warnings.filterwarnings("ignore")
     logging.set_verbosity_error()
-    unknown = set(names) - {*STAGES, "study"}
-    if unknown:
-        raise SystemExit(f"stage {min(unknown)!r} is unknown: use some of {', '.join((*STAGES, 'study'))}")
-    if "study" in names and not study.first_is_here():
-        raise SystemExit("stage 'study' needs the commit of its first records: run git fetch --unshallow")
+    if unknown := set(names) - set(STAGES):
+        raise SystemExit(f"stage {min(unknown)!r} is unknown: use some of {', '.join(STAGES)}")
     for name in names or STAGES:
-        if name == "merging" and importlib.util.find_spec("mergekit") is None:
-            print('merging is left out: mergekit is not installed, run pip install -e ".[bench]"')
+        if why := missing(name, asked=bool(names)):
+            print(f"{name} is left out: {why}")
             continue
-        entries = [entry | {"processor": results.cpu_name()} for entry in measure(name)]
+        measured = study.entries(None if names else first_of_study()) if name == "study" else measure(name)
+        entries = [entry | {"processor": results.cpu_name()} for entry in measured]
         write(entries)
         print(table(entries).to_markdown(index=False, disable_numparse=True), flush=True)
     PAGE.write_text(readme.fill(PAGE.read_text()))
-    differing = [e for e in json.loads((HERE / "results.json").read_text()) if e["equal"] is False]
+    differing = [e for e in former() if e["equal"] is False]
     if differing:
         raise SystemExit(f"answers differ in {', '.join(entry['stage'] for entry in differing)}: see results.json")
 

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import compare, run, study
 
 
-@pytest.mark.parametrize("name", [name for name in run.STAGES if name != "merging"])
+@pytest.mark.parametrize("name", [name for name in run.STAGES if name not in ("merging", "study")])
 def test_ours_and_the_peer_come_to_the_same_answer(name, model_folder):
     stage = importlib.import_module(f"benchmarks.{name}")
     entries = compare.compare(stage, size=stage.SMALL, model=str(model_folder), memory=False)
@@ -114,6 +114,24 @@ def test_the_study_runs_the_code_of_the_revision_it_is_asked_for(tmp_path, monke
     assert not (tmp_path / "second").exists()
     assert study.seconds("HEAD") > 0
     assert (tmp_path / "second").read_text() == "embedded"
+
+
+def test_the_first_state_is_measured_once_per_processor_and_again_when_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    monkeypatch.setattr(run, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(run, "STAGES", ("study",))
+    measured = []
+    monkeypatch.setattr(study, "seconds", lambda revision: measured.append(revision) or {"HEAD": 50}.get(revision, 200))
+    (tmp_path / "page.md").touch()
+    for names, processor in (([], "one"), ([], "one"), ([], "two"), (["study"], "one")):
+        monkeypatch.setattr(run.results, "cpu_name", lambda name=processor: name)
+        run.main(names)
+    assert measured == [study.FIRST, "HEAD", "HEAD", study.FIRST, "HEAD", study.FIRST, "HEAD"]
+    kept = run.former()
+    assert [(e["processor"], e["ratio_time"], e["first_seconds"]) for e in kept] == [
+        ("two", 4.0, 200),
+        ("one", 4.0, 200),
+    ]
 
 
 def test_unknown_stages_are_named():
