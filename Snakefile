@@ -77,7 +77,8 @@ def execute(notebook):
 VLLM = ["vllm_installed", "vllm_client", "vllm_process"] if vllm_installed.available() else []
 GENERATING = ["generation", "decoding", "slots", "attention", "packed", "models", "hardware", *VLLM]
 SCORING = ["evaluation", "shared_context", *GENERATING]
-MERGING = ["merging", "tensor_files", *SCORING, *(["finetuning", "arms", "training"] if S.train_on_mixture else [])]
+TRAINING = ["finetuning", "arms", "training", "lora"]
+MERGING = ["merging", "tensor_files", *SCORING, *(TRAINING if S.train_on_mixture else [])]
 RESULTS = "results inference grid domains contrasts claims verdicts report shift side_tables amounts arms paper plots side_plots page similarity".split()
 OWN_SOURCES = [sources.own(name, keys) for name, keys in S.own_data.items()]
 OWN_FILES = [str(path) for path in map(sources.local_file, OWN_SOURCES) if path]
@@ -124,7 +125,7 @@ rule distillation:
     shell: execute("03_self_data_distillation")
 
 rule finetuning:
-    input: uses("04_sft_vs_self_distill", "finetuning", "arms", "training", "fidelity", *SCORING), TASKS,
+    input: uses("04_sft_vs_self_distill", *TRAINING, "fidelity", *SCORING), TASKS,
         rules.distillation.output, rules.pruning.output
     output: f"{RECORDS}/finetuning-n{{n}}-{{data}}-{{rows}}rows{{capacity}}-s{{seed}}.json"
     log: f"{LOGS}/finetuning-n{{n}}-{{data}}-{{rows}}rows{{capacity}}-s{{seed}}.ipynb"

@@ -39,17 +39,11 @@ def former() -> list[dict]:
     return json.loads(path.read_text()) if path.is_file() else []
 
 
-def first_of_study() -> dict | None:
-    """The entry of this processor that records how long the study's first state takes."""
-    processor = results.cpu_name()
-    return next((e for e in former() if "first_seconds" in e and e["processor"] == processor), None)
-
-
 def missing(name: str, *, asked: bool) -> str | None:
     """Why a stage cannot be run, with the mend; `asked`: named by the caller."""
     if name == "merging" and importlib.util.find_spec("mergekit") is None:
         return 'mergekit is not installed, run pip install -e ".[bench]"'
-    if name == "study" and (asked or not first_of_study()) and not study.first_is_here():
+    if name == "study" and (asked or not study.recorded(former())) and not study.first_is_here():
         return "it needs the commit of its first records, run git fetch --unshallow"
     return None
 
@@ -91,7 +85,7 @@ def main(names: list[str]) -> None:
         if why := missing(name, asked=bool(names)):
             print(f"{name} is left out: {why}")
             continue
-        measured = study.entries(None if names else first_of_study()) if name == "study" else measure(name)
+        measured = study.entries(None if names else study.recorded(former())) if name == "study" else measure(name)
         entries = [entry | {"processor": results.cpu_name()} for entry in measured]
         write(entries)
         print(table(entries).to_markdown(index=False, disable_numparse=True), flush=True)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from sdd_utils import models, training
+from sdd_utils import attention, lora, models, training
 from sdd_utils.arms import ARMS, set_name, sets_of
 from sdd_utils.distillation import question_of
 from sdd_utils.generation import read_rows, render
+
+TRAINERS = (training, attention, lora)  # besides this module, the code that an adapter depends on
 
 
 def encode(tokenizer, row: dict, response: str) -> dict:
@@ -105,7 +107,7 @@ def finetune(
 
 def _key(folder: Path, data: Dataset, settings: dict) -> str:
     """Digest of everything an adapter depends on, the code that trains it included."""
-    code = [models.sha256(Path(file)) for file in (__file__, training.__file__)]
+    code = [models.sha256(Path(file)) for file in (__file__, *(module.__file__ for module in TRAINERS))]
     parts = [models.identity(folder), data.to_dict(), settings, code]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

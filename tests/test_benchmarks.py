@@ -116,15 +116,16 @@ def test_the_study_runs_the_code_of_the_revision_it_is_asked_for(tmp_path, monke
     assert (tmp_path / "second").read_text() == "embedded"
 
 
-def test_the_first_state_is_measured_once_per_processor_and_again_when_asked(tmp_path, monkeypatch):
+def test_the_first_state_is_measured_once_per_machine_and_again_when_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "HERE", tmp_path)
     monkeypatch.setattr(run, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(run, "STAGES", ("study",))
     measured = []
     monkeypatch.setattr(study, "seconds", lambda revision: measured.append(revision) or {"HEAD": 50}.get(revision, 200))
     (tmp_path / "page.md").touch()
-    for names, processor in (([], "one"), ([], "one"), ([], "two"), (["study"], "one")):
-        monkeypatch.setattr(run.results, "cpu_name", lambda name=processor: name)
+    for names, machine in (([], "one"), ([], "one"), ([], "two"), (["study"], "one")):
+        monkeypatch.setattr(run.results, "cpu_name", lambda name=machine: name)
+        monkeypatch.setattr(study, "machine", lambda name=machine: name)
         run.main(names)
     assert measured == [study.FIRST, "HEAD", "HEAD", study.FIRST, "HEAD", study.FIRST, "HEAD"]
     kept = run.former()

@@ -1,11 +1,12 @@
 """Labels mask the prompt and nothing else; both arms get the same budget; a finished adapter is not trained twice."""
 
 import json
+import re
 
 import pytest
 import torch
 
-from sdd_utils import finetuning, training
+from sdd_utils import attention, finetuning, hardware, lora, models, training
 from sdd_utils.arms import ARMS
 from sdd_utils.generation import render
 
@@ -164,3 +165,15 @@ def test_merged_adapter_is_the_adapted_model(model_folder, tokenizer, tmp_path):
         merged = models.load(model_folder, adapter=tmp_path / "a", dtype=torch.float32)[0](ids).logits
     torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(merged, before, atol=1e-3)
+
+
+def test_an_adapter_depends_on_every_module_that_trains_it():
+    imported = {
+        module for module in vars(training).values() if str(getattr(module, "__name__", "")).startswith("sdd_utils.")
+    }
+    assert imported - {hardware, models} == {attention, lora} < set(finetuning.TRAINERS)
+    snakefile = (training.ROOT / "Snakefile").read_text()
+    (rule,) = re.findall(r"^rule finetuning:\n +input: uses\((.*)\), TASKS", snakefile, re.M)
+    (listed,) = re.findall(r"^TRAINING = \[(.*)\]", snakefile, re.M)
+    assert "*TRAINING" in rule
+    assert {"training", "lora"} <= set(re.findall(r"\w+", listed))
