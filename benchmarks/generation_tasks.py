@@ -8,7 +8,7 @@ FULL = {"tasks": TASKS, "limit": 8, "batch_size": 8}
 SMALL = {"tasks": {"gsm_symbolic": 1}, "limit": 3, "batch_size": 2}
 DTYPE = multiple_choice.DTYPE
 prepare, ours = multiple_choice.prepare, multiple_choice.ours  # the same two sides, on other tasks
-PEERS = {"lm-eval HFLM": (multiple_choice.hflm, 2)}
+PEERS = {"lm-eval HFLM": (multiple_choice.hflm, 1)}
 
 
 def same(state, ours, peer) -> tuple[bool, str]:
