@@ -39,11 +39,11 @@ def former() -> list[dict]:
     return json.loads(path.read_text()) if path.is_file() else []
 
 
-def missing(name: str, *, asked: bool) -> str | None:
-    """Why a stage cannot be run, with the mend; `asked`: named by the caller."""
+def missing(name: str, *, first: dict | None) -> str | None:
+    """Why a stage cannot be run, with the mend; `first`: the entry that holds the time of the study's first state."""
     if name == "merging" and importlib.util.find_spec("mergekit") is None:
         return 'mergekit is not installed, run pip install -e ".[bench]"'
-    if name == "study" and (asked or not study.recorded(former())) and not study.first_is_here():
+    if name == "study" and not first and not study.first_is_here():
         return "it needs the commit of its first records, run git fetch --unshallow"
     return None
 
@@ -81,11 +81,12 @@ def main(names: list[str]) -> None:
     logging.set_verbosity_error()
     if unknown := set(names) - set(STAGES):
         raise SystemExit(f"stage {min(unknown)!r} is unknown: use some of {', '.join(STAGES)}")
+    first = None if names else study.recorded(former())
     for name in names or STAGES:
-        if why := missing(name, asked=bool(names)):
+        if why := missing(name, first=first):
             print(f"{name} is left out: {why}")
             continue
-        measured = study.entries(None if names else study.recorded(former())) if name == "study" else measure(name)
+        measured = study.entries(first) if name == "study" else measure(name)
         entries = [entry | {"processor": results.cpu_name()} for entry in measured]
         write(entries)
         print(table(entries).to_markdown(index=False, disable_numparse=True), flush=True)

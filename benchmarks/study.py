@@ -56,14 +56,14 @@ def recorded(entries: list[dict]) -> dict | None:
     return next((entry for entry in entries if entry.get("first_machine") == machine()), None)
 
 
-def entries(recorded: dict | None = None) -> list[dict]:
+def entries(former: dict | None = None) -> list[dict]:
     """The study's entry for `results.json`, see `compare.compare`; it keeps the first state's time, day and machine.
 
     Args:
-        recorded: a former entry whose time of the first state holds; None measures it.
+        former: an entry whose time of the first state holds; None measures it.
     """
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    first = recorded or {
+    first = former or {
         "first_seconds": round(seconds(FIRST)),
         "first_on": str(date.today()),
         "first_machine": machine(),
