@@ -112,33 +112,25 @@ class SharedContextLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """(log-likelihood, is greedy) of every choice, in order; contexts are cut on the left to the model's length."""
         room = self.max_length - max(len(choice) for group in choices for choice in group)
-        contexts, known = [list(context)[-room:] for context in contexts], len(opening)
-        ids, positions, part = (table.to(self.device) for table in _packed(contexts, choices, known=known))
-        longest = max(map(len, contexts))
-        read = self.model(
-            input_ids=ids[:, known:longest],
-            attention_mask=(part[:, :longest] == 0).long(),
-            position_ids=positions[:, known:longest],
-            past_key_values=_repeated(cache, len(contexts), self.model.config),
+        contexts = [list(context)[-room:] for context in contexts]
+        ids, positions, part = (table.to(self.device) for table in _packed(contexts, choices))
+        known, start = len(opening), max(map(len, contexts)) - 1
+        cache = _repeated(cache, len(contexts), self.model.config)
+        if start > known:  # without a mask: what a short context is filled up with lies behind it
+            self.model.base_model(input_ids=ids[:, known:start], past_key_values=cache, use_cache=True)
+        logits = self.model(
+            input_ids=ids[:, start:],
+            attention_mask=_mask(part, start=start, dtype=self.model.dtype),
+            position_ids=positions[:, start:],
+            past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
-        )
-        logits = read.logits
-        if ids.shape[1] > longest:
-            behind = self.model(
-                input_ids=ids[:, longest:],
-                attention_mask=_mask(part, start=longest, dtype=self.model.dtype),
-                position_ids=positions[:, longest:],
-                past_key_values=read.past_key_values,
-                use_cache=True,
-            )
-            logits = torch.cat([logits, behind.logits], dim=1)
+        ).logits
         scores = []
         for row, group in zip(logits, choices, strict=True):
-            start = 1
+            at = 1
             for choice in group:
-                scores.append(_score(torch.cat([row[:1], row[start : start + len(choice) - 1]]), choice))
-                start += len(choice) - 1
+                scores.append(_score(torch.cat([row[:1], row[at : at + len(choice) - 1]]), choice))
+                at += len(choice) - 1
         return scores
 
 
@@ -174,8 +166,8 @@ def _repeated(cache: DynamicCache, rows: int, config) -> DynamicCache:
     return repeated
 
 
-def _packed(contexts: list[list[int]], choices: list[list[list[int]]], *, known: int) -> torch.Tensor:
-    """Each context, padded on the left behind its `known` first tokens, and behind it its choices, end to end.
+def _packed(contexts: list[list[int]], choices: list[list[list[int]]]) -> torch.Tensor:
+    """Each context but its last token, filled up to the longest; then that token, and the choices, end to end.
 
     A choice's last token is left out, as nothing follows it.
 
@@ -189,8 +181,7 @@ def _packed(contexts: list[list[int]], choices: list[list[list[int]]], *, known:
     table[2] = -1
     for row, (context, group) in enumerate(zip(contexts, choices, strict=True)):
         length, start = len(context), longest
-        columns = [*range(known), *range(longest - length + known, longest)]
-        table[:, row, columns] = torch.tensor([context, range(length), [0] * length])
+        table[:, row, [*range(length - 1), longest - 1]] = torch.tensor([context, range(length), [0] * length])
         for number, choice in enumerate(group, start=1):
             head = choice[:-1]
             places = range(length, length + len(head))
