@@ -75,7 +75,7 @@ def execute(notebook):
 
 
 VLLM = ["vllm_installed", "vllm_client", "vllm_process"] if vllm_installed.available() else []
-GENERATING = ["generation", "decoding", "slots", "attention", "packed", "models", "hardware", *VLLM]
+GENERATING = ["generation", "decoding", "drafts", "slots", "attention", "packed", "models", "hardware", *VLLM]
 SCORING = ["evaluation", "shared_context", *GENERATING]
 TRAINING = ["finetuning", "arms", "training", "lora"]
 MERGING = ["merging", "tensor_files", *SCORING, *(TRAINING if S.train_on_mixture else [])]

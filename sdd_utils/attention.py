@@ -28,12 +28,17 @@ def attends_to_all(model) -> bool:
 
 
 @contextmanager
-def by_blocks(model) -> Iterator[None]:
-    """Let a model that attends by SDPA do so by blocks of slots, where a forward pass says how far each `reach`es."""
+def by_blocks(model) -> Iterator[bool]:
+    """Let a model on a CPU that attends by SDPA do so by blocks of slots, where a forward pass names them.
+
+    Yields:
+        whether it does.
+    """
     kind = model.config._attn_implementation
-    model.set_attn_implementation(BY_BLOCKS if kind == "sdpa" else kind)
+    can = kind == "sdpa" and model.device.type == "cpu"
+    model.set_attn_implementation(BY_BLOCKS if can else kind)
     try:
-        yield
+        yield can
     finally:
         model.set_attn_implementation(kind)
 
@@ -58,29 +63,32 @@ def rows_of(positions: Tensor) -> list[slice]:
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(positions)], strict=True)]
 
 
-def _attend_by_blocks(module, query, key, value, mask, *, scaling=None, reach=(), **settings) -> tuple[Tensor, None]:
-    """Block by block, each as far as `reach` says; without it as ever."""
-    blocks = [
-        _attend_with_one(query[rows], key[rows, :, :width], value[rows, :, :width], mask[rows, ..., :width], scaling)
-        for rows, width in reach
-    ]
-    if blocks:
-        return torch.cat(blocks), None
-    return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **settings)
+def _attend_by_blocks(
+    module, query, key, value, mask, *, scaling=None, masks=None, grid=None, read=None, **settings
+) -> tuple[Tensor, None]:
+    """One sequence of tokens that belong to slots, block by block of slots; without `masks` as ever.
 
-
-def _attend_with_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """One token per row: the query heads that share a key head read it together, as if they were tokens.
+    The query heads that share a key head read it together, as if they were tokens.
 
     Args:
-        query: (rows, heads, 1, dim).
-
-    Returns:
-        (rows, 1, heads, dim)
+        query: (1, heads, tokens, dim); key, value: (slots, key heads, width, dim).
+        masks: a function from n, the query heads per key head, to the masks of consecutive blocks of slots, each
+            (slots of the block, 1, n x most tokens, width of the block).
+        grid: (slots, most tokens), where in the sequence a slot's tokens lie.
+        read: (slots x most tokens), which places of the grid are not there only to fill it.
     """
+    if masks is None:
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **settings)
+    query = query[0].transpose(0, 1)[grid].transpose(1, 2)  # (slots, heads, most tokens, dim)
     grouped = query.reshape(len(key), key.shape[1], -1, query.shape[-1])
-    attended = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
-    return attended.reshape(len(key), 1, -1, value.shape[-1])
+    parts, first = [], 0
+    for mask in masks(query.shape[1] // key.shape[1]):
+        slots, width = slice(first, first + len(mask)), mask.shape[-1]
+        states = grouped[slots], key[slots, :, :width], value[slots, :, :width]
+        parts.append(scaled_dot_product_attention(*states, attn_mask=mask, scale=scaling))
+        first = slots.stop
+    attended = torch.cat(parts).reshape(*query.shape[:-1], -1).transpose(1, 2)
+    return attended.flatten(0, 1)[read][None], None
 
 
 def _attend_by_rows(module, query, key, value, mask, *, scaling=None, rows=(), **settings) -> tuple[Tensor, None]:

@@ -21,6 +21,7 @@ from transformers import GenerationConfig
 from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from sdd_utils import attention, packed
+from sdd_utils.drafts import DRAFT, Row, confirmed
 from sdd_utils.slots import SlotCache
 
 # (logits (rows, vocabulary), the rows' ids, the number of each row's next token from 0) -> (rows,) tokens
@@ -113,46 +114,62 @@ def decode(
         (id, new tokens with the end token, if any), in the order in which rows finish.
     """
     if prompts:
-        with packed.linears(model), attention.by_blocks(model):
-            yield from _decode(model, prompts, batch_size, max_new_tokens, ends, draw, stop)
+        with packed.linears(model), attention.by_blocks(model) as ragged:
+            draft = DRAFT if ragged else 0
+            yield from _decode(model, prompts, batch_size, max_new_tokens, ends, draw, stop, draft)
 
 
-def _decode(model, prompts: dict, batch_size: int, max_new_tokens: int, ends: list, draw: Draw, stop: Callable):
+def _decode(model, prompts: dict, batch_size: int, most: int, ends: list, draw: Draw, stop: Callable, draft: int):
     waiting = deque(sorted(prompts, key=lambda id_: (-len(prompts[id_]), id_)))
     shared = commonprefix([prompt[:-1] for prompt in prompts.values()])
-    capacity = len(prompts[waiting[0]]) + max_new_tokens
+    capacity = len(prompts[waiting[0]]) + most
     slots = max(1, min(batch_size + READ_ROWS - 1, len(prompts), MOST_TOKENS // capacity))
     cache = SlotCache(model, slots=slots, capacity=capacity)
     _read(model, cache, [shared], first=0, start=0)
     cache.copy(0, slice(1, None), length=len(shared))
-    held: list[str] = []  # the row of each slot; those from `batch_size` on are read ahead
-    texts: dict[str, list[int]] = {}
+    held: list[Row] = []  # the row of each slot; those from `batch_size` on are read ahead
     while waiting or held:
         while waiting and len(held) < min(batch_size, slots):
-            group = _group(waiting, prompts, room=slots - len(held))
-            _read(model, cache, [prompts[id_][len(shared) : -1] for id_ in group], first=len(held), start=len(shared))
+            group = _group(waiting, prompts, room=slots - len(held), shared=len(shared))
+            _read(model, cache, [row.tokens[len(shared) : -1] for row in group], first=len(held), start=len(shared))
             held += group
-            texts |= {id_: [] for id_ in group}
         active = held[:batch_size]
-        inputs = [(texts[id_] or prompts[id_])[-1] for id_ in active]
-        positions = [len(prompts[id_]) + len(texts[id_]) - 1 for id_ in active]
-        tokens = draw(_step(model, cache, inputs, positions), active, [len(texts[id_]) for id_ in active]).tolist()
-        for slot in reversed(range(len(active))):  # from behind, so that the row that fills a gap has had its token
-            id_, text = active[slot], texts[active[slot]]
-            text.append(tokens[slot])
-            if tokens[slot] in ends or len(text) == max_new_tokens or stop(id_, text):
-                yield id_, texts.pop(id_)
-                last = held.pop()
-                if last != id_:
-                    held[slot] = last
-                    cache.copy(len(held), slice(slot, slot + 1), length=len(prompts[last]) + len(texts[last]))
+        drafts = [row.draft(min(draft, most - row.made - 1)) for row in active]
+        chosen = _choose(model, cache, active, drafts, draw)
+        for slot in reversed(range(len(active))):  # from behind, so that the row that fills a gap has had its tokens
+            if _goes_on(row := active[slot], chosen[slot], most, ends, stop):
+                continue
+            yield row.id, row.text
+            last = held.pop()
+            if last is not row:
+                held[slot] = last
+                cache.copy(len(held), slice(slot, slot + 1), length=len(last.tokens))
 
 
-def _group(waiting: deque[str], prompts: dict[str, list[int]], *, room: int) -> list[str]:
+def _choose(model, cache: SlotCache, active: list[Row], drafts: list[list[int]], draw: Draw) -> list[list[int]]:
+    """One step: the next tokens of every row, one more than those of its draft that were right."""
+    inputs = [[row.tokens[-1], *draft] for row, draft in zip(active, drafts, strict=True)]
+    logits = _step(model, cache, inputs, [len(row.tokens) - 1 for row in active])
+    places = [(row, number) for row, own in zip(active, inputs, strict=True) for number, _ in enumerate(own)]
+    steps = [row.made + number for row, number in places]
+    tokens = iter(draw(logits, [row.id for row, _ in places], steps).tolist())
+    return [confirmed(draft, tokens) for draft in drafts]
+
+
+def _goes_on(row: Row, tokens: list[int], most: int, ends: list[int], stop: Callable) -> bool:
+    """Extend a row by the tokens up to the one that ends it, if any; whether none does."""
+    for token in tokens:
+        row.append(token)
+        if token in ends or row.made == most or stop(row.id, row.text):
+            return False
+    return True
+
+
+def _group(waiting: deque[str], prompts: dict[str, list[int]], *, room: int, shared: int) -> list[Row]:
     """Take the next prompts that are read together, at most `room` of them; the first is the longest."""
-    longest = len(prompts[waiting[0]])
+    longest = len(prompts[waiting[0]]) - shared
     count = min(len(waiting), room, READ_ROWS, max(1, READ_TOKENS // longest))
-    return [waiting.popleft() for _ in range(count)]
+    return [Row(id_, len(prompts[id_]), [*prompts[id_]]) for id_ in (waiting.popleft() for _ in range(count))]
 
 
 def _read(model, cache: SlotCache, rows: list[list[int]], *, first: int, start: int) -> None:
@@ -167,11 +184,13 @@ def _read(model, cache: SlotCache, rows: list[list[int]], *, first: int, start: 
         model.base_model(**cache.arguments(positions, first=first), input_ids=inputs)
 
 
-def _step(model, cache: SlotCache, inputs: list[int], positions: list[int]) -> Tensor:
-    """(rows, vocabulary) logits after one more token in each of the first slots."""
-    positions = torch.tensor(positions, device=model.device)[:, None]
-    inputs = torch.tensor(inputs, device=model.device)[:, None]
-    return model(**cache.arguments(positions, first=0), input_ids=inputs).logits[:, -1]
+def _step(model, cache: SlotCache, inputs: list[list[int]], starts: list[int]) -> Tensor:
+    """(tokens, vocabulary) logits after the next tokens of the first slots, which lie end to end."""
+    ids = torch.tensor([token for row in inputs for token in row], device=model.device)
+    if model.config._attn_implementation == attention.BY_BLOCKS:
+        return model(**cache.ragged(starts, [*map(len, inputs)]), input_ids=ids[None]).logits[0]
+    positions = torch.tensor(starts, device=model.device)[:, None]
+    return model(**cache.arguments(positions, first=0), input_ids=ids[:, None]).logits[:, 0]
 
 
 @torch.inference_mode()

@@ -149,7 +149,7 @@ def generate_file(
 
 def _code() -> list[str]:
     """Digests of the modules that the engine at hand generates with."""
-    own = ["generation", "models", "hardware", "decoding", "slots", "attention", "packed"]
+    own = ["generation", "models", "hardware", "decoding", "drafts", "slots", "attention", "packed"]
     names = own if engine() == TRANSFORMERS else ["vllm_client", "vllm_process"]
     return [models.sha256(Path(__file__).with_name(f"{name}.py")) for name in names]
 

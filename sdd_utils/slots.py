@@ -1,5 +1,6 @@
 """Keys and values in slots that are allocated once, one row each."""
 
+import functools
 from types import SimpleNamespace
 
 import torch
@@ -7,14 +8,6 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 BLOCK = 16  # slots that attention reads together on a CPU, as far as the longest of their rows reaches
-
-
-def _reach(positions: Tensor) -> list[tuple[slice, int]]:
-    """Blocks of slots and how many positions each reads; empty where rows read many tokens."""
-    rows, tokens = positions.shape
-    if tokens > 1:
-        return []
-    return [(slice(i, i + BLOCK), int(positions[i : i + BLOCK].max()) + 1) for i in range(0, rows, BLOCK)]
 
 
 class SlotLayer(DynamicLayer):
@@ -57,8 +50,27 @@ class SlotCache(Cache):
         hidden = torch.arange(window.width, device=positions.device) > positions[:, None, :, None]
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=positions.device)
         mask.masked_fill_(hidden, torch.finfo(self.dtype).min)
-        taken = {"attention_mask": mask, "position_ids": positions, "past_key_values": self, "use_cache": True}
-        return taken | ({"reach": _reach(positions)} if positions.device.type == "cpu" else {})
+        return {"attention_mask": mask, "position_ids": positions, "past_key_values": self, "use_cache": True}
+
+    def ragged(self, starts: list[int], counts: list[int]) -> dict:
+        """What a model that attends by blocks takes to read tokens of the first slots, end to end in one sequence.
+
+        Args:
+            starts, counts: the position of each slot's first token, and how many it reads.
+        """
+        start, count = torch.tensor([starts, counts])[:, :, None]
+        column = torch.arange(max(counts)).minimum(count - 1)  # a slot that reads fewer tokens repeats its last
+        positions, read = start + column, torch.arange(max(counts)) < count
+        taken = self.arguments(positions, first=0)
+        self.window.places = self.window.places[read.flatten()]
+        by_block = [*zip(taken["attention_mask"].split(BLOCK), positions.split(BLOCK), strict=True)]
+
+        @functools.cache  # all layers have as many heads
+        def masks(heads: int) -> list[Tensor]:
+            return [mask[..., : int(places.max()) + 1].repeat(1, 1, heads, 1) for mask, places in by_block]
+
+        grid = count.cumsum(0) - count + column
+        return taken | {"position_ids": positions[read][None], "masks": masks, "grid": grid, "read": read.flatten()}
 
     def copy(self, source: int, target: slice, *, length: int) -> None:
         """Copy the first positions of one slot into others."""

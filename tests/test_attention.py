@@ -1,11 +1,13 @@
 """Attention by rows and by blocks beside SDPA in float32: values and gradients."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, LlamaConfig
 
-from sdd_utils import attention
+from sdd_utils import attention, slots
 
 HEADS, KEY_HEADS, DIM = 6, 2, 16
 
@@ -48,17 +50,30 @@ def test_rows_laid_end_to_end_attend_as_each_does_alone(monkeypatch, dtype, tole
         torch.testing.assert_close(gradient.float(), other, atol=tolerance * float(other.abs().max()), rtol=0)
 
 
+def ragged(starts, counts, dtype) -> dict:
+    config = LlamaConfig(num_hidden_layers=1)
+    cache = slots.SlotCache(SimpleNamespace(dtype=dtype, config=config), slots=len(starts), capacity=9)
+    return cache.ragged(starts, counts)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.06), (torch.float32, 1e-5)])
-def test_blocks_attend_as_far_as_they_reach(dtype, tolerance):
-    query, key, value = (each.detach() for each in states(9, dtype, rows=5))
-    lengths = torch.tensor([9, 4, 6, 2, 3])
-    hidden = torch.arange(9) >= lengths[:, None, None, None]
-    mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
-    blocks = [(slice(0, 2), 9), (slice(2, 4), 6), (slice(4, 5), 3)]
-    last = query[:, :, -1:]
-    settings = {"scaling": DIM**-0.5, "dropout": 0.0}
-    found, _ = AttentionInterface()[attention.BY_BLOCKS](Module(), last, key, value, mask, reach=blocks, **settings)
-    for row, length in enumerate(lengths.tolist()):
-        own = (each[row : row + 1, :, :length].float() for each in (key, value))
-        expected = scaled_dot_product_attention(last[row : row + 1].float(), *own, enable_gqa=True).transpose(1, 2)
-        torch.testing.assert_close(found[row : row + 1].float(), expected, atol=tolerance, rtol=0)
+def test_tokens_of_slots_attend_each_to_its_own_past(dtype, tolerance):
+    starts, counts = [7, 3, 4, 1, 2], [2, 1, 2, 1, 1]
+    taken = ragged(starts, counts, dtype)
+    _, key, value = (each.detach() for each in states(9, dtype, rows=5))
+    query = states(sum(counts), dtype)[0].detach()
+    settings = {name: taken[name] for name in ("masks", "grid", "read")} | {"scaling": DIM**-0.5, "dropout": 0.0}
+    found, _ = AttentionInterface()[attention.BY_BLOCKS](Module(), query, key, value, None, **settings)
+    assert found.shape == (1, sum(counts), HEADS, DIM)
+    places = [(slot, start + i) for slot, start in enumerate(starts) for i in range(counts[slot])]
+    assert taken["position_ids"].tolist() == [[position for _, position in places]]
+    for token, (slot, position) in enumerate(places):
+        own = (each[slot : slot + 1, :, : position + 1].float() for each in (key, value))
+        expected = scaled_dot_product_attention(query[:, :, token : token + 1].float(), *own, enable_gqa=True)
+        torch.testing.assert_close(found[0, token].float(), expected[0, :, 0], atol=tolerance, rtol=0)
+
+
+def test_blocks_of_slots_read_as_far_as_their_longest(monkeypatch):
+    monkeypatch.setattr(slots, "BLOCK", 2)
+    masks = ragged([7, 3, 4, 1, 2], [2, 1, 2, 1, 1], torch.float32)["masks"](3)
+    assert [tuple(mask.shape) for mask in masks] == [(2, 1, 6, 9), (2, 1, 6, 6), (1, 1, 6, 3)]

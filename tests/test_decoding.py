@@ -12,7 +12,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from sdd_utils import decoding, generation, slots
+from sdd_utils import decoding, drafts, generation, slots
 
 ENDS = list(range(0, 256, 16))
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -59,12 +59,43 @@ def test_greedy_texts_are_those_of_generate_row_by_row(tokenizer, batch_size, sh
 
 def test_attention_by_blocks_of_slots_gives_the_same_texts(model, monkeypatch):
     monkeypatch.setattr(slots, "BLOCK", 2)
-    asked, seen, plain = prompts(), [], slots._reach
-    monkeypatch.setattr(slots, "_reach", lambda positions: seen.append(plain(positions)) or seen[-1])
+    asked = prompts()
     found = decode(model, asked, batch_size=5)
     assert found == {id_: alone(model, prompt, max_new_tokens=24) for id_, prompt in asked.items()}
-    assert any(len({width for _, width in reach}) > 1 for reach in seen), "blocks must reach to different lengths"
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 0.3, "top_p": 0.8, "top_k": 2, "seed": 3}])
+def test_drafts_are_taken_and_refused_and_change_no_text(model, monkeypatch, sampling):
+    kept, plain = [], decoding.confirmed
+
+    def confirmed(draft, chosen):
+        kept.append((len(draft), plain(draft, chosen)))
+        return kept[-1][1]
+
+    def texts(draft: int) -> dict:
+        monkeypatch.setattr(decoding, "DRAFT", draft)
+        draw = decoding.sampler(max_new_tokens=150, **{"top_p": 1.0, "top_k": 0, "seed": 0} | sampling)
+        return dict(decoding.decode(model, prompts(), batch_size=4, max_new_tokens=150, ends=[], draw=draw))
+
+    monkeypatch.setattr(decoding, "confirmed", confirmed)
+    assert texts(3) == texts(0)
+    taken = {(drafted, len(tokens) - 1) for drafted, tokens in kept}
+    assert {(0, 0), (3, 0), (3, 3)} <= taken, "there must be rows without a draft, wrong drafts and right ones"
+
+
+def test_a_draft_is_what_followed_the_last_time():
+    row = drafts.Row("row", 7, [1, 2, 3, 1, 2, 4, 1])
+    assert row.draft(2) == []
+    row.append(2)
+    assert (row.draft(2), row.draft(1), row.draft(0), row.text, row.made) == ([4, 1], [4], [], [2], 1)
+    assert drafts.Row("row", 1, [5]).draft(2) == []
+
+
+def test_tokens_hold_up_to_the_first_that_was_not_drafted():
+    chosen = iter([1, 2, 3, 1, 9, 3, 7])
+    found = [drafts.confirmed(draft, chosen) for draft in ([1, 2], [1, 2], [])]
+    assert found == [[1, 2, 3], [1, 9], [7]]
 
 
 def test_long_prompts_get_fewer_slots_and_the_same_texts(model, monkeypatch):
