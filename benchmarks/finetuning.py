@@ -12,7 +12,7 @@ from benchmarks import some_rows
 from sdd_utils import finetuning, models, training
 
 NAME = "fine-tuning"
-FULL = {"rows": 100, "batch_size": 2}
+FULL = {"rows": 200, "batch_size": 4}  # as many rows a step as the studies take on a laptop
 SMALL = {"rows": 6, "batch_size": 2}
 DTYPE = torch.float32  # so that the losses can be compared closely
 SETTINGS = {"lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_targets": "all-linear"}
