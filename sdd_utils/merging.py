@@ -22,6 +22,7 @@ from sdd_utils.models import whole_folder, write_manifest
 from sdd_utils.tensor_files import Place, head, pieces, places, room, written
 
 BLOCK = 2**16  # elements of a piece that are computed at a time
+KEPT = 4  # pieces of either parent that are held: tensors of no more are read once
 LERP_ABOVE = 0.9995  # |cos| from which sin(angle) is too small to divide by; mergekit's threshold
 _CONTEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
@@ -161,16 +162,18 @@ def _pairs_by_shard(a: Path, b: Path) -> dict[str, list[tuple[Place, Place]]]:
 def _merge_shard(pairs: list[tuple[Place, Place]], *, out: Path, t: float, how: str) -> tuple[dict, str]:
     """Write one shard of the merge, piece by piece in the order of the first parent's; returns the angles and its hash.
 
-    Parents are read twice, for the angle and for the sum: the second time from the system's memory of files.
+    Large tensors are read twice, for the angle and for the sum: the second time from the system's memory of files.
     """
-    angles, digest, sides, spaces = {}, hashlib.sha256(), room(2), _room()
+    angles, digest, sides, spaces = {}, hashlib.sha256(), room(2 * KEPT).unflatten(0, (2, KEPT)), _room()
     outs = cycle(room(tensor_files.AHEAD + 2))  # one is being filled, one being written
     with written(out, digest, head(pairs[0][0].shard)) as write:
         for pair in pairs:
             name, dtype = pair[0].name, pair[0].dtype
-            angles[name] = w = _angle(_read(pair, sides), spaces)
+            kept = math.prod(pair[0].shape) <= KEPT * tensor_files.CHUNK
+            read = [*_read(pair, sides)] if kept else []
+            angles[name] = w = _angle(read or _read(pair, sides[:, :1]), spaces)
             views = (out.view(dtype) for out in outs)
-            for piece in _sums(_read(pair, sides), views, *_weights(how, w, t), spaces):
+            for piece in _sums(read or _read(pair, sides[:, :1]), views, *_weights(how, w, t), spaces):
                 write(piece)
     return angles, digest.hexdigest()
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,19 +61,19 @@ def room(pieces: int) -> Tensor:
     return torch.empty(pieces, 8 * CHUNK, dtype=torch.uint8)
 
 
-def pieces(place: Place, space: Tensor) -> Iterator[Tensor]:
-    """A tensor, flat, piece by piece; each piece lies in `space`, and its memory is used again by the next.
+def pieces(place: Place, spaces: Tensor) -> Iterator[Tensor]:
+    """A tensor, flat, piece by piece; each lies in the next of `spaces`, whose memory is used again in turn.
 
     Mapped files cost more in page faults than copies that stay in the processor's cache, and count as memory.
 
     Raises:
         ValueError: the file ends too early, with the mend.
     """
-    left, space = math.prod(place.shape), space.view(place.dtype)[:CHUNK]
+    left, turns = math.prod(place.shape), cycle(space.view(place.dtype)[:CHUNK] for space in spaces)
     with place.shard.open("rb", buffering=0) as file:
         file.seek(place.start)
         while left:
-            piece = space[: min(left, CHUNK)]
+            piece = next(turns)[: min(left, CHUNK)]
             if file.readinto(piece.view(torch.uint8).numpy()) < piece.nbytes:
                 whose = f"checkpoint {place.shard.parent.name}: {place.shard.name}"
                 raise ValueError(f"{whose} ends within {place.name!r}: make it again")
