@@ -2,8 +2,8 @@
 
 Keys and values lie in slots that are allocated once. A row's tokens are at positions 0, 1, … of its slot, so no row
 is padded, and tokens that all prompts begin with are read once. Prompts are read ahead in groups of like length, all
-but their last token, which is the row's first input in the joint steps. On two CPU cores both parts are bound by the
-multiplications: guessing tokens ahead (prompt lookup) multiplies as much as it saves there and is left out.
+but their last token, which is the row's first input in the joint steps. On CPUs a step reads a row's newest token and
+its draft; the rows' tokens lie end to end, so a row without a draft multiplies one token only.
 
 Every row has its own seed, so its text does not depend on the rows beside it, but for ties within rounding.
 """
