@@ -28,17 +28,13 @@ def attends_to_all(model) -> bool:
 
 
 @contextmanager
-def by_blocks(model) -> Iterator[bool]:
-    """Let a model on a CPU that attends by SDPA do so by blocks of slots, where a forward pass names them.
-
-    Yields:
-        whether it does.
-    """
+def by_blocks(model) -> Iterator[None]:
+    """Let a model on a CPU that attends by SDPA do so by blocks of slots, where a forward pass gives their `masks`."""
     kind = model.config._attn_implementation
     can = kind == "sdpa" and model.device.type == "cpu"
     model.set_attn_implementation(BY_BLOCKS if can else kind)
     try:
-        yield can
+        yield
     finally:
         model.set_attn_implementation(kind)
 

@@ -114,12 +114,11 @@ def decode(
         (id, new tokens with the end token, if any), in the order in which rows finish.
     """
     if prompts:
-        with packed.linears(model), attention.by_blocks(model) as ragged:
-            draft = DRAFT if ragged else 0
-            yield from _decode(model, prompts, batch_size, max_new_tokens, ends, draw, stop, draft)
+        with packed.linears(model), attention.by_blocks(model):
+            yield from _decode(model, prompts, batch_size, max_new_tokens, ends, draw, stop)
 
 
-def _decode(model, prompts: dict, batch_size: int, most: int, ends: list, draw: Draw, stop: Callable, draft: int):
+def _decode(model, prompts: dict, batch_size: int, most: int, ends: list, draw: Draw, stop: Callable):
     waiting = deque(sorted(prompts, key=lambda id_: (-len(prompts[id_]), id_)))
     shared = commonprefix([prompt[:-1] for prompt in prompts.values()])
     capacity = len(prompts[waiting[0]]) + most
@@ -127,6 +126,7 @@ def _decode(model, prompts: dict, batch_size: int, most: int, ends: list, draw: 
     cache = SlotCache(model, slots=slots, capacity=capacity)
     _read(model, cache, [shared], first=0, start=0)
     cache.copy(0, slice(1, None), length=len(shared))
+    draft = DRAFT if _reads_end_to_end(model) else 0
     held: list[Row] = []  # the row of each slot; those from `batch_size` on are read ahead
     while waiting or held:
         while waiting and len(held) < min(batch_size, slots):
@@ -184,10 +184,15 @@ def _read(model, cache: SlotCache, rows: list[list[int]], *, first: int, start: 
         model.base_model(**cache.arguments(positions, first=first), input_ids=inputs)
 
 
+def _reads_end_to_end(model) -> bool:
+    """Whether a joint step may read several tokens of a row: elsewhere it is one each, and no draft."""
+    return model.config._attn_implementation == attention.BY_BLOCKS
+
+
 def _step(model, cache: SlotCache, inputs: list[list[int]], starts: list[int]) -> Tensor:
     """(tokens, vocabulary) logits after the next tokens of the first slots, which lie end to end."""
     ids = torch.tensor([token for row in inputs for token in row], device=model.device)
-    if model.config._attn_implementation == attention.BY_BLOCKS:
+    if _reads_end_to_end(model):
         return model(**cache.ragged(starts, [*map(len, inputs)]), input_ids=ids[None]).logits[0]
     positions = torch.tensor(starts, device=model.device)[:, None]
     return model(**cache.arguments(positions, first=0), input_ids=ids[:, None]).logits[:, 0]

@@ -59,8 +59,9 @@ class SlotCache(Cache):
             starts, counts: the position of each slot's first token, and how many it reads.
         """
         start, count = torch.tensor([starts, counts])[:, :, None]
-        column = torch.arange(max(counts)).minimum(count - 1)  # a slot that reads fewer tokens repeats its last
-        positions, read = start + column, torch.arange(max(counts)) < count
+        column = torch.arange(max(counts))
+        read, column = column < count, column.minimum(count - 1)  # a slot that reads fewer tokens repeats its last
+        positions = start + column
         taken = self.arguments(positions, first=0)
         self.window.places = self.window.places[read.flatten()]
         by_block = [*zip(taken["attention_mask"].split(BLOCK), positions.split(BLOCK), strict=True)]
