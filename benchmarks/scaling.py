@@ -114,7 +114,7 @@ def draw(found: list[dict]) -> Figure:
                 label = f"{entry['stage']}, {what}: {entry['exponents'][key]:.2f}"
                 axis.plot(x, y / y[0], line, label=label, **LOOKS[entry["stage"]])
         values = sorted({point["value"] for entry in entries for point in entry["points"]})
-        axis.set(xscale="log", yscale="log", xlabel=words, ylabel="relative to the smallest amount", ylim=(0.5, 40))
+        axis.set(xscale="log", yscale="log", xlabel=words, ylabel="relative to the smallest amount", ylim=(0.3, 40))
         axis.set_xticks(values, [str(value) for value in values])
         axis.xaxis.set_minor_locator(ticker.NullLocator())
         axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
