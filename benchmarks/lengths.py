@@ -1,4 +1,4 @@
-"""Measure the token lengths that `make plan` estimates from: `python benchmarks/lengths.py > sdd_utils/lengths.yaml`.
+"""Measure the token lengths that `make plan` estimates from: `python benchmarks/lengths.py > sdd_utils/sweep/token_lengths.yaml`.
 
 Data sets and stock tasks come from the hub (HF_ENDPOINT and HF_HOME are respected), the offline ones out of this
 package; every text is tokenised with one tokenizer, SmolLM2's. What the hub copy at hand does not hold in full, and
@@ -11,11 +11,13 @@ from statistics import fmean
 import yaml
 from lm_eval.tasks import TaskManager, get_task_dict
 
-from sdd_utils import data, distillation, finetuning, models
-from sdd_utils.evaluation import TASKS
-from sdd_utils.generation import render
+from sdd_utils.data.rows import data_set_names, load_rows
+from sdd_utils.engine.generation import render
+from sdd_utils.models import store
+from sdd_utils.steps import answer_check, distillation, finetuning
+from sdd_utils.steps.evaluation import TASKS
 
-# Full sizes of the hub's sets, or what `sdd_utils/sources.py` samples of them: a mirror may hold less.
+# Full sizes of the hub's sets, or what `sdd_utils/data/sources.py` samples of them: a mirror may hold less.
 SIZES = {"gsm8k": 7473, "dolly": 15011, "alpaca": 52002, "openmathinstruct2": 60_000, "c4": 2_000}
 # name: shots of the OpenLLM Leaderboard v1, full size (documents that lm-eval scores), tasks it is made of
 HUB_TASKS = {
@@ -51,10 +53,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="data sets and tasks to measure (default all)")
     names = parser.parse_args().names
-    tokenizer = models.load_tokenizer("smollm2-135m-instruct")
+    tokenizer = store.load_tokenizer("smollm2-135m-instruct")
     sets = {
         name: measure_set(tokenizer, name)
-        for name in data.names()
+        for name in data_set_names()
         if name not in ALIKE and (not names or name in names)
     }
     offline = sorted(path.stem for path in TASKS.glob("*.yaml"))
@@ -70,11 +72,11 @@ def as_text(sets: dict, tasks: dict) -> str:
 
 def measure_set(tokenizer, name: str) -> dict:
     """Full size and mean tokens of one row: prompt in chat format, response with its end, prompt of the rewrite."""
-    every = data.load(name, split="train", rows=0)
+    every = load_rows(name, split="train", rows=0)
     rows = every[:ROWS]
     encoded = [finetuning.encode(tokenizer, row, row["response"]) for row in rows]
     rewrites = [render(tokenizer, distillation.rewrite_messages(row)) for row in rows]
-    size, maths = SIZES.get(name, len(every)), distillation.check_of(rows[0]) in ("number", "boxed")
+    size, maths = SIZES.get(name, len(every)), answer_check.check_of(rows[0]) in ("number", "boxed")
     return {
         "rows": size,
         "maths": maths,

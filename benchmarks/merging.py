@@ -6,10 +6,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sdd_utils import merging, models
+from sdd_utils.models import store
+from sdd_utils.steps import merging
 
 NAME = "merging"
-DTYPE = torch.bfloat16
+DTYPE = "bfloat16"
 FULL = {"hidden": 1024, "layers": 24, "vocabulary": 49152}
 SMALL = {"hidden": 32, "layers": 2, "vocabulary": 300}
 
@@ -20,7 +21,7 @@ def prepare(model, *, scratch, hidden: int, layers: int, vocabulary: int) -> dic
         hidden_size=hidden, intermediate_size=11 * hidden // 4, num_hidden_layers=layers, vocab_size=vocabulary,
         num_attention_heads=8, tie_word_embeddings=False,
     )  # fmt: skip
-    tokenizer = models.load_tokenizer(model)
+    tokenizer = store.load_tokenizer(model)
     torch.manual_seed(0)
     built = LlamaForCausalLM(config).bfloat16()
     for name in ("a", "b"):
@@ -33,7 +34,7 @@ def prepare(model, *, scratch, hidden: int, layers: int, vocabulary: int) -> dic
 
 def ours(state):
     out = state["folder"] / "ours"
-    merging.merge(state["folder"] / "a", state["folder"] / "b", out=out, t=0.5)
+    merging.merge_checkpoints(state["folder"] / "a", state["folder"] / "b", out=out, t=0.5)
     return out
 
 

@@ -7,19 +7,21 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from benchmarks import some_rows
-from sdd_utils import evaluation, models
+from sdd_utils.engine import lm_eval_model
+from sdd_utils.models import store
+from sdd_utils.steps import evaluation
 
 NAME = "multiple choice"
 FACTS = {"facts": 25}
 ASKED = {"arc_challenge": 25, "hellaswag": 10} if some_rows.HUB else FACTS
 FULL = {"tasks": ASKED, "limit": 4, "batch_size": 4}
 MEMORY = {"limit": 2}  # one batch
-DTYPE = torch.float32  # so that the answers can be compared closely
+DTYPE = "float32"  # so that the answers can be compared closely
 SMALL = {"tasks": FACTS | {"facts": 2}, "limit": 3, "batch_size": 2}
 
 
 def prepare(model, *, scratch, tasks: dict[str, int], limit: int, batch_size: int) -> dict:
-    loaded, tokenizer = models.load(model)
+    loaded, tokenizer = store.load_model(model)
     settings = {"pretrained": loaded, "tokenizer": tokenizer, "batch_size": batch_size, "device": str(loaded.device)}
     local = set(tasks) <= set(evaluation.local_tasks())
     manager = TaskManager(include_path=str(evaluation.TASKS), include_defaults=not local)
@@ -43,7 +45,7 @@ def scores(state, kind: type[HFLM]) -> dict:
 
 
 def ours(state) -> dict:
-    return scores(state, evaluation.SharedContextLM)
+    return scores(state, lm_eval_model.SharedContextLM)
 
 
 def hflm(state) -> dict:

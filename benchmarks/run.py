@@ -16,7 +16,8 @@ import pandas as pd
 from transformers.utils import logging
 
 from benchmarks import compare, study
-from sdd_utils import readme, results
+from sdd_utils.base.provenance import cpu_name
+from sdd_utils.sweep import readme
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
@@ -87,10 +88,10 @@ def main(names: list[str]) -> None:
             print(f"{name} is left out: {why}")
             continue
         measured = study.entries(first) if name == "study" else measure(name)
-        entries = [entry | {"processor": results.cpu_name()} for entry in measured]
+        entries = [entry | {"processor": cpu_name()} for entry in measured]
         write(entries)
         print(table(entries).to_markdown(index=False, disable_numparse=True), flush=True)
-    PAGE.write_text(readme.fill(PAGE.read_text()))
+    PAGE.write_text(readme.fill_page(PAGE.read_text()))
     differing = [e for e in former() if e["equal"] is False]
     if differing:
         raise SystemExit(f"answers differ in {', '.join(entry['stage'] for entry in differing)}: see results.json")

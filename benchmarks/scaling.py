@@ -18,7 +18,10 @@ from matplotlib.figure import Figure
 from transformers import BatchEncoding, LlamaConfig, LlamaForCausalLM
 
 from benchmarks import compare, run
-from sdd_utils import decoding, merging, plots, readme, similarity
+from sdd_utils.engine import decoding
+from sdd_utils.report import figures
+from sdd_utils.steps import merging, similarity
+from sdd_utils.sweep import readme
 
 HERE = Path(__file__).parent
 BASE = {"layers": 8, "rows": 16, "tokens": 128, "block_sizes": 4}
@@ -64,7 +67,7 @@ def _similarity(state) -> None:
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
     texts = list(state["prompts"].values())
-    found = similarity.measure(state["model"], tokenizer, texts, batch_size=8, max_length=512)
+    found = similarity.measure_similarity(state["model"], tokenizer, texts, batch_size=8, max_length=512)
     for n in range(1, state["blocks"] + 1):
         similarity.choose_block(found.map, n)
 
@@ -78,7 +81,7 @@ def _decoding(state) -> None:
 
 def _merging(state) -> None:
     a, b = state["scratch"] / "a", state["scratch"] / "b"
-    merging.merge(a, b, out=state["scratch"] / "merged", t=0.5)
+    merging.merge_checkpoints(a, b, out=state["scratch"] / "merged", t=0.5)
 
 
 def measure(stage: str, amount: str, value: int) -> dict:
@@ -105,7 +108,7 @@ def exponent(points: list[dict], key: str) -> float:
 
 def draw(found: list[dict]) -> Figure:
     """A panel per amount: time (lines) and added memory (dashed), relative to the smallest amount, log-log."""
-    drawn, axes = plots.figure(len(WORDS), width=14, height=4.2)
+    drawn, axes = figures.figure(len(WORDS), width=14, height=4.2)
     for axis, (amount, words) in zip(axes, WORDS.items(), strict=True):
         entries = [entry for entry in found if entry["amount"] == amount]
         for entry in entries:
@@ -148,7 +151,7 @@ def main() -> None:
     (HERE / "scaling.json").write_text(json.dumps(found, indent=1) + "\n")
     (HERE / "scaling.md").write_text(table(found).to_markdown(index=False, disable_numparse=True) + "\n")
     draw(found).savefig(HERE / "scaling.png", metadata={"Software": None})
-    run.PAGE.write_text(readme.fill(run.PAGE.read_text()))
+    run.PAGE.write_text(readme.fill_page(run.PAGE.read_text()))
 
 
 if __name__ == "__main__":

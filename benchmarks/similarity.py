@@ -3,7 +3,9 @@
 import numpy as np
 import torch
 
-from sdd_utils import data, models, similarity
+from sdd_utils.data.rows import calibration_set, text_of
+from sdd_utils.models import store
+from sdd_utils.steps import similarity
 
 NAME = "similarity, 5 block sizes"
 FULL = {"texts": 8, "batch_size": 8, "block_sizes": [2, 4, 6, 8, 10]}
@@ -11,16 +13,16 @@ SMALL = {"texts": 4, "batch_size": 3, "block_sizes": [1, 2, 3]}
 
 
 def prepare(model, *, scratch, texts: int, batch_size: int, block_sizes: list[int]) -> dict:
-    loaded, tokenizer = models.load(model)
-    rows = data.calibration(["gsm_symbolic", "pydoc"], rows=texts)
+    loaded, tokenizer = store.load_model(model)
+    rows = calibration_set(["gsm_symbolic", "pydoc"], rows=texts)
     settings = {"batch_size": batch_size, "max_length": 512}
-    texts = [data.text_of(row) for row in rows]
+    texts = [text_of(row) for row in rows]
     return {"model": loaded, "tokenizer": tokenizer, "texts": texts, "blocks": block_sizes, "settings": settings}
 
 
 def ours(state) -> dict[int, np.ndarray]:
     """d(l, n) by block size n, for every start l."""
-    found = similarity.measure(state["model"], state["tokenizer"], state["texts"], **state["settings"])
+    found = similarity.measure_similarity(state["model"], state["tokenizer"], state["texts"], **state["settings"])
     return {n: similarity.block_distances(found.map, n) for n in state["blocks"]}
 
 

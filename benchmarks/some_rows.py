@@ -2,7 +2,7 @@
 
 import os
 
-from sdd_utils import data
+from sdd_utils.data.rows import load_rows
 
 HUB = bool(os.environ.get("HF_ENDPOINT")) and os.environ.get("HF_HUB_OFFLINE") != "1"
 SETS = ("alpaca",) if HUB else ("gsm_symbolic", "pydoc")
@@ -11,5 +11,5 @@ NAME = " and ".join(SETS)
 
 def load(count: int) -> list[dict]:
     """The first `count` rows, see `data.load`."""
-    sets = [data.load(name, split="train", rows=-(-count // len(SETS))) for name in SETS]
+    sets = [load_rows(name, split="train", rows=-(-count // len(SETS))) for name in SETS]
     return [row for together in zip(*sets, strict=True) for row in together][:count]

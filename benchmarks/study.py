@@ -15,7 +15,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from sdd_utils.study import ROOT
+from sdd_utils import ROOT
 
 NAME = "whole embedded study"
 FIRST = "89eb74a"  # the commit of the first records
@@ -38,7 +38,7 @@ def seconds(revision: str) -> float:
         subprocess.run(["git", "checkout", "--quiet", revision], cwd=clone, check=True)
         own = os.environ | {"PYTHONPATH": str(clone)}  # before this environment's own copy of the package
         start = time.perf_counter()
-        command = [sys.executable, "-m", "sdd_utils.reproduce", "embedded"]
+        command = [sys.executable, "-m", "sdd_utils.sweep.reproduce", "embedded"]
         subprocess.run(command, cwd=clone, env=own, stdout=subprocess.DEVNULL, check=True)
         return time.perf_counter() - start
 

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests build their inputs on the CPU
+os.environ["SDD_DTYPE"] = "float32"  # references are compared closely; tests that want another precision set it
 os.environ["SDD_ENGINE"] = "transformers"  # tests/test_vllm.py has the other one
 
 import pytest
@@ -12,18 +13,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sdd_utils import hardware
-
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-@pytest.fixture(autouse=True)
-def _float32(monkeypatch):
-    """References are compared closely, so no test computes in bfloat16 on a CPU that multiplies it fast."""
-    monkeypatch.setattr(hardware, "best_dtype", lambda: torch.float32)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from sdd_utils import data
+from sdd_utils.data.rows import load_rows, text_of
 
 LLAMA_SPECIALS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 LLAMA_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -30,7 +30,7 @@ SIZE |= {"num_hidden_layers": 14, "max_position_embeddings": 8192, "initializer_
 
 
 def _texts() -> list[str]:
-    return [data.text_of(row) for row in data.load("pydoc", split="train", rows=300)]
+    return [text_of(row) for row in load_rows("pydoc", split="train", rows=300)]
 
 
 def llama_tokenizer() -> PreTrainedTokenizerFast:

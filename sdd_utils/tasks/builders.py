@@ -8,7 +8,8 @@ import re
 
 from datasets import Dataset
 
-from sdd_utils import data, facts
+from sdd_utils.data.rows import load_rows
+from sdd_utils.tasks import facts
 
 GSM_ROWS = 200
 PYDOC_ROWS = 100
@@ -16,24 +17,24 @@ DISTRACTORS = 3
 
 
 def facts_questions(**_) -> dict[str, Dataset]:
-    """Columns `id, category, text, choices, label`; see `sdd_utils.facts`."""
+    """Columns `id, category, text, choices, label`; see `sdd_utils.tasks.facts`."""
     return {"test": Dataset.from_list(facts.questions())}
 
 
 def gsm_symbolic(**_) -> dict[str, Dataset]:
-    """Held-out word problems with the columns of `sdd_utils.data`."""
-    return {"test": Dataset.from_list(data.load("gsm_symbolic", split="test", rows=GSM_ROWS))}
+    """Held-out word problems with the columns of `sdd_utils.data.rows`."""
+    return {"test": Dataset.from_list(load_rows("gsm_symbolic", split="test", rows=GSM_ROWS))}
 
 
 def gsm_symbolic_choices(**_) -> dict[str, Dataset]:
     """The same problems with `choices`, the right number among near misses, and `label`, its position."""
-    rows = data.load("gsm_symbolic", split="test", rows=GSM_ROWS)
+    rows = load_rows("gsm_symbolic", split="test", rows=GSM_ROWS)
     return {"test": Dataset.from_list([row | _choices(row) for row in rows])}
 
 
 def pydoc(**_) -> dict[str, Dataset]:
-    """Held-out docstrings with the columns of `sdd_utils.data`."""
-    return {"test": Dataset.from_list(data.load("pydoc", split="test", rows=PYDOC_ROWS))}
+    """Held-out docstrings with the columns of `sdd_utils.data.rows`."""
+    return {"test": Dataset.from_list(load_rows("pydoc", split="test", rows=PYDOC_ROWS))}
 
 
 def _choices(row: dict) -> dict:

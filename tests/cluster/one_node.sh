@@ -99,7 +99,7 @@ sinfo --format="%P %N %c cores %m MB %G %T"
 # --- the study -------------------------------------------------------------------------------------------------------
 export HF_HUB_OFFLINE=1  # no network but loopback
 log=$kept/run.log
-run=("$python" -m sdd_utils.reproduce "$study" --run "$state/run" --publish "$state/published"
+run=("$python" -m sdd_utils.sweep.reproduce "$study" --run "$state/run" --publish "$state/published"
     --profile profiles/slurm --slurm-init-seconds-before-status-checks 10)
 setsid "${run[@]}" > "$log" 2>&1 &  # its own process group: reproduce and the Snakemake it starts
 sweep=$!

@@ -1,0 +1,76 @@
+"""Does a model whose answers moved further also score worse? Embedding similarity against the accuracy lost.
+
+arXiv 2410.09982 reports a mean embedding similarity per arm and reads it as distribution shift; how it relates to the
+scores of the same models, model by model, is this project's own question.
+"""
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from sdd_utils.analysis import model_grid
+from sdd_utils.analysis.statistics import average_score
+from sdd_utils.base.records import of_step
+
+
+def cosines_by_arm(record: dict, how: str) -> dict[str, dict]:
+    """{mean, interval, n, similarities} of the answers that a record of 06 compares, by arm.
+
+    Args:
+        how: "greedy", or "sampled", where the original is an arm, too: its sampled answers beside its greedy ones.
+    """
+    metrics = record["metrics"]
+    original = {"original": metrics["original_sampled"]} if how == "sampled" else {}
+    return original | {arm: moved[how] for arm, moved in metrics["arms"].items()}
+
+
+def shift_points(records: list[dict]) -> list[dict]:
+    """A point per fine-tuned model of the main comparison that has answered.
+
+    Each is {arm, block_size, data_set, seed, similarity, lost}: `similarity` the mean cosine of its greedy answers to
+    the original's, in -1..1, `lost` the original's average score minus its own, in 0..1.
+    """
+    base, tuned, points = average_score(model_grid.original_scores(records)), model_grid.main_comparison(records), []
+    for record in of_step(records, "embedding_similarity"):
+        where = {name: record["params"][name] for name in ("block_size", "data_set", "seed")}
+        for arm, cosines in cosines_by_arm(record, "greedy").items():
+            scores = tuned[(arm, where["block_size"], where["data_set"])][where["seed"]]["scores"]
+            points.append({"arm": arm, **where, "similarity": cosines["mean"], "lost": base - average_score(scores)})
+    return points
+
+
+def shift_correlation(points: list[dict], *, samples: int = 4000, seed: int = 0) -> dict:
+    """Spearman's rank correlation of similarity and accuracy lost, with a 95 % percentile bootstrap interval.
+
+    A training is drawn with all its arms, as these share rows, order and seed. Trainings that share a data set are
+    drawn apart, though they are alike, so the interval is rather too narrow.
+
+    Returns:
+        {rho, interval, models, trainings}; `rho` and `interval` are None where one of the two never varies, or fewer
+        than three trainings stand behind it. Draws in which one does not vary say nothing and are left out.
+    """
+    values = np.array([[point["similarity"], point["lost"]] for point in points])
+    training = [(point["block_size"], point["data_set"], point["seed"]) for point in points]
+    own = [np.flatnonzero([key == one for key in training]) for one in dict.fromkeys(training)]
+    found = {"rho": None, "interval": None, "models": len(points), "trainings": len(own)}
+    if len(own) < 3 or np.any(np.ptp(values, axis=0) == 0):
+        return found
+    random = np.random.default_rng(seed)
+    drawn = (values[np.concatenate([own[i] for i in random.integers(len(own), size=len(own))])] for _ in range(samples))
+    several = [_spearman(sample) for sample in drawn if np.all(np.ptp(sample, axis=0) > 0)]
+    return found | {"rho": _spearman(values), "interval": np.quantile(several, [0.025, 0.975]).tolist()}
+
+
+def _spearman(values: np.ndarray) -> float:
+    return float(spearmanr(values).statistic)
+
+
+def shift_sentence(found: dict) -> str:
+    """What the correlation says, in words."""
+    behind = f"{found['models']} models of {found['trainings']} trainings"
+    if found["rho"] is None:
+        return f"With {behind} no correlation can be told: three trainings whose numbers differ are the least."
+    low, high = found["interval"]
+    said = f"Spearman's correlation over {behind}: {found['rho']:+z.2f} [{low:+z.2f}, {high:+z.2f}]. "
+    if low <= 0 <= high:
+        return said + "The interval holds 0, so these models do not show whether the two go together."
+    return said + ("Models that moved further lost more." if high < 0 else "Models that moved further lost less.")

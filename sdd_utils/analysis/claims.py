@@ -1,0 +1,183 @@
+"""The paper's claims, and its neighbours' warnings, as comparisons that a study's records can answer.
+
+A claim has one part or more; `verdicts.py` measures them and decides. A new claim is an entry in `claims`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from sdd_utils.analysis import comparisons, published
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One comparison. `measure(records, null=...)` estimates it; `side` is +1 or -1; `size`, if any, the published."""
+
+    what: str
+    side: int
+    measure: Callable[..., dict]
+    size: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim, where it stands, its unit, the steps whose records it needs, and the parts that it consists of."""
+
+    key: str
+    claim: str
+    source: str
+    unit: str
+    steps: tuple[str, ...]
+    parts: tuple[Part, ...]
+
+
+def _published(key: str) -> float:
+    return published.published_number(key).value
+
+
+_ABSTRACT, _TUNED, _LEAD = "arXiv 2410.09982, abstract or summary", ("finetuning", "pruning"), "Self-Data FT - SFT"
+
+
+def claims(in_domain: dict[str, list]) -> tuple[Claim, ...]:
+    """Every claim, for a study whose data sets have these tasks of their own domain."""
+    return (
+        Claim(
+            key="recovers_more",
+            claim="Self-Data FT recovers more than SFT.",
+            source=_ABSTRACT,
+            unit="points",
+            steps=_TUNED,
+            parts=(Part(what=f"{_LEAD} in recovery", side=1, measure=comparisons.recovery_lead),),
+        ),
+        Claim(
+            key="recovery_lead",
+            claim=f"At n = 6 Self-Data FT recovers {_published('recovery_self_data_ft'):g} %, "
+            f"SFT {_published('recovery_sft'):g} %.",
+            source=_ABSTRACT,
+            unit="points",
+            steps=_TUNED,
+            parts=(
+                Part(
+                    what=f"{_LEAD} in recovery, where the share cut is nearest to the paper's",
+                    side=1,
+                    size=(_published("recovery_self_data_ft") - _published("recovery_sft")) / 100,
+                    measure=comparisons.recovery_lead_at_cut,
+                ),
+            ),
+        ),
+        Claim(
+            key="gain",
+            claim=f"Self-Data FT gains up to {_published('gain'):g} % (taken as points) over SFT in average accuracy.",
+            source=_ABSTRACT,
+            unit="points",
+            steps=_TUNED,
+            parts=(
+                Part(
+                    what=f"{_LEAD} in average score, largest gain",
+                    side=1,
+                    size=_published("gain") / 100,
+                    measure=comparisons.gain_over_loss,
+                ),
+            ),
+        ),
+        Claim(
+            key="forgets_less",
+            claim="Self-Data FT forgets less than SFT (here: KL from the original).",
+            source=_ABSTRACT,
+            unit="nats per token",
+            steps=("finetuning",),
+            parts=(
+                Part(
+                    what=f"{_LEAD} in KL from the original's next token",
+                    side=-1,
+                    measure=comparisons.divergence_difference,
+                ),
+            ),
+        ),
+        Claim(
+            key="similarity",
+            claim="Answers of Self-Data FT stay closer to the original's: mean embedding similarity "
+            f"{_published('embedding_self_data_ft'):g}, SFT {_published('embedding_sft'):g}.",
+            source=_ABSTRACT,
+            unit="cosine",
+            steps=("embedding_similarity",),
+            parts=(
+                Part(
+                    what=f"{_LEAD} in cosine to the original's answers",
+                    side=1,
+                    size=_published("embedding_self_data_ft") - _published("embedding_sft"),
+                    measure=partial(comparisons.cosine, arm="self_data_ft", minus="sft"),
+                ),
+            ),
+        ),
+        Claim(
+            key="scaling",
+            claim="More distilled data gives better recovery.",
+            source=_ABSTRACT,
+            unit="points",
+            steps=_TUNED,
+            parts=(
+                Part(what="recovery of Self-Data FT, most rows - fewest rows", side=1, measure=comparisons.more_rows),
+            ),
+        ),
+        Claim(
+            key="merging",
+            claim="The SLERP of models distilled on different data sets recovers more than each alone.",
+            source=_ABSTRACT,
+            unit="points",
+            steps=("merging", "pruning"),
+            parts=tuple(
+                Part(
+                    what=f"recovery of the SLERP - of its parent at t = {parent:g}",
+                    side=1,
+                    measure=partial(comparisons.merge_over_parent, parent=parent),
+                )
+                for parent in (0.0, 1.0)
+            ),
+        ),
+        Claim(
+            key="gsm8k",
+            claim="SFT on GSM8K lifts GSM8K and drops ARC-C and MMLU below No FT.",
+            source="second-hand, not read in the paper",
+            unit="points",
+            steps=_TUNED,
+            parts=tuple(
+                Part(
+                    what=f"SFT - No FT in score on {task}",
+                    side=side,
+                    measure=partial(comparisons.over_no_ft, data_set="gsm8k", task=task),
+                )
+                for task, side in (("gsm8k", 1), ("arc_challenge", -1), ("mmlu", -1))
+            ),
+        ),
+        Claim(
+            key="in_domain",
+            claim="At high LoRA capacity SFT beats Self-Data FT in the domain of the training data.",
+            source="the parent method's repository, github.com/sail-sg/sdft, issue 15",
+            unit="points",
+            steps=_TUNED,
+            parts=(
+                Part(
+                    what=f"{_LEAD} in score on in-domain tasks",
+                    side=-1,
+                    measure=partial(comparisons.in_domain, domains=in_domain, rank=64),
+                ),
+            ),
+        ),
+        Claim(
+            key="cut",
+            claim=f"Removing 6 layers of Llama-3.1-8B cuts {_published('cut_n6'):.2f} % (of its parameters).",
+            source=_ABSTRACT,
+            unit="points",
+            steps=("pruning",),
+            parts=(
+                Part(
+                    what="share of parameters cut",
+                    side=1,
+                    size=_published("cut_n6") / 100,
+                    measure=comparisons.share_cut,
+                ),
+            ),
+        ),
+    )

@@ -1,0 +1,249 @@
+"""The comparisons behind the claims, each measured from a study's records by `inference.estimate`.
+
+Each function raises Missing, with the reason, where the records do not hold the comparison. Cells of the grid (block
+size x data set) are fixed; where several are averaged, they share documents, while each training is a draw of its own.
+What comes back is that of `inference.estimate`, against `null`, with `where`: what was averaged, in words.
+"""
+
+import numpy as np
+
+from sdd_utils.analysis import model_grid
+from sdd_utils.analysis.answer_shift import cosines_by_arm
+from sdd_utils.analysis.statistics import averaged_tasks, document_values, estimate, recovered, recovery_values, stacked
+from sdd_utils.base.number_format import percent
+from sdd_utils.base.records import of_step
+
+
+class Missing(LookupError):
+    """The records do not hold what a claim is about; the message says what is lacking."""
+
+
+Pair = tuple[dict[int, dict], dict[int, dict]]  # two models' scores by seed
+
+
+def _arm_pairs(records: list[dict], *, lora: tuple | None = None) -> dict[tuple, Pair]:
+    """(Self-Data FT, SFT) by (block size, data set)."""
+    models = model_grid.main_comparison(records, lora=lora)
+    found = {
+        key[1:]: (model_grid.scores_of(models[key]), model_grid.scores_of(models[("sft", *key[1:])]))
+        for key in models
+        if key[0] == "self_data_ft" and ("sft", *key[1:]) in models
+    }
+    if not found:
+        raise Missing("no fine-tuning has both SFT and Self-Data FT")
+    return found
+
+
+def _shared_seeds(pairs: list[Pair]) -> list[int]:
+    """The seeds that every model of every pair has."""
+    seeds = sorted(set.intersection(*(set(model) for pair in pairs for model in pair)))
+    if not seeds:
+        raise Missing("no training seed is shared by all models of the comparison")
+    return seeds
+
+
+def _recovery_difference(pairs: list[Pair], original: dict[str, dict], *, null: float = 0.0) -> dict:
+    """Mean over cells of the difference in recovery, first minus second of each pair."""
+    seeds = _shared_seeds(pairs)
+    cells = [
+        recovery_values([ours[s] for s in seeds], original, minus=[theirs[s] for s in seeds]) for ours, theirs in pairs
+    ]
+    return estimate(stacked(cells), null=null)
+
+
+def _score_difference(pairs: list[Pair], tasks: list[str], *, null: float = 0.0, level: float = 0.95) -> dict:
+    """Mean over cells and tasks of the difference in score, first minus second of each pair."""
+    seeds = _shared_seeds(pairs)
+    cells = [
+        [document_values([ours[s] for s in seeds], task, minus=[theirs[s] for s in seeds]) for task in tasks]
+        for ours, theirs in pairs
+    ]
+    return estimate(stacked(cells), null=null, level=level)
+
+
+def recovery_lead(records: list[dict], *, null: float = 0.0) -> dict:
+    """Recovery of Self-Data FT minus that of SFT, mean over block sizes and data sets."""
+    pairs = _arm_pairs(records)
+    found = _recovery_difference(list(pairs.values()), model_grid.original_scores(records), null=null)
+    return found | {"where": _cells(pairs)}
+
+
+def recovery_lead_at_cut(records: list[dict], *, null: float = 0.0) -> dict:
+    """`recovery_lead` at the block size whose share of the parameters is nearest to the paper's."""
+    pairs, n = _arm_pairs(records), model_grid.nearest_cut(records)
+    _check_loss(records, [n])
+    pairs = {cell: pair for cell, pair in pairs.items() if cell[0] == n}
+    found = _recovery_difference(list(pairs.values()), model_grid.original_scores(records), null=null)
+    return found | {"where": _cells(pairs)}
+
+
+def _check_loss(records: list[dict], sizes: list[int]) -> None:
+    """Raise Missing where pruning lost nothing that the scores can see: then there is no size of a gain to compare."""
+    scores = {r["params"]["block_size"]: r["metrics"]["scores"] for r in of_step(records, "pruning")}
+    no_ft = {n: recovered(scores[n], scores[0]) for n in sizes if n in scores}
+    if no_ft and all(found["interval"][1] >= 1 for found in no_ft.values()):
+        found = ", ".join(f"{percent(f['recovery'], f['interval'])} at n = {n}" for n, f in no_ft.items())
+        raise Missing(f"without fine-tuning recovery is {found}: the average shows no loss that could be recovered")
+
+
+def _cells(cells) -> str:
+    """Cells of the grid in words, e.g. "n = 4, 6 on alpaca"."""
+    sizes, names = ({str(cell[i]) for cell in cells} for i in range(2))
+    return f"n = {', '.join(sorted(sizes, key=int))} on {', '.join(sorted(names))}"
+
+
+def largest_gain(records: list[dict], *, null: float = 0.0) -> dict:
+    """The cell with the largest gain in average score, interval and p corrected for the choice (Bonferroni).
+
+    Against a published gain all cells must fall short of it, so there the least certain of them decides.
+    """
+    pairs, tasks = _arm_pairs(records), averaged_tasks(model_grid.original_scores(records))
+    level = 1 - 0.05 / len(pairs)
+    found = {cell: _score_difference([pair], tasks, null=null, level=level) for cell, pair in pairs.items()}
+    best = max(found, key=lambda cell: found[cell]["estimate"])
+    short = [one["p"] if one["estimate"] < null else 1.0 for one in found.values()]
+    p = max(short) if null else min(1.0, found[best]["p"] * len(pairs))
+    return found[best] | {"p": p, "where": f"{_cells([best])}, the best of {len(pairs)}"}
+
+
+def gain_over_loss(records: list[dict], *, null: float = 0.0) -> dict:
+    """`largest_gain`, where the average shows that pruning lost something."""
+    _check_loss(records, sorted({n for n, _ in _arm_pairs(records)}))
+    return largest_gain(records, null=null)
+
+
+def more_rows(records: list[dict], *, null: float = 0.0) -> dict:
+    """Recovery of Self-Data FT on the most rows minus that on the fewest, over cells with several numbers of rows."""
+    counts: dict[tuple, dict[int, dict]] = {}
+    for (arm, n, data_set, rows), by_seed in model_grid.finetuned_models(records).items():
+        if arm == "self_data_ft":
+            counts.setdefault((n, data_set), {})[rows] = model_grid.scores_of(by_seed)
+    cells = {cell: (models[max(models)], models[min(models)]) for cell, models in counts.items() if len(models) > 1}
+    if not cells:
+        raise Missing("every data set was fine-tuned on with one number of rows only (study key 'scaling')")
+    found = _recovery_difference(list(cells.values()), model_grid.original_scores(records), null=null)
+    return found | {"where": _cells(cells)}
+
+
+def merge_over_parent(records: list[dict], *, parent: float, null: float = 0.0) -> dict:
+    """Recovery of the SLERP nearest t = 0.5 minus that of the parent at t = 0 or t = 1, over all merges."""
+    cells: dict[tuple, Pair] = {}
+    for record in of_step(records, "merging"):
+        params, points = record["params"], record["metrics"]["points"]
+        middle = min(points, key=lambda point: abs(point["t"] - 0.5))
+        cell = cells.setdefault((params["block_size"], params["data_set"], params["other_data_set"]), ({}, {}))
+        for end in (point for point in points if point["t"] == parent):
+            cell[0][params["seed"]], cell[1][params["seed"]] = middle["scores"], end["scores"]
+    if not any(ours for ours, _ in cells.values()):
+        raise Missing("no merge was scored together with its parents (study keys 'merge_pairs', 'slerp_t')")
+    found = _recovery_difference(list(cells.values()), model_grid.original_scores(records), null=null)
+    merges = "; ".join(f"n = {n} of {a} and {b}" for n, a, b in sorted(cells))
+    return found | {"where": merges}
+
+
+def over_no_ft(records: list[dict], *, data_set: str, task: str, null: float = 0.0) -> dict:
+    """Score on one task of SFT on one data set minus that of No FT, over block sizes."""
+    untuned = {r["params"]["block_size"]: r["metrics"]["scores"] for r in of_step(records, "pruning")}
+    tuned = {
+        n: s for (arm, n, name), s in model_grid.main_comparison(records).items() if (arm, name) == ("sft", data_set)
+    }
+    if not tuned:
+        raise Missing(f"this study does not fine-tune on {data_set}")
+    if any(task not in scores for scores in untuned.values()):
+        raise Missing(f"this study does not score {task}")
+    pairs = [(model_grid.scores_of(by_seed), dict.fromkeys(by_seed, untuned[n])) for n, by_seed in tuned.items()]
+    return _score_difference(pairs, [task], null=null) | {"where": _cells([(n, data_set) for n in tuned])}
+
+
+def in_domain(records: list[dict], *, domains: dict[str, list], rank: int, null: float = 0.0) -> dict:
+    """Score on in-domain tasks, Self-Data FT minus SFT, at the largest LoRA capacity of at least this rank.
+
+    Args:
+        domains: the tasks of each data set's own domain, by data set.
+    """
+    known = {model_grid.lora_of(record) for record in of_step(records, "finetuning")}
+    wide = [lora for lora in known if (lora[0] or 0) >= rank and lora[2] == "all-linear"]
+    if not wide:
+        raise Missing(f"no fine-tuning has rank {rank} or more on all linear layers")
+    averaged, lora = averaged_tasks(model_grid.original_scores(records)), max(wide)
+    domains = {data_set: [task for task in tasks if task in averaged] for data_set, tasks in domains.items()}
+    cells = {cell: pair for cell, pair in _arm_pairs(records, lora=lora).items() if domains.get(cell[1])}
+    if not cells:
+        raise Missing("the study names no in-domain task of a data set that was fine-tuned on at this capacity")
+    seeds = _shared_seeds(list(cells.values()))
+    found = estimate(_in_domain_values(cells, domains, seeds), null=null)
+    tasks = sorted({task for _, data_set in cells for task in domains[data_set]})
+    return found | {"where": f"rank {lora[0]}, {_cells(cells)}, tasks {', '.join(tasks)}"}
+
+
+def _in_domain_values(cells: dict[tuple, Pair], domains: dict[str, list], seeds: list[int]) -> list[np.ndarray]:
+    """Per task (cells, seeds, documents) differences, scaled so that a task's cells without it count with 0."""
+    tasks = sorted({task for _, data_set in cells for task in domains[data_set]})
+    found = []
+    for task in tasks:
+        values = []
+        for (_, data_set), pair in cells.items():
+            ours, theirs = ([model[seed] for seed in seeds] for model in pair)
+            weight = len(tasks) / len(domains[data_set]) * (task in domains[data_set])
+            values.append(weight * document_values(ours, task, minus=theirs))
+        found.append(np.stack(values))
+    return found
+
+
+def divergence_difference(records: list[dict], *, null: float = 0.0) -> dict:
+    """KL from the original's next-token distribution, Self-Data FT minus SFT, nats per token of its own answers."""
+    models = model_grid.main_comparison(records)
+    cells = []
+    for cell in _arm_pairs(records):
+        pair = [models[(arm, *cell)] for arm in ("self_data_ft", "sft")]
+        cells.append(pair)
+    seeds = _shared_seeds(cells)
+    found = estimate(stacked([_per_token(pair, seeds) for pair in cells]), null=null)
+    return found | {"where": _cells(_arm_pairs(records))}
+
+
+def _per_token(pair: list[dict[int, dict]], seeds: list[int]) -> list[np.ndarray]:
+    """Per data set (seeds, answers) values whose mean is the difference of KL per token, a ratio of sums linearised."""
+    found = []
+    for name in pair[0][seeds[0]]["fidelity"]:
+        ours, theirs = (
+            np.array([model[seed]["fidelity"][name]["documents"] for seed in seeds], dtype=float) for model in pair
+        )
+        tokens = ours[..., 2]
+        kl = ours[..., 1] - theirs[..., 1]
+        ratio = kl.sum() / tokens.sum()
+        found.append(ratio + (kl - ratio * tokens) / tokens.mean())
+    return found
+
+
+def cosine(records: list[dict], *, arm: str, minus: str | None = None, how: str = "greedy", null: float = 0.0) -> dict:
+    """Cosine to the original's answers of one arm, or minus that of another, over block sizes and data sets.
+
+    Args:
+        how: which answers are compared, see `answer_shift.cosines_by_arm`.
+    """
+    cells: dict[tuple, dict[int, np.ndarray]] = {}
+    for record in of_step(records, "embedding_similarity"):
+        cosines, params = cosines_by_arm(record, how), record["params"]
+        if {arm, minus} - {None} <= set(cosines):
+            ours, theirs = (np.array(cosines[name]["similarities"]) if name else 0.0 for name in (arm, minus))
+            cells.setdefault((params["block_size"], params["data_set"]), {})[params["seed"]] = ours - theirs
+    if not cells:
+        raise Missing("the records hold no embedding similarity of these arms")
+    seeds = _shared_seeds([(cell, cell) for cell in cells.values()])
+    by_set: dict[str, list] = {}
+    for (_, data_set), cell in sorted(cells.items()):
+        by_set.setdefault(data_set, []).append([cell[seed] for seed in seeds])
+    return estimate([np.array(values) for values in by_set.values()], null=null) | {"where": _cells(cells)}
+
+
+def share_cut(records: list[dict], *, null: float = 0.0) -> dict:
+    """Share of Llama-3.1-8B's parameters in the block of 6 layers: counted, so there is nothing to test."""
+    pruned = {record["params"]["block_size"]: record for record in of_step(records, "pruning")}
+    if 6 not in pruned:
+        raise Missing("the study removes no block of 6 layers")
+    model, cut = pruned[6]["params"]["model"], pruned[6]["metrics"]["accounting"]["cut_parameters"]
+    if "Llama-3.1-8B" not in model:
+        raise Missing(f"the number is Llama-3.1-8B's; 6 layers of {model} are {100 * cut:.2f} % of its parameters")
+    counted = {"estimate": cut, "interval": None, "p": None, "detectable": None, "seeds": 0, "documents": 0}
+    return counted | {"where": f"n = 6, {model}"}

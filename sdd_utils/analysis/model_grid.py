@@ -1,0 +1,199 @@
+"""The grid of a study, block size x data set x arm, with recovery and intervals, from its records."""
+
+import numpy as np
+
+from sdd_utils.analysis import published
+from sdd_utils.analysis.statistics import average_score, estimate, holm, recovery, recovery_values
+from sdd_utils.base.records import of_step
+from sdd_utils.data.arms import ARMS
+
+_LORA = ("rank", "alpha", "targets")
+_ARM_ORDER = ("original", "no_ft", *ARMS, "merged")
+
+
+def model_grid(records: list[dict]) -> list[dict]:
+    """One row per model: {arm, block_size, data_set, seeds, average, recovery, interval, scores, by_seed}.
+
+    `data_set` is "" where a model was not fine-tuned; `scores` are means over seeds, `by_seed` has each seed's own.
+    """
+    original = original_scores(records)
+    rows = []
+    for (arm, block_size, data_set), by_seed in sorted(_scores_by_model(records).items(), key=in_order):
+        rows.append({"arm": arm, "block_size": block_size, "data_set": data_set} | _summary(by_seed, original))
+    return rows
+
+
+def _summary(by_seed: dict[int, dict], original: dict[str, dict]) -> dict:
+    scores = _mean_over_seeds(list(by_seed.values()))
+    return {
+        "seeds": len(by_seed),
+        "average": average_score(scores),
+        "recovery": recovery(scores, original),
+        "interval": estimate(recovery_values(list(by_seed.values()), original))["interval"],
+        "scores": scores,
+        "by_seed": by_seed,
+    }
+
+
+def scaling(records: list[dict]) -> list[dict]:
+    """Recovery against the number of training rows: the grid's columns and `rows`, a row per fine-tuned model."""
+    original = original_scores(records)
+    found = []
+    for (arm, block_size, data_set, rows), by_seed in sorted(
+        finetuned_models(records).items(), key=lambda item: item[0]
+    ):
+        key = {"arm": arm, "block_size": block_size, "data_set": data_set, "rows": rows}
+        found.append(key | _summary(scores_of(by_seed), original))
+    return found
+
+
+def capacities(records: list[dict]) -> list[dict]:
+    """Recovery by LoRA capacity, each on all training rows: the grid's columns, rank, alpha and targets."""
+    original, rows = original_scores(records), []
+    for lora in dict.fromkeys(lora_of(record) for record in of_step(records, "finetuning")):
+        for key, by_seed in main_comparison(records, lora=lora).items():
+            line = dict(zip(("arm", "block_size", "data_set", *_LORA), (*key, *lora), strict=True))
+            rows.append(line | _summary(scores_of(by_seed), original))
+    order = ("data_set", "block_size", "rank", "alpha", "targets")
+    return sorted(rows, key=lambda row: (*(row[name] for name in order), _ARM_ORDER.index(row["arm"])))
+
+
+def lora_of(record: dict) -> tuple:
+    """(rank, alpha, targets) of a fine-tuning's LoRA update."""
+    return tuple(record["params"][f"lora_{name}"] for name in _LORA)
+
+
+def finetuned_models(records: list[dict], *, lora: tuple | None = None) -> dict[tuple, dict[int, dict]]:
+    """Metrics of the fine-tuned models by seed, by (arm, block size, data set, training rows), at one LoRA capacity.
+
+    Args:
+        lora: the capacity, see `lora_of`; the study's own where it is left out.
+    """
+    models: dict[tuple, dict] = {}
+    for record in of_step(records, "finetuning"):
+        params = record["params"]
+        for arm, metrics in record["metrics"]["arms"].items() if _at_capacity(record, lora) else ():
+            key = (arm, params["block_size"], params["data_set"], metrics["training"]["rows"])
+            models.setdefault(key, {})[params["seed"]] = metrics
+    return models
+
+
+def _at_capacity(record: dict, lora: tuple | None) -> bool:
+    return lora_of(record) == lora if lora else not record["params"]["capacity"]
+
+
+def main_finetunings(records: list[dict], *, lora: tuple | None = None) -> list[dict]:
+    """The records of the main comparison: one LoRA capacity, and per block size and data set the most rows."""
+    tuned = [record for record in of_step(records, "finetuning") if _at_capacity(record, lora)]
+    most: dict[tuple, int] = {}
+    for record in tuned:
+        most[_cell(record)] = max(most.get(_cell(record), 0), _training_rows(record))
+    return [record for record in tuned if _training_rows(record) == most[_cell(record)]]
+
+
+def _cell(record: dict) -> tuple[int, str]:
+    return record["params"]["block_size"], record["params"]["data_set"]
+
+
+def _training_rows(record: dict) -> int:
+    """All arms of a fine-tuning have the same rows."""
+    return next(iter(record["metrics"]["arms"].values()))["training"]["rows"]
+
+
+def main_comparison(records: list[dict], *, lora: tuple | None = None) -> dict[tuple, dict[int, dict]]:
+    """Metrics by seed, by (arm, block size, data set), of `main_finetunings`."""
+    models = finetuned_models(main_finetunings(records, lora=lora), lora=lora)
+    return {key[:3]: by_seed for key, by_seed in sorted(models.items(), key=lambda item: item[0])}
+
+
+def nearest_cut(records: list[dict]) -> int:
+    """The block size whose share of parameters is nearest to the paper's at n = 6, of those that are fine-tuned."""
+    tuned = {key[1] for key in main_comparison(records)}
+    pruned = of_step(records, "pruning")
+    cuts = {r["params"]["block_size"]: r["metrics"]["accounting"]["cut_parameters"] for r in pruned}
+    wanted = published.published_number("cut_n6").value / 100
+    return min(tuned & set(cuts), key=lambda n: abs(cuts[n] - wanted))
+
+
+def scores_of(by_seed: dict[int, dict]) -> dict[int, dict]:
+    """The scores among a model's metrics, by seed."""
+    return {seed: metrics["scores"] for seed, metrics in by_seed.items()}
+
+
+def in_order(item: tuple) -> tuple:
+    """Sorting key of an item ((arm, block size, data set), ...): as tables list the models."""
+    (arm, block_size, data_set), _ = item
+    return block_size, data_set, _ARM_ORDER.index(arm)
+
+
+def original_scores(records: list[dict]) -> dict[str, dict]:
+    """The unpruned model's scores by task."""
+    for record in of_step(records, "pruning"):
+        if record["params"]["block_size"] == 0:
+            return record["metrics"]["scores"]
+    raise FileNotFoundError("the original model has no record: run notebooks/02_pruning.ipynb with block_size = 0")
+
+
+def _scores_by_model(records: list[dict]) -> dict[tuple, dict[int, dict]]:
+    """Scores of every model by seed, by (arm, block size, data set); an untrained model has the one seed 0."""
+    found: dict[tuple, dict] = {}
+    for record in of_step(records, "pruning"):
+        n = record["params"]["block_size"]
+        found[("no_ft" if n else "original", n, "")] = {0: record["metrics"]["scores"]}
+    for key, by_seed in main_comparison(records).items():
+        found[key] = scores_of(by_seed)
+    for record in of_step(records, "merging"):
+        params, middle = record["params"], min(record["metrics"]["points"], key=lambda point: abs(point["t"] - 0.5))
+        key = ("merged", params["block_size"], f"{params['data_set']} + {params['other_data_set']}")
+        found.setdefault(key, {})[params["seed"]] = middle["scores"]
+    return found
+
+
+def _mean_over_seeds(per_seed: list[dict]) -> dict[str, dict]:
+    """One score per task from several seeds: values and documents averaged, standard error recomputed."""
+    if len(per_seed) == 1:
+        return per_seed[0]
+    mean = {}
+    for task, first in per_seed[0].items():
+        documents = np.mean([scores[task]["documents"] for scores in per_seed], axis=0)
+        value = float(np.mean([scores[task]["value"] for scores in per_seed]))
+        spread = float(np.mean([scores[task]["stderr"] for scores in per_seed]))
+        if documents.ndim == 1 and len(documents) > 1:
+            spread = float(documents.std(ddof=1) / np.sqrt(len(documents)))
+        mean[task] = first | {"value": value, "stderr": spread, "documents": documents.tolist()}
+    return mean
+
+
+def paired(row: dict, other: dict) -> tuple[list[dict], list[dict]]:
+    """Two rows' scores of the seeds that both have, in the same order."""
+    seeds = sorted(set(row["by_seed"]) & set(other["by_seed"]))
+    return [row["by_seed"][seed] for seed in seeds], [other["by_seed"][seed] for seed in seeds]
+
+
+def differences(rows: list[dict], original: dict[str, dict]) -> list[dict]:
+    """Self-Data FT minus SFT in recovery, per block size and data set, paired by document and by seed.
+
+    Each is {block_size, data_set, difference, interval, p, p_holm, df, seed_share, detectable, seeds, documents}, see
+    `inference.estimate`; `p_holm` is corrected over all of them.
+    """
+    by_key = {(row["arm"], row["block_size"], row["data_set"]): row for row in rows}
+    found = []
+    for (arm, block_size, data_set), row in by_key.items():
+        other = by_key.get(("sft", block_size, data_set))
+        if arm != "self_data_ft" or other is None:
+            continue
+        ours, theirs = paired(row, other)
+        measured = estimate(recovery_values(ours, original, minus=theirs))
+        difference = measured.pop("estimate")
+        found.append({"block_size": block_size, "data_set": data_set, "difference": difference} | measured)
+    corrected = holm([entry["p"] for entry in found])
+    return [entry | {"p_holm": p} for entry, p in zip(found, corrected, strict=True)]
+
+
+def without_documents(rows: list[dict]) -> list[dict]:
+    """The grid without the per-document scores, which the jobs' own records keep."""
+    brief = [{key: value for key, value in row.items() if key != "by_seed"} for row in rows]
+    return [
+        row | {"scores": {t: {k: v for k, v in s.items() if k != "documents"} for t, s in row["scores"].items()}}
+        for row in brief
+    ]

@@ -1,0 +1,110 @@
+"""Answers to the claims of `claims.py`, from a study's records alone.
+
+A part of a claim says that a difference lies on one side of 0, and some that it is at least so large. The rule: a
+part holds if its estimate lies on its side and its p-value, corrected over all tests of all claims (Holm), is below
+0.05; it does not hold if the estimate lies significantly on the other side, or is significantly smaller than the
+published size. A claim holds if all its parts do, and does not hold if one does not. Everything else is
+inconclusive. So is a claim about training with fewer than three seeds, which do not say how far another seed would move
+the number. "Holds" and "does not hold" speak of the study's models and data, not of the paper's.
+"""
+
+from sdd_utils.analysis.claims import Claim, Part, claims
+from sdd_utils.analysis.comparisons import Missing
+from sdd_utils.analysis.statistics import holm
+from sdd_utils.base.number_format import amount
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "inconclusive"
+SEEDS_NEEDED, LEVEL = 3, 0.05
+_NUMBERS = ("estimate", "interval", "p", "p_holm", "detectable")
+
+
+def judge_claims(records: dict[str, dict], *, in_domain: dict[str, list]) -> list[dict]:
+    """Every claim's verdict.
+
+    Args:
+        records: a study's records by file name.
+        in_domain: the tasks of each data set's own domain, by data set.
+
+    Returns:
+        per claim {key, claim, source, unit, verdict, why, estimate, interval, p, p_holm, detectable, n, parts,
+        records}. Estimates in points are fractions (0.01 is 1 point). The numbers are those of the part that decides,
+        None where nothing was measured. `n` is {seeds, documents}; `records` names the files behind the answer.
+    """
+    asked = claims(in_domain)
+    measured = [_measured(claim, list(records.values())) for claim in asked]
+    parts = [part for found, _ in measured for part in found]
+    tests = [(part, name) for part in parts for name in ("p", "p_size") if part[name] is not None]
+    for (part, name), p in zip(tests, holm([part[name] for part, name in tests]), strict=True):
+        part[f"{name}_holm"] = p
+    return [_answer(claim, *found, records) for claim, found in zip(asked, measured, strict=True)]
+
+
+def _measured(claim: Claim, records: list[dict]) -> tuple[list[dict], str]:
+    """A claim's measured parts, or none and what is lacking."""
+    try:
+        return [_measure(part, records) for part in claim.parts], ""
+    except Missing as lacking:
+        return [], str(lacking)
+
+
+def _measure(part: Part, records: list[dict]) -> dict:
+    found = {"what": part.what, "side": part.side, "size": part.size, "p_holm": None, "p_size_holm": None}
+    found |= part.measure(records, null=0.0)
+    return found | {"p_size": part.measure(records, null=part.side * part.size)["p"] if part.size else None}
+
+
+def _verdict(part: dict) -> str:
+    towards = part["side"] * part["estimate"]
+    if part["p"] is None:  # exact: right if it prints as published
+        return HOLDS if f"{towards:.4f}" == f"{part['size']:.4f}" else FAILS
+    if part["seeds"] < SEEDS_NEEDED:
+        return OPEN
+    if _too_small(part):
+        return FAILS
+    if part["p_holm"] < LEVEL:
+        return HOLDS if towards > 0 else FAILS
+    return OPEN
+
+
+def _too_small(part: dict) -> bool:
+    """Whether the estimate is significantly smaller than the published size."""
+    return bool(part["size"]) and part["side"] * part["estimate"] < part["size"] and part["p_size_holm"] < LEVEL
+
+
+def _answer(claim: Claim, parts: list[dict], lacking: str, records: dict[str, dict]) -> dict:
+    found = {name: getattr(claim, name) for name in ("key", "claim", "source", "unit")}
+    shared = {"parts": parts, "records": [name for name, r in records.items() if r["step"] in claim.steps]}
+    if not parts:
+        why = f"{lacking[0].upper()}{lacking[1:]}."
+        return found | {"verdict": OPEN, "why": why} | dict.fromkeys(_NUMBERS) | {"n": None} | shared
+    verdicts = [_verdict(part) for part in parts]
+    verdict = FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} else OPEN
+    own = [part for part, one in zip(parts, verdicts, strict=True) if one == verdict]
+    deciding = max(own, key=lambda part: part["p"] or 0)  # of several the least certain
+    found |= {"verdict": verdict, "why": _why(deciding, claim.unit, verdict)}
+    found |= {name: deciding[name] for name in _NUMBERS}
+    return found | {"n": {"seeds": deciding["seeds"], "documents": deciding["documents"]}} | shared
+
+
+def with_interval(measured: dict, unit: str) -> str:
+    """An estimate with its unit and interval, as text."""
+    middle, low, high = (amount(value, unit) for value in (measured["estimate"], *measured["interval"]))
+    return f"{middle} {unit} [{low}, {high}]"
+
+
+def _why(part: dict, unit: str, verdict: str) -> str:
+    """What was measured, and why that decides it, or does not."""
+    if part["p"] is None:
+        return f"{part['what'].capitalize()}, {part['where']}: {100 * part['estimate']:.2f} %, counted, not estimated."
+    said = f"{part['what'][0].upper()}{part['what'][1:]}, {part['where']}: {with_interval(part, unit)}, "
+    said += f"p = {part['p']:.2g} ({part['p_holm']:.2g} after Holm's correction). "
+    if part["seeds"] < SEEDS_NEEDED:
+        return f"{said}Training seeds: {part['seeds']}; fewer than {SEEDS_NEEDED} do not show how far another moves it."
+    if verdict == FAILS and _too_small(part):
+        return f"{said}Significantly less than the published {amount(part['side'] * part['size'], unit)}."
+    if part["se"] == 0:
+        return f"{said}No document's score differs, so there is nothing to test with."
+    if verdict == OPEN:
+        found = amount(part["detectable"], unit).lstrip("+")
+        return f"{said}The design finds differences of {found} {unit} or more in four cases of five."
+    return f"{said}All on {'the claimed' if verdict == HOLDS else 'the other'} side of 0."

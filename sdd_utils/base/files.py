@@ -1,0 +1,125 @@
+"""Files that are complete or absent: text, JSON, JSON lines, folders; and their digests."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_json(path: Path, content: dict | list) -> Path:
+    """Write JSON completely or not at all; raises what `json_text` raises."""
+    return write_text(path, json_text(path, content))
+
+
+def json_text(path: Path, content: dict | list) -> str:
+    """What is to be written into a JSON file. Raises ValueError on a NaN or an infinity."""
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
+    except ValueError as error:
+        raise ValueError(
+            f"{path.name} would hold NaN or infinity: something went wrong before, nothing was written"
+        ) from error
+    return _one_line_lists(text) + "\n"
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as scratch:
+        scratch.write(text)
+    os.chmod(scratch.name, 0o644)
+    os.replace(scratch.name, path)
+    return path
+
+
+def _one_line_lists(text: str) -> str:
+    """Lists of plain numbers take one line, not one line a number."""
+    number = r"-?\d[\d.eE+-]*"
+    return re.sub(rf"\[\s+{number}(?:,\s+{number})*\s+\]", lambda m: re.sub(r"\s+", " ", m.group()), text)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `folder` at the end; after an error nothing has changed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """Rows of a JSON-lines file.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or a line that is not JSON; with the fix.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} does not exist yet: run the notebook that makes it, or 'make reproduce'")
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line else []
+        except ValueError as error:
+            raise ValueError(
+                f"{path.name}, line {number} is not complete JSON: run the notebook that makes it again"
+            ) from error
+    return rows
+
+
+def write_json_lines(path: Path, rows: list[dict]) -> Path:
+    """Write rows as JSON lines, completely or not at all."""
+    return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def drop_half_line(path: Path) -> None:
+    """Take away a last line that a killed process left unfinished; a file that is not there is made, empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    whole, newline, rest = path.read_bytes().rpartition(b"\n")
+    if rest:
+        path.write_bytes(whole + newline)
+
+
+def keep_rows(path: Path, keys: dict[str, str], *, make: Callable[[list[str]], Iterable[dict]]) -> list[dict]:
+    """Rows that are dear to make, from a file that only ever grows: those that it lacks are made and appended.
+
+    Args:
+        keys: by id, a digest of all that the row depends on. A row of another key is left where it is, unread.
+        make: yields the rows {id, ...} of these ids, in any order; each is in the file before the next is made.
+
+    Returns:
+        the rows {id, key, ...} in the order of `keys`.
+    """
+    drop_half_line(path)
+    rows = {row["id"]: row for row in read_json_lines(path) if keys.get(row["id"]) == row["key"]}
+    missing = [id_ for id_ in keys if id_ not in rows]
+    if missing:
+        with path.open("a", encoding="utf-8") as file:
+            for made in make(missing):
+                row = rows[made["id"]] = {"id": made["id"], "key": keys[made["id"]]} | made
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+    return [rows[id_] for id_ in keys]
+
+
+def digest(*parts) -> str:
+    """A short digest (hex) of anything that is JSON: equal exactly when the parts are."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -1,0 +1,76 @@
+"""The package's own import graph: which files of code a notebook, or a trained adapter, depends on.
+
+It is read from the sources, so no list of modules is kept by hand.
+"""
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import grimp
+
+from sdd_utils import ROOT
+
+# The rooms whose code makes numbers. Precision is the one thing in `base` that a number depends on.
+NUMBERS = ("base.precision", "data", "tasks", "models", "engine", "steps", "analysis")
+
+
+@functools.cache
+def _graph() -> grimp.ImportGraph:
+    return grimp.build_graph("sdd_utils", cache_dir=None)
+
+
+def modules_behind(names: Iterable[str], *, rooms: tuple[str, ...] = NUMBERS) -> set[str]:
+    """The modules of these rooms that the named modules are, or import, directly or not; all names are dotted.
+
+    A package stands for all that is in it: lm-eval loads the builders of `tasks` by their file.
+    """
+    graph, left, known = _graph(), list(names), set()
+    while left:
+        name = left.pop()
+        if name in known or name not in graph.modules:
+            continue
+        known.add(name)
+        packed = graph.find_descendants(name) if name != "sdd_utils" else ()
+        left += [*graph.find_modules_directly_imported_by(name), *packed]
+    return {name for name in known if any(_lies_in(name, room) for room in rooms)}
+
+
+def _lies_in(name: str, room: str) -> bool:
+    return f"{name}.".startswith(f"sdd_utils.{room}.")
+
+
+def files_behind(names: Iterable[str], *, rooms: tuple[str, ...] = NUMBERS) -> list[Path]:
+    """The files of `modules_behind`, and what lies beside them that is no code: names, task files."""
+    modules = [ROOT.joinpath(*name.split(".")) for name in modules_behind(names, rooms=rooms)]
+    code = {path.with_suffix(".py") for path in modules if path.with_suffix(".py").is_file()}
+    folders = {path.parent for path in code} & {ROOT / "sdd_utils" / room for room in ("data", "tasks")}
+    beside = {path for folder in folders for path in folder.iterdir() if path.suffix in (".yaml", ".txt")}
+    return sorted(code | beside)
+
+
+def modules_of_notebook(cells: list[str]) -> set[str]:
+    """The dotted names of this package that the code cells of a notebook import."""
+    names = set()
+    for node in ast.walk(ast.parse("\n".join(cells))):
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("sdd_utils."):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    # `from sdd_utils.steps import pruning` names the room as well, which is not all that is in it.
+    return {name for name in names if (ROOT.joinpath(*name.split("."))).with_suffix(".py").is_file()}
+
+
+def code_digest(names: Iterable[str], *, rooms: tuple[str, ...] = NUMBERS) -> str:
+    """Digest (hex) of what the code behind these modules does: comments and docstrings may change."""
+    trees = (ast.parse(path.read_text("utf-8")) for path in files_behind(names, rooms=rooms) if path.suffix == ".py")
+    return hashlib.sha256("\n".join(map(_without_docstrings, trees)).encode()).hexdigest()
+
+
+def _without_docstrings(tree: ast.Module) -> str:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            body.pop(0)
+    return ast.dump(tree)

@@ -1,0 +1,23 @@
+"""Shares and differences as text, the same in every table, sentence and page; none is "-0.0"."""
+
+
+def percent(value: float, low_high: list[float] | None = None) -> str:
+    """0.915 as "91.5 %", with its interval where there is one."""
+    return f"{100 * value:z.1f} %{f' {percent_interval(low_high)}' if low_high else ''}"
+
+
+def percent_interval(low_high: list[float]) -> str:
+    """[0.88, 0.95] as "[88.0, 95.0]"."""
+    return f"[{100 * low_high[0]:z.1f}, {100 * low_high[1]:z.1f}]"
+
+
+def amount(value: float, unit: str) -> str:
+    """A difference in its unit, e.g. 0.012 in points as "+1.2"."""
+    digits, shown = (1, 100 * value) if unit == "points" else (3, value)
+    return f"{shown:+z.{digits}f}"
+
+
+def points(difference: float, low_high: list[float]) -> str:
+    """0.01 as "+1.0 [-4.0, +6.9]", in percentage points."""
+    middle, low, high = (amount(value, "points") for value in (difference, *low_high))
+    return f"{middle} [{low}, {high}]"

@@ -1,0 +1,351 @@
+"""Records: one JSON file per job that says what came out and how it was made.
+
+A record is written last, under a temporary name, and renamed: if it is there, the job is finished. The types below are
+its schema: what is written is checked against them, and so is what is read. Shares and scores lie in 0..1.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from sdd_utils.base.files import json_text, write_text
+from sdd_utils.base.provenance import process_provenance
+
+SCHEMA = 2  # of all records; raised when a type below changes. Records of before types were checked had none.
+_CLOSED = ConfigDict(extra="forbid", strict=True)
+_OPEN = ConfigDict(extra="allow", strict=True)
+
+Interval = list[float]  # [low, high], 95 %
+
+
+@with_config(_CLOSED)
+class Score(TypedDict):
+    """One task's score; see `steps.evaluation.evaluate_model`."""
+
+    metric: str
+    filter: str  # lm-eval's, e.g. "strict-match"
+    value: float
+    stderr: float
+    n: int  # documents
+    limit: int  # documents asked for; 0 is all
+    chance: float  # the score of guessing; 0 where guessing has no one score
+    shots: int
+    chat_template: bool
+    version: str  # of the task
+    engine: str
+    higher_is_better: bool
+    all: dict[str, Any]  # every metric that lm-eval reports
+    documents: list[float] | list[list[float]]  # per document a value, or (nats, words)
+
+
+Scores = dict[str, Score]  # by task
+
+
+@with_config(_CLOSED)
+class Fidelity(TypedDict):
+    """Nats per token on one data set's answers of the original; see `steps.fidelity`."""
+
+    nll: float
+    kl: float
+    tokens: int
+    documents: list[list[float]]  # per answer [nll_sum, kl_sum, tokens]
+
+
+@with_config(_CLOSED)
+class Block(TypedDict):
+    """The block [start, start + block_size) that was chosen."""
+
+    block_size: int
+    start: int
+    distance: float  # angular, 0..1
+    stability: float  # share of resampled calibration sets that choose the same block
+
+
+@with_config(_CLOSED)
+class SimilarityMetrics(TypedDict):
+    """Of 01."""
+
+    blocks: list[Block]
+    layers: int
+    calibration_fingerprint: str
+    map: list[list[float]]  # (layers + 1, layers + 1) angular distances
+    block_influence: list[float]  # (layers,)
+
+
+@with_config(_CLOSED)
+class Accounting(TypedDict):
+    """A pruned model's size; see `models.architecture.accounting_table`."""
+
+    block_size: int
+    layers: int
+    parameters: int
+    flops_per_token_2p: int
+    flops_per_token_matmul: int
+    cut_parameters: float
+    cut_matmul: float
+
+
+@with_config(_CLOSED)
+class PruningMetrics(TypedDict):
+    """Of 02; block size 0 is the original."""
+
+    start: int
+    kept_layers: list[int]
+    accounting: Accounting
+    scores: Scores
+    fidelity: dict[str, Fidelity]  # by data set
+    engine: NotRequired[str]  # at n = 0: what generated the original's answers
+
+
+@with_config(_CLOSED)
+class SetStatistics(TypedDict):
+    """One generated set; see `steps.distillation.statistics`."""
+
+    rows: int
+    fallback_rate: float
+    copy_rate: float
+    truncation_rate: float
+    overlap_8gram: float
+    reasons: dict[str, int]
+    words_original: list[int]
+    words_distilled: list[int]
+
+
+@with_config(_CLOSED)
+class DistillationMetrics(TypedDict):
+    """Of 03."""
+
+    sets: dict[str, SetStatistics]  # "distilled", and "self_generated" where an arm learns from it
+    nll: dict[str, list[float]]  # nats per token of each response, by set; "original" among them
+    dropped: dict[str, int]  # rows that the row rule left out, by reason
+    engine: str
+    fingerprints: dict[str, str]  # of the rows and of each set
+
+
+@with_config(_CLOSED)
+class Training(TypedDict):
+    """One adapter's training; see `steps.finetuning.finetune`."""
+
+    rows: int
+    steps: int
+    trained_tokens: int
+    seen_tokens: int
+    loss: list[list[float]]  # [step, nats per token]
+
+
+@with_config(_CLOSED)
+class TunedModel(TypedDict):
+    """One arm of a fine-tuning."""
+
+    training: Training
+    scores: Scores
+    fidelity: dict[str, Fidelity]
+
+
+@with_config(_CLOSED)
+class FinetuningMetrics(TypedDict):
+    """Of 04."""
+
+    arms: dict[str, TunedModel]
+
+
+@with_config(_CLOSED)
+class RecoveredScores(TypedDict):
+    """A model's scores and its recovery; `t` is its place on a merge's path, `training` that of a mixture."""
+
+    t: NotRequired[float]
+    training: NotRequired[Training]
+    recovery: float
+    interval: Interval
+    scores: Scores
+
+
+@with_config(_CLOSED)
+class MergingMetrics(TypedDict):
+    """Of 05."""
+
+    points: list[RecoveredScores]  # along SLERP, parents included
+    lerp_points: list[RecoveredScores]
+    mixture: RecoveredScores | None
+    angles: dict[str, float]  # radians, by tensor
+    lerp_share: float  # of the tensors, where SLERP falls back to LERP
+    lerp_above: float  # the |cosine| from which it does
+
+
+@with_config(_CLOSED)
+class Cosines(TypedDict):
+    """Cosines of one model's answers to the original's greedy ones."""
+
+    mean: float
+    interval: Interval
+    n: int
+    similarities: list[float]
+
+
+@with_config(_CLOSED)
+class MovedArm(TypedDict):
+    """One arm's answers, decoded greedily and by sampling."""
+
+    greedy: Cosines
+    sampled: Cosines
+
+
+@with_config(_CLOSED)
+class EmbeddingMetrics(TypedDict):
+    """Of 06."""
+
+    arms: dict[str, MovedArm]
+    original_sampled: Cosines  # the most that any model can be expected to reach
+    cut_share: float  # answers longer than the encoder reads
+    engine: str
+
+
+@with_config(_CLOSED)
+class ResultsMetrics(TypedDict):
+    """Of 09: what the page shows."""
+
+    grid: list[dict[str, Any]]
+    differences: list[dict[str, Any]]
+    shift: dict[str, Any]
+
+
+@with_config(_CLOSED)
+class Provenance(TypedDict):
+    """How a record was made; see `base.provenance`."""
+
+    commit: str
+    dirty: bool
+    versions: dict[str, str]
+    device: str
+    dtype: str
+    threads: int
+    seed: int | None
+    started: str
+    wall_s: float
+    peak_rss_mb: int
+
+
+@with_config(_OPEN)
+class Params(TypedDict):
+    """The notebook's parameters, whose types the notebook itself checks; these every one has."""
+
+    study: str
+    run: str
+
+
+@with_config(_CLOSED)
+class Record(TypedDict):
+    """A whole record; `metrics` is of the type that `METRICS` has for its step."""
+
+    schema: int
+    step: str
+    study: str
+    params: Params
+    metrics: dict[str, Any]
+    provenance: Provenance
+
+
+NOTEBOOKS = {
+    "similarity": "01_similarity_analysis",
+    "pruning": "02_pruning",
+    "distillation": "03_self_data_distillation",
+    "finetuning": "04_sft_vs_self_distill",
+    "merging": "05_model_merging",
+    "embedding_similarity": "06_embedding_similarity",
+    "results": "09_results",
+}
+METRICS = {
+    "similarity": SimilarityMetrics,
+    "pruning": PruningMetrics,
+    "distillation": DistillationMetrics,
+    "finetuning": FinetuningMetrics,
+    "merging": MergingMetrics,
+    "embedding_similarity": EmbeddingMetrics,
+    "results": ResultsMetrics,
+}
+
+
+def write_record(path: Path, *, step: str, params: dict, metrics: dict) -> Path:
+    """Write a finished job's record.
+
+    Raises:
+        ValueError: it is not of its step's type, or holds a NaN or an infinity, which means that the job went wrong.
+    """
+    record = {
+        "schema": SCHEMA,
+        "step": step,
+        "study": params["study"],
+        "params": params,
+        "metrics": metrics,
+        "provenance": process_provenance(seed=params.get("seed")),
+    }
+    text = json_text(path, record)
+    if wrong := _difference(json.loads(text)):
+        raise ValueError(f"{path.name} is not a record of step {step!r}: {wrong}; nothing was written")
+    return write_text(path, text)
+
+
+def _difference(record: dict) -> str:
+    """Where a record departs from the schema, in a few words; "" where it does not."""
+    try:
+        TypeAdapter(Record).validate_python(record)
+        TypeAdapter(METRICS[record["step"]]).validate_python(record["metrics"])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'the record'}: {first['msg']}"
+    except KeyError as error:
+        return f"unknown step {error}"
+    return ""
+
+
+def read_record(path: Path) -> dict:
+    """Read a record and check it against the schema.
+
+    Raises:
+        FileNotFoundError: there is none yet; says which notebook and command make it.
+        ValueError: it is no record, or one of another schema.
+    """
+    made_by = NOTEBOOKS.get(path.stem.split("-")[0], NOTEBOOKS["results"])
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path.name} does not exist yet: run notebooks/{made_by}.ipynb first, or 'make reproduce' for all"
+        )
+    fix = f"delete it and run notebooks/{made_by}.ipynb, or 'make reproduce' for all"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not complete JSON: {fix}") from error
+    version = record.get("schema") if isinstance(record, dict) else None
+    if version != SCHEMA:
+        raise ValueError(f"{path.name} has record schema {version or 1}, this version reads {SCHEMA}: {fix}")
+    if wrong := _difference(record):
+        raise ValueError(f"{path.name} does not follow record schema {SCHEMA} ({wrong}): {fix}")
+    return record
+
+
+def read_records(folder: Path) -> list[dict]:
+    """Every record of a folder, in the order of their file names."""
+    return list(records_by_file(folder).values())
+
+
+def records_by_file(folder: Path, *, names: Iterable[str] = ()) -> dict[str, dict]:
+    """The records of a folder by file name, in their order.
+
+    Args:
+        names: the file names to read; none is all.
+    """
+    paths = [folder / name for name in sorted(names)] or sorted(folder.glob("*.json"))
+    return {path.name: read_record(path) for path in paths}
+
+
+def of_step(records: Iterable[dict], step: str) -> list[dict]:
+    """The records of one step."""
+    return [record for record in records if record["step"] == step]
+
+
+def device_of(provenance: Provenance) -> str:
+    """Device and precision that a record was made with."""
+    return f"{provenance['device']} in {provenance['dtype']}"

@@ -1,0 +1,98 @@
+"""Every data set as the same columns: `id, instruction, context, response, answer`, all of them strings.
+
+`answer` is what a response can be checked against; it is "" where nothing is checkable. `sources` names the data
+sets of the hub, `source_rows` reads them and files, and `offline` makes two without a download.
+"""
+
+import hashlib
+import json
+import math
+
+from sdd_utils.data import source_rows, sources
+from sdd_utils.data.offline import OFFLINE
+
+COLUMNS = ("id", "instruction", "context", "response", "answer")
+SPLITS = ("train", "test")
+
+
+def data_set_names() -> tuple[str, ...]:
+    """The data sets that `load` knows by name."""
+    return (*OFFLINE, *sources.HUB)
+
+
+def load_rows(
+    name: str, *, split: str, rows: int, own_data: dict | None = None, max_response_words: int = 0
+) -> list[dict]:
+    """The first `rows` rows (0: all) of a data set in its fixed order, as dicts with the keys `COLUMNS`.
+
+    Rows whose response is empty or longer than `max_response_words` (0: no limit) are left out before they are
+    counted; `dropped` says how many. The train rows also serve as calibration text.
+
+    Args:
+        own_data: a user's own sources by name, see `sources.Source`.
+
+    Raises:
+        ValueError: an unknown data set or split, or the data set has fewer rows.
+        FileNotFoundError, OSError: see `sources.rows`.
+    """
+    found, _ = _sifted(name, split=split, own_data=own_data, max_response_words=max_response_words)
+    if not 0 <= rows <= len(found) or not found:
+        raise ValueError(f"{rows} rows of {name} {split} cannot be had: ask for 1 to {len(found)}, or 0 for all")
+    return [dict(row) for row in found[: rows or None]]
+
+
+def left_out_rows(
+    name: str, *, split: str, own_data: dict | None = None, max_response_words: int = 0
+) -> dict[str, int]:
+    """How many rows of a split the row rule leaves out, by reason."""
+    return _sifted(name, split=split, own_data=own_data, max_response_words=max_response_words)[1]
+
+
+def _sifted(name: str, *, split: str, own_data: dict | None, max_response_words: int) -> tuple[list, dict]:
+    """The rows of a split that pass the row rule, and the number of the others by reason."""
+    words = [(row, len(row["response"].split())) for row in _rows(name, split=split, own_data=own_data or {})]
+    limit = max_response_words or math.inf
+    reasons = {"empty": sum(n == 0 for _, n in words), "too long": sum(n > limit for _, n in words)}
+    return [row for row, n in words if 0 < n <= limit], reasons
+
+
+def _rows(name: str, *, split: str, own_data: dict) -> list[dict]:
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown: use one of {', '.join(SPLITS)}")
+    if name in own_data:
+        return source_rows.source_rows(name, sources.own_source(name, own_data[name]), split=split)
+    if name in sources.HUB:
+        return source_rows.source_rows(name, sources.HUB[name], split=split)
+    if name in OFFLINE:
+        return OFFLINE[name](split)
+    known = ", ".join([*data_set_names(), *own_data])
+    raise ValueError(f"data set {name!r} is unknown: use one of {known} (study key data_sets)")
+
+
+def calibration_set(names: list[str], *, rows: int, own_data: dict | None = None) -> list[dict]:
+    """`rows` training rows in equal parts per data set, the same number of each.
+
+    Raises:
+        ValueError: no data set, fewer rows than data sets, or what `load` raises.
+    """
+    if not 0 < len(names) <= rows:
+        raise ValueError(
+            f"{rows} calibration rows of {len(names)} data sets: name a data set, and a row of each at least"
+        )
+    return [row for name in names for row in load_rows(name, split="train", rows=rows // len(names), own_data=own_data)]
+
+
+def text_of(row: dict) -> str:
+    """A row as running text, for calibration: instruction, context and response, whichever there are."""
+    return "\n".join(part for part in (row["instruction"], row["context"], row["response"]) if part)
+
+
+def fingerprint(rows: list[dict]) -> str:
+    """The sha256 (hex) of the rows as canonical JSON: equal exactly when columns, values and order are."""
+    text = json.dumps(rows, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def question_of(row: dict) -> str:
+    """The instruction, with its context below it where there is one."""
+    return f"{row['instruction']}\n\n{row['context']}" if row["context"] else row["instruction"]

@@ -1,0 +1,236 @@
+"""A model's architecture without its weights, and its parameter and FLOP table.
+
+    python -m sdd_utils.models.architecture Llama-3.1-8B-Instruct 2 4 6 8 10
+    python -m sdd_utils.models.architecture path/to/config.json 4
+
+`sdd_utils/models/configs/` holds the architecture of the models that the studies name, so that a study can be planned
+where its model is gated, not cached or out of reach.
+"""
+
+import argparse
+import copy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tabulate
+import torch
+import transformers
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from sdd_utils import ROOT
+from sdd_utils.models import store
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of decoder layers of a causal language model, whatever wraps it.
+
+    Raises:
+        ValueError: the model has no list of as many modules as its configuration names layers.
+    """
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise ValueError(f"{type(model).__name__} has no decoder layers to prune: use a decoder-only causal language model")
+
+
+SHIPPED = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a model's size is made of. Counts, but `kv_width`: numbers per token in the KV cache."""
+
+    parameters: int
+    matmul: int
+    adapter: int
+    layers: int
+    hidden: int
+    vocabulary: int
+    layer_width: float  # inputs and outputs of one layer's linear maps, for one token
+    kv_width: int
+
+
+def find_config(name: str) -> tuple[transformers.PretrainedConfig, str]:
+    """The configuration of a model, and where it was found; no weights are loaded, downloaded or converted.
+
+    Args:
+        name: what study key `model` allows, a config.json, or the name of a shipped architecture.
+
+    Raises:
+        FileNotFoundError: nothing of that name can be had, in one sentence.
+    """
+    place, shipped = ROOT / name, SHIPPED / f"{name.partition('@')[0].rsplit('/', 1)[-1]}.json"
+    if place.is_dir():
+        return store.load_config(name), f"folder {name}"
+    if place.is_file():
+        return _read(place), f"file {name}"
+    if cached := _of_hub(name, local_files_only=True):
+        return cached, "the hub cache"
+    if shipped.is_file():
+        return _read(shipped), f"sdd_utils/models/configs/{shipped.name} (shipped; the model itself was not looked at)"
+    if fetched := _of_hub(name, local_files_only=False):
+        return fetched, "its config.json on the hub"
+    known = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.json")))
+    raise FileNotFoundError(
+        f"model {name!r} has no config that can be had: go online once, set HF_TOKEN if it is gated, or name a "
+        f"folder, a config.json or one of {known}"
+    )
+
+
+def _read(path: Path) -> transformers.PretrainedConfig:
+    return transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+
+
+def _of_hub(name: str, *, local_files_only: bool) -> transformers.PretrainedConfig | None:
+    """The config.json of a hub id, the only file that is fetched; None where it cannot be had."""
+    if not store.is_hub_id(name):
+        return None
+    repo, _, revision = name.partition("@")
+    settings = {"revision": revision or "main", "local_files_only": local_files_only, "trust_remote_code": False}
+    try:
+        return transformers.AutoConfig.from_pretrained(repo, **settings)
+    except (OSError, ValueError):
+        return None
+
+
+def shape_of(config: transformers.PretrainedConfig, *, block_size: int, rank: int, targets: str) -> Shape:
+    """Count a model on the meta device, the LoRA adapter of rank `rank` on `targets` included."""
+    config = pruned_config(config, start=0, block_size=block_size)
+    model = without_weights(config)
+    text, account = config.get_text_config(), account_of(model)
+    head = model.get_output_embeddings()
+    linear = {k: m for k, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    chosen = [m for k, m in linear.items() if targets == "all-linear" or k.rpartition(".")[2] in targets.split(",")]
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Shape(
+        parameters=account.parameters,
+        matmul=account.matmul,
+        adapter=sum(rank * (m.in_features + m.out_features) for m in chosen),
+        layers=account.layers,
+        hidden=text.hidden_size,
+        vocabulary=text.vocab_size,
+        layer_width=sum(m.in_features + m.out_features for m in linear.values()) / account.layers,
+        kv_width=2 * account.layers * text.num_key_value_heads * width,
+    )
+
+
+def architecture_table(config: transformers.PretrainedConfig, block_sizes: list[int]) -> str:
+    """`pruning.accounting_table` for people: billions of parameters, GFLOP per token, cuts in per cent."""
+    rows = [
+        {
+            "n": row["block_size"],
+            "layers": row["layers"],
+            "parameters": f"{row['parameters']:,}",
+            "cut": f"{row['cut_parameters']:.2%}",
+            "GFLOP per token, 2 x parameters": round(row["flops_per_token_2p"] / 1e9, 3),
+            "GFLOP per token, matrix products": round(row["flops_per_token_matmul"] / 1e9, 3),
+            "cut, matrix products": f"{row['cut_matmul']:.2%}",
+        }
+        for row in accounting_table(config, block_sizes)
+    ]
+    return tabulate.tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True, stralign="right")
+
+
+def main() -> int:
+    """Print the table of one model; exit status 2 and one sentence on a wrong name or block size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="hub id, folder, config.json, or the name of a shipped architecture")
+    parser.add_argument("block_sizes", nargs="*", type=int, help="layers to remove (0, the original, always leads)")
+    arguments = parser.parse_args()
+    try:
+        config, origin = find_config(arguments.model)
+        rows = architecture_table(config, [0, *(n for n in arguments.block_sizes if n)])
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{arguments.model}: architecture from {origin}\n\n{rows}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
+
+
+def check_block(*, start: int, block_size: int, depth: int, smallest: int = 0) -> None:
+    """Raise ValueError, in one sentence, unless [start, start + block_size) leaves some of `depth` layers."""
+    if not smallest <= block_size < depth:
+        allowed = f"{smallest}..{depth - 1}"
+        raise ValueError(f"block size {block_size} is impossible: a model of {depth} layers allows {allowed}")
+    if not 0 <= start <= depth - block_size:
+        raise ValueError(
+            f"block start {start} is impossible: {block_size} of {depth} layers can start at 0..{depth - block_size}"
+        )
+
+
+def kept_layers(*, start: int, block_size: int, depth: int) -> list[int]:
+    """Indices, in the original model, of the layers that stay."""
+    return [*range(start), *range(start + block_size, depth)]
+
+
+def pruned_config(config: PretrainedConfig, *, start: int, block_size: int) -> PretrainedConfig:
+    """A copy of a model's configuration for its pruned form: every per-layer list sliced, the depth rewritten."""
+    pruned = copy.deepcopy(config)
+    text = pruned.get_text_config()
+    depth = text.num_hidden_layers
+    check_block(start=start, block_size=block_size, depth=depth)
+    kept = kept_layers(start=start, block_size=block_size, depth=depth)
+    for name, value in vars(text).items():
+        if isinstance(value, list | tuple) and len(value) == depth:
+            setattr(text, name, type(value)(value[i] for i in kept))
+    text.num_hidden_layers = len(kept)
+    return pruned
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """Size of a model: `parameters` counts shared tensors once; `matmul` counts the weights that multiply
+    a token (linear layers and LM head, no input embedding). FLOPs per token are 2x either, attention scores apart."""
+
+    layers: int
+    parameters: int
+    matmul: int
+
+
+def account(config: PretrainedConfig) -> Accounting:
+    """Count a model's parameters from its configuration, on the meta device: no weights are loaded."""
+    return account_of(without_weights(config))
+
+
+def without_weights(config: PretrainedConfig):
+    """The model that a configuration describes, on the meta device: shapes only."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+
+
+def account_of(model) -> Accounting:
+    """Count the parameters of a model, which may be on the meta device."""
+    matmul = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    depth = model.config.get_text_config().num_hidden_layers
+    return Accounting(layers=depth, parameters=sum(p.numel() for p in model.parameters()), matmul=matmul)
+
+
+def accounting_table(config: PretrainedConfig, block_sizes: list[int]) -> list[dict]:
+    """One row per block size: layers, parameters, and the cut in both countings (shares of the original, 0..1).
+
+    The paper's "FLOPs saved" of 16.30 % at n = 6 is the share of parameters; the share of matrix products
+    that a token needs is larger. Both are given.
+    """
+    whole = account(config)
+    rows = []
+    for n in block_sizes:
+        part = account(pruned_config(config, start=0, block_size=n))
+        rows.append(
+            {
+                "block_size": n,
+                "layers": part.layers,
+                "parameters": part.parameters,
+                "flops_per_token_2p": 2 * part.parameters,
+                "flops_per_token_matmul": 2 * part.matmul,
+                "cut_parameters": 1 - part.parameters / whole.parameters,
+                "cut_matmul": 1 - part.matmul / whole.matmul,
+            }
+        )
+    return rows

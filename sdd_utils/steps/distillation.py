@@ -1,0 +1,136 @@
+"""Self-data distillation: the unpruned model rewrites every response, and a rewrite is kept only if it is right.
+
+The template, the banned phrases and the conditional selection follow SDFT (Yang et al. 2402.13669), the parent
+method the paper builds on (arXiv 2410.09982). Nothing is dropped: a rejected rewrite falls back to the original
+response, so the distilled set has exactly the rows of the original.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from sdd_utils.data.rows import question_of
+from sdd_utils.engine.generation import generate_file, render
+from sdd_utils.models.store import load_tokenizer
+from sdd_utils.steps import answer_check
+
+_GENERAL = (
+    "Below are an instruction that describes a task and a reference answer. Use the reference answer as a guide "
+    "and write your own response to the instruction.\n\n"
+    "### Instruction:\n{instruction}\n\n### Reference Answer:\n{response}\n\n### Response:\n"
+)
+_MATH_SYSTEM = "You are an expert in math. Below are a math question and its reference answer."
+_MATH = (
+    "Write your own step-by-step solution, with the reference answer as a guide. {ending}\n\n"
+    "### Question:\n{instruction}\n\n### Reference Answer:\n{response}\n"
+)
+_MATH_ALONE_SYSTEM = "You are an expert in math. Below is a math question."
+_MATH_ALONE = "Write your own step-by-step solution. {ending}\n\n### Question:\n{instruction}\n"
+
+
+def rewrite_messages(row: dict) -> list[dict]:
+    """The conversation that asks the unpruned model for its own version of a response."""
+    fields = {"instruction": question_of(row), "response": row["response"]}
+    ending = answer_check.ENDINGS.get(answer_check.check_of(row))
+    if ending is None:
+        return [{"role": "user", "content": _GENERAL.format(**fields)}]
+    return [
+        {"role": "system", "content": _MATH_SYSTEM},
+        {"role": "user", "content": _MATH.format(**fields, ending=ending)},
+        {"role": "assistant", "content": answer_check.MATH_OPENING},
+    ]
+
+
+def answer_messages(row: dict) -> list[dict]:
+    """The conversation that asks the unpruned model for a response of its own, without the reference answer.
+
+    Mathematics gets the rewrite's template but for the reference, so that answers can be checked as rewrites are.
+    """
+    ending = answer_check.ENDINGS.get(answer_check.check_of(row))
+    if ending is None:
+        return [{"role": "user", "content": question_of(row)}]
+    return [
+        {"role": "system", "content": _MATH_ALONE_SYSTEM},
+        {"role": "user", "content": _MATH_ALONE.format(instruction=question_of(row), ending=ending)},
+        {"role": "assistant", "content": answer_check.MATH_OPENING},
+    ]
+
+
+ASKED_BY = {"distilled": rewrite_messages, "self_generated": answer_messages}
+
+
+def rewrite(model: str | Path, rows: list[dict], *, path: Path, which: str = "distilled", **settings) -> list[dict]:
+    """Have the model write every response anew, into a file that a rerun only adds to.
+
+    Args:
+        which: "distilled", with sight of the original response, or "self_generated", without it.
+        path, settings: see `generation.generate_file`.
+
+    Returns:
+        the raw texts {id, key, text, finish, n_tokens, seed}, in the order of `rows`.
+    """
+    tokenizer = load_tokenizer(model)
+    prompts = {row["id"]: render(tokenizer, ASKED_BY[which](row)) for row in rows}
+    return generate_file(model, prompts, path=path, speculate=True, **settings)
+
+
+def judge(rows: list[dict], written: list[dict]) -> list[dict]:
+    """The set to train on, by conditional selection: a pure function of the rows and of what `rewrite` gave.
+
+    Returns:
+        rows {id, response, source: "distilled" | "original", reason, finish, n_tokens, seed, rewrite}, in the order
+        of `rows`.
+
+    Raises:
+        ValueError: the texts are not those of these rows.
+    """
+    _check_pairs(rows, written)
+    return [_judged(row, output) for row, output in zip(rows, written, strict=True)]
+
+
+def _check_pairs(rows: list[dict], others: list[dict]) -> None:
+    if [row["id"] for row in rows] != [other["id"] for other in others]:
+        raise ValueError("the generated set does not belong to these rows: run 03 again")
+
+
+def _judged(row: dict, output: dict) -> dict:
+    text, finish = answer_check.opening(row) + output["text"], output["finish"]
+    if answer_check.check_of(row) == "number" and (whole := answer_check.until_answer(text)):
+        text, finish = whole, "stop"
+    response, reason = answer_check.select(row, text=text, finish=finish)
+    source = "distilled" if reason == "kept" else "original"
+    judged = {"id": row["id"], "response": response, "source": source, "reason": reason, "finish": finish}
+    return judged | {"n_tokens": output["n_tokens"], "seed": output["seed"], "rewrite": text}
+
+
+def ngram_overlap(text: str, reference: str, *, n: int = 8) -> float:
+    """Share of a text's word n-grams that also stand in the reference, 0..1; 0 for a text shorter than n words."""
+
+    def grams(words: list[str]) -> list[tuple]:
+        return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+    own, known = grams(text.split()), set(grams(reference.split()))
+    return sum(gram in known for gram in own) / len(own) if own else 0.0
+
+
+def statistics(rows: list[dict], distilled: list[dict]) -> dict:
+    """Rates (0..1) and lengths (words) that say what distillation changed.
+
+    `copy` is the share of *all* rows whose training response is word for word the original's although it counts
+    as distilled: where it is high, the two arms train on the same data.
+    """
+    _check_pairs(rows, distilled)
+    pairs = list(zip(rows, distilled, strict=True))
+    kept = [(row, other) for row, other in pairs if other["source"] == "distilled"]
+    copies = [row["response"].split() == other["response"].split() for row, other in kept]
+    return {
+        "rows": len(pairs),
+        "fallback_rate": 1 - len(kept) / len(pairs),
+        "copy_rate": sum(copies) / len(pairs),
+        "truncation_rate": sum(other["finish"] == "length" for other in distilled) / len(pairs),
+        "overlap_8gram": float(np.mean([ngram_overlap(o["response"], r["response"]) for r, o in kept] or [0.0])),
+        "reasons": dict(sorted(Counter(other["reason"] for other in distilled).items())),
+        "words_original": [len(row["response"].split()) for row in rows],
+        "words_distilled": [len(other["response"].split()) for other in distilled],
+    }

@@ -1,0 +1,220 @@
+"""Score a model with lm-eval: stock tasks, and the offline ones under `sdd_utils/tasks/`.
+
+Every score says its metric, filter, shots, template, task version, number of documents and standard error, and
+keeps each document's value, so that models can be compared document by document.
+"""
+
+import functools
+import math
+import re
+from pathlib import Path
+from unittest import mock
+
+import lm_eval
+import numpy as np
+import torch
+from lm_eval.tasks import TaskManager
+
+from sdd_utils import tasks as task_files
+from sdd_utils.data import source_rows
+from sdd_utils.engine import generation, vllm_client, vllm_installed
+from sdd_utils.engine.lm_eval_model import SharedContextLM
+from sdd_utils.models import store
+
+TASKS = Path(task_files.__file__).parent
+# Of the metrics a task reports, the first of these stands for it; a perplexity becomes nats per word.
+_PREFERRED = ("acc_norm", "exact_match", "acc", "word_perplexity")
+_NAMES = re.compile(r"^[ \t]*(?:- *)?(?:(?:task|group|tag): *|(?<=- ))[\"']?([\w.-]+)[\"']?[ \t]*$", re.MULTILINE)
+_PREFERRED_FILTERS = ("none", "flexible-extract")
+_LEADERBOARD_FILTERS = {"gsm8k": "strict-match"}  # what Open LLM Leaderboard v1 counted; `all` has both
+
+
+def local_tasks() -> list[str]:
+    """Names of the tasks that need no network."""
+    return sorted(path.stem for path in TASKS.glob("*.yaml"))
+
+
+def check_tasks(tasks: dict[str, int]) -> None:
+    """Raise ValueError, in one sentence, if a task is neither ours nor named anywhere in lm-eval's task files.
+
+    Searching the files takes a second; lm-eval's own index, which settles it, takes a quarter of a minute.
+    """
+    unknown = set(tasks) - set(local_tasks())
+    if unknown:
+        for task in sorted(unknown - _lm_eval_names()):
+            allowed = f"one of {', '.join(local_tasks())}, or a task of lm-eval ('lm-eval ls tasks' lists them)"
+            raise ValueError(f"task {task!r} is unknown: use {allowed} (study key tasks)")
+
+
+def fetch(tasks: dict[str, int]) -> str:
+    """Download the documents of the tasks that are not ours; says how many tasks there are, groups unfolded.
+
+    Raises:
+        ValueError: an unknown task.
+        FileNotFoundError, OSError: see `sources.rows`.
+    """
+    check_tasks(tasks)
+    with source_rows.explain_data_errors(f"documents of {', '.join(tasks)}"):
+        return f"{len(_manager_for(tasks).load(list(tasks))['tasks'])} tasks"
+
+
+def _manager_for(tasks: dict[str, int]) -> TaskManager:
+    return _task_manager(stock=not set(tasks) <= set(local_tasks()))
+
+
+@functools.cache
+def _lm_eval_names() -> set[str]:
+    folder = Path(lm_eval.__file__).parent / "tasks"
+    return {name for path in folder.rglob("*.y*ml") for name in _NAMES.findall(path.read_text("utf-8"))}
+
+
+@functools.cache
+def _task_manager(*, stock: bool) -> TaskManager:
+    """Index of our tasks, and of lm-eval's own where they are needed; made once, as theirs takes long."""
+    return TaskManager(include_path=str(TASKS), include_defaults=stock)
+
+
+def evaluate_model(
+    model: str | Path,
+    *,
+    adapter: Path | None = None,
+    tasks: dict[str, int],
+    shots: dict[str, int],
+    chat_tasks: list[str],
+    batch_size: int,
+) -> dict[str, dict]:
+    """Score a model on every task.
+
+    Args:
+        model: name or folder.
+        adapter: a LoRA adapter to merge into it.
+        tasks: number of documents by task, always the first ones, so that every model meets the same; 0 is all.
+            For a group of tasks (mmlu) it counts in each of them.
+        shots: few-shot examples by task; the task's own number where a task is not named.
+        chat_tasks: the tasks that are asked in the model's chat format.
+
+    Returns:
+        by task: {metric, filter, value, stderr, n, limit, chance, shots, chat_template, version, engine,
+        higher_is_better, all, documents}, where `documents` holds one value each, or a pair (nats, words) for a
+        perplexity, and `engine` says what computed it.
+    """
+    check_tasks(tasks)
+    settings = {"shots": shots, "chat_tasks": chat_tasks}
+    chosen = _for_vllm(tasks)
+    found = _score_by_vllm(model, adapter=adapter, tasks=chosen, **settings) if chosen else {}
+    rest = {task: limit for task, limit in tasks.items() if task not in chosen}
+    if rest:
+        found |= score_loaded_model(
+            *store.load_model(model, adapter=adapter), tasks=rest, batch_size=batch_size, **settings
+        )
+    return {task: found[task] for task in tasks}
+
+
+def _for_vllm(tasks: dict[str, int]) -> dict[str, int]:
+    """The tasks that vLLM scores where it is installed: those that generate, and all of them on several GPUs.
+
+    It reads a context once per choice, where `SharedContextLM` reads it once; but it may spread a model over GPUs.
+    """
+    if not vllm_installed.available():
+        return {}
+    if torch.cuda.device_count() > 1:
+        return tasks
+    known = _manager_for(tasks).task_index
+    return {task: n for task, n in tasks.items() if known[task].cfg.get("output_type") == "generate_until"}
+
+
+def _score_by_vllm(model: str | Path, *, adapter: Path | None, tasks: dict, **settings) -> dict[str, dict]:
+    results = vllm_client.evaluate(model, adapter=adapter, tasks=tasks, **settings)
+    asked = {task: {"limit": limit, "chat": task in settings["chat_tasks"]} for task, limit in tasks.items()}
+    return {task: _task_score(results[task], task=task, engine=generation.engine(), **asked[task]) for task in tasks}
+
+
+def score_loaded_model(
+    model, tokenizer, *, tasks: dict, shots: dict, chat_tasks: list, batch_size: int
+) -> dict[str, dict]:
+    """`evaluate` for a model that is loaded, by transformers."""
+    manager = _manager_for(tasks)
+    # Whether a text starts with a BOS token is the tokenizer's to say: Llama's adds one, SmolLM2's does not.
+    wrapped = SharedContextLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device))
+    found = {}
+    for task, limit in tasks.items():
+        chat = task in chat_tasks
+        # After every call lm-eval would ask pip for all packages; records name the versions themselves.
+        with mock.patch("lm_eval.evaluator.add_env_info"):
+            results = lm_eval.simple_evaluate(
+                wrapped,
+                tasks=[task],
+                limit=limit or None,
+                num_fewshot=shots.get(task),
+                apply_chat_template=chat,
+                task_manager=manager,
+                bootstrap_iters=0,
+                log_samples=True,
+                verbosity="ERROR",
+            )
+        found[task] = _task_score(results, task=task, limit=limit, chat=chat, engine=generation.TRANSFORMERS)
+    return found
+
+
+_OF_HUNDRED = ("bleu", "chrf", "ter", "rouge")  # these run to 100 and stand beside the average of scores in 0..1
+
+
+def _task_score(results: dict, *, task: str, limit: int, chat: bool, engine: str) -> dict:
+    """One task's score from what `lm_eval.simple_evaluate` returned."""
+    values = {key: value for key, value in results["results"][task].items() if "," in key and "stderr" not in key}
+    metric, filter_ = _primary(task, values)
+    leaves = list(results["samples"])  # the task itself, or the tasks of a group
+    samples = [s for leaf in leaves for s in results["samples"][leaf] if s["filter"] == filter_]
+    documents = [sample[metric] for sample in samples]
+    rising = results["higher_is_better"][leaves[0]].get(metric) and not metric.startswith(_OF_HUNDRED)
+    choice = results["configs"][leaves[0]]["output_type"] == "multiple_choice"
+    found = {
+        "metric": metric,
+        "filter": filter_,
+        **_estimate(documents),
+        "n": len(documents),
+        "limit": limit,
+        "chance": _chance(samples, documents) if choice else 0.0,
+        "shots": results["n-shot"][leaves[0]],
+        "chat_template": chat,
+        "version": str(results["versions"][leaves[0]]),
+        "engine": engine,
+        "higher_is_better": bool(rising),
+        "all": values,
+        "documents": documents,
+    }
+    if metric == "word_perplexity":
+        found |= {"metric": "nll_per_word", "higher_is_better": False, "documents": [[-ll, n] for ll, n in documents]}
+        found |= _ratio_estimate(found["documents"])
+    return found
+
+
+def _chance(samples: list[dict], documents: list) -> float:
+    """The score of guessing; 0 where several choices are right (TruthfulQA mc2), as guessing has no one score there."""
+    return float(np.mean([1 / len(sample["resps"]) for sample in samples])) if set(documents) <= {0, 1} else 0.0
+
+
+def _primary(task: str, values: dict) -> tuple[str, str]:
+    keys = [tuple(key.split(",", 1)) for key in values]
+    filters = (_LEADERBOARD_FILTERS[task],) if task in _LEADERBOARD_FILTERS else _PREFERRED_FILTERS
+    ranked = [(m, f) for m in _PREFERRED for f in filters if (m, f) in keys]
+    return ranked[0] if ranked else keys[0]
+
+
+def _estimate(documents: list) -> dict:
+    """Mean and its standard error; a perplexity's pairs are left to `_ratio_estimate`."""
+    if isinstance(documents[0], list | tuple):
+        return {}
+    values = np.asarray(documents, dtype=float)
+    spread = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return {"value": float(values.mean()), "stderr": spread}
+
+
+def _ratio_estimate(pairs: list) -> dict:
+    """Nats per word over all documents, with the linearised standard error of a ratio of sums."""
+    nats, words = np.asarray(pairs, dtype=float).T
+    value = nats.sum() / words.sum()
+    residuals = nats - value * words
+    n = len(pairs)
+    spread = math.sqrt(n / max(n - 1, 1) * float((residuals**2).sum())) / words.sum()
+    return {"value": float(value), "stderr": float(spread)}

@@ -1,0 +1,244 @@
+"""One LoRA training: order of the rows, trainer, checkpoints, processes.
+
+On one device it runs in the calling process. Where several GPUs are visible it runs as a module, one process each:
+
+    accelerate launch --config_file profiles/fsdp2.yaml --num_processes 2 -m sdd_utils.steps.lora_training job.json
+
+Losses and adapter do not depend on the number of processes, beyond rounding and LoRA dropout. A killed training goes
+on from its newest checkpoint, which lies beside the adapter until the adapter is saved.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset, concatenate_datasets, load_from_disk
+from peft import LoraConfig
+from peft.helpers import disable_input_dtype_casting
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from sdd_utils import ROOT
+from sdd_utils.base import precision
+from sdd_utils.base.files import whole_folder
+from sdd_utils.engine import attention
+from sdd_utils.models import store
+
+PROFILE = ROOT / "profiles" / "fsdp2.yaml"
+# A checkpoint (adapter and Adam's moments) is small beside the model, and writing it short beside as many steps. A
+# training of fewer steps writes one, at its end.
+SAVE_STEPS = 50
+WORKER = ["-m", "sdd_utils.steps.lora_training"]
+
+
+def run(folder: Path, data: Dataset, *, adapter: Path, key: str, settings: dict) -> dict:
+    """Train on every visible GPU, or on the CPU, and return the report that lies in the adapter's `training.json`.
+
+    Args:
+        folder: the pruned checkpoint.
+        data: {input_ids, completion_mask} per row.
+        adapter: where the adapter goes, complete or not at all.
+        key: digest of all that the adapter depends on.
+        settings: the keyword settings of `finetuning.finetune`.
+
+    Raises:
+        ValueError: the GPUs cannot share `batch_size` rows equally.
+        RuntimeError: the launched training failed; names its log.
+    """
+    job = {"folder": str(folder), "adapter": str(adapter), "key": key, "settings": settings}
+    processes = max(1, torch.cuda.device_count())
+    if settings["batch_size"] % processes:
+        raise ValueError(
+            f"batch_size = {settings['batch_size']} cannot be shared equally by {processes} GPUs: "
+            f"make it a multiple of {processes}, or show fewer GPUs in CUDA_VISIBLE_DEVICES"
+        )
+    return train(job, data) if processes == 1 else launch(job, data, processes=processes)
+
+
+def launch(job: dict, data: Dataset, *, processes: int) -> dict:
+    """Train in processes of their own: a notebook's kernel must neither fork nor hold a process group."""
+    job = job | {name: str(Path(job[name]).resolve()) for name in ("folder", "adapter")}
+    place = checkpoints(job, processes=processes)
+    place.mkdir(parents=True, exist_ok=True)
+    data.save_to_disk(place / "data")
+    (place / "job.json").write_text(json.dumps(job | {"data": str(place / "data")}))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(PROFILE)]
+    command += ["--num_processes", str(processes), *WORKER, str(place / "job.json")]
+    log = place / "log.txt"
+    with log.open("w") as file:
+        status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
+    if status:
+        raise RuntimeError(f"training in {processes} processes ended with status {status}: read {log}; a rerun resumes")
+    return json.loads((Path(job["adapter"]) / "training.json").read_text())["report"]
+
+
+def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
+    """Train in this process, which is one of `processes`; see `run`."""
+    settings = job["settings"]
+    place = checkpoints(job, processes=processes)
+    arguments = _arguments(place, settings, processes=processes)  # first: it chooses this process's GPU
+    model, tokenizer = store.load_model(job["folder"])
+    check_targets(model, settings["lora_targets"])
+    if model.device.type == "cpu":
+        attention.set_by_rows(model)
+    names = ("epochs", "batch_size", "seed", "trained_tokens")
+    scheduled = schedule(data, **{name: settings[name] for name in names})
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=scheduled,
+        processing_class=tokenizer,
+        peft_config=_lora(settings),
+        callbacks=[KeepNewest()],
+    )
+    # Autocast casts inputs, and only where it must.
+    with disable_input_dtype_casting(trainer.model, active=arguments.bf16):
+        trainer.train(resume_from_checkpoint=newest(place))
+    return _save(trainer, scheduled, job, len(data))
+
+
+def schedule(data: Dataset, *, epochs: int, batch_size: int, seed: int, trained_tokens: int) -> Dataset:
+    """All rows in the order in which they are trained, every epoch shuffled anew and filled up to whole batches.
+
+    A filler is one token without loss. With it each step's rows are a slice that any number of processes can share,
+    where the trainer would repeat rows to give every process its part of an epoch's last batch.
+
+    Args:
+        trained_tokens: end before the row, the first apart, that would bring the tokens with loss above this; 0 is no
+            limit.
+    """
+    filler = Dataset.from_dict({name: [[0]] for name in data.column_names}, features=data.features)
+    random, fill = np.random.default_rng(seed), [len(data)] * (-len(data) % batch_size)
+    order = [i for _ in range(epochs) for i in (*random.permutation(len(data)).tolist(), *fill)]
+    if trained_tokens:
+        tokens = np.array([*map(sum, data["completion_mask"]), 0])
+        order = order[: max(1, np.searchsorted(tokens[order].cumsum(), trained_tokens, side="right"))]
+        order += [len(data)] * (-len(order) % batch_size)
+    return concatenate_datasets([data, filler]).select(order)
+
+
+def checkpoints(job: dict, *, processes: int) -> Path:
+    """Where the checkpoints of just this training lie: of these settings, data, weights and code, so sharded."""
+    adapter = Path(job["adapter"])
+    return adapter.with_name(f".{adapter.name}.checkpoints-{job['key']}-x{processes}")
+
+
+def newest(place: Path) -> str | None:
+    """The last complete checkpoint; one that was being written when the process died has another name."""
+    found = max(place.glob("complete-*"), key=lambda folder: int(folder.name.split("-")[1]), default=None)
+    return found and str(found)
+
+
+class KeepNewest(TrainerCallback):
+    """Rename a checkpoint when every process has written its part of it, then remove the one before."""
+
+    def on_save(self, args, state, control, **kwargs):
+        PartialState().wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
+        place = Path(args.output_dir)
+        former = [*place.glob("complete-*")]
+        (place / f"checkpoint-{state.global_step}").rename(place / f"complete-{state.global_step}")
+        for folder in former:
+            shutil.rmtree(folder)
+
+
+def check_targets(model, targets: str) -> None:
+    """Raise ValueError for a module name that the model does not have: peft takes the others and says nothing."""
+    named = [] if targets == "all-linear" else targets.split(",")
+    kinds = {name.rsplit(".", 1)[-1]: type(module) for name, module in model.named_modules()}
+    if missing := [name for name in named if name.rsplit(".", 1)[-1] not in kinds]:
+        allowed = ", ".join(sorted(name for name, kind in kinds.items() if issubclass(kind, torch.nn.Linear)))
+        raise ValueError(f"lora_targets names {missing[0]!r}: use 'all-linear', or of {allowed}, with commas only")
+
+
+class Trainer(SFTTrainer):
+    """TRL's trainer, spared on CPUs what it is spared on GPUs: logits of prompts, and attention between rows."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if model.device.type != "cpu":
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")[0, 1:]  # a batch is one sequence
+        kept = (labels != -100).nonzero()[:, 0]
+        rows = attention.rows_of(inputs["position_ids"][0])
+        outputs = model(**inputs, rows=rows, logits_to_keep=kept, use_cache=False)
+        loss = torch.nn.functional.cross_entropy(outputs.logits[0].float(), labels[kept], reduction="sum")
+        loss = loss * self.accelerator.num_processes / max(1, int(num_items_in_batch))  # processes are averaged
+        return (loss, outputs) if return_outputs else loss
+
+
+def _lora(settings: dict) -> LoraConfig:
+    targets = settings["lora_targets"]
+    return LoraConfig(
+        r=settings["lora_rank"],
+        lora_alpha=settings["lora_alpha"],
+        lora_dropout=settings["lora_dropout"],
+        target_modules=targets if targets == "all-linear" else targets.split(","),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _arguments(place: Path, settings: dict, *, processes: int) -> SFTConfig:
+    """Every setting that TRL would otherwise choose for us (length, precision, checkpointing) is explicit.
+
+    A batch is one sequence without padding: positions start anew with every row, and attention keeps the rows apart.
+    """
+    gpu = torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(place),
+        learning_rate=settings["learning_rate"],
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,  # below 1: a share of all steps
+        num_train_epochs=1,  # `schedule` holds all epochs
+        train_sampling_strategy="sequential",
+        per_device_train_batch_size=settings["batch_size"] // processes,
+        max_length=None,
+        packing=False,
+        padding_free=True,
+        completion_only_loss=True,
+        gradient_checkpointing=gpu,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        bf16=precision.compute_dtype() == torch.bfloat16,
+        use_cpu=not gpu,
+        seed=settings["seed"],
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=SAVE_STEPS,
+        report_to="none",
+    )
+
+
+def _save(trainer: SFTTrainer, scheduled: Dataset, job: dict, rows: int) -> dict:
+    """Put the adapter and its report in their place, then drop every checkpoint that led there."""
+    adapter, trained = Path(job["adapter"]), [*map(sum, scheduled["completion_mask"])]
+    report = {
+        "rows": rows,
+        "steps": trainer.state.global_step,
+        "trained_tokens": sum(trained),
+        "seen_tokens": sum(len(ids) for ids, own in zip(scheduled["input_ids"], trained, strict=True) if own),
+        "loss": [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry],
+    }
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # gathers the shards: every process takes part
+    if trainer.is_world_process_zero():
+        with whole_folder(adapter) as scratch:
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(scratch, state_dict=weights)
+            (scratch / "training.json").write_text(json.dumps({"key": job["key"], "report": report}))
+        for place in adapter.parent.glob(f".{adapter.name}.checkpoints-*"):
+            shutil.rmtree(place, ignore_errors=True)  # a network file system keeps what other processes have open
+    return report
+
+
+def main(path: str) -> None:
+    """Take part in a launched training."""
+    job = json.loads(Path(path).read_text())
+    train(job, load_from_disk(job["data"]), processes=int(os.environ["WORLD_SIZE"]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,140 @@
+"""Which block of layers changes the residual stream least: the angular-distance map and Block Influence.
+
+State l is the *input* of decoder layer l, so state 0 is the embedding output and state L the last layer's own
+output, before the final norm. The distance between states l and l + n says how much the n layers [l, l + n) do
+(arXiv 2410.09982; Gromov et al. 2403.17887, equations 6 and 7). One pass serves every block size.
+"""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from sdd_utils.models.architecture import check_block, decoder_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """What one pass over the calibration set gives.
+
+    Attributes:
+        distances: (samples, L + 1, L + 1) angular distances in 0..1 between states, at each sample's last token.
+        block_influence: (L,) 1 - mean cosine between a layer's input and output over all tokens (ShortGPT).
+    """
+
+    distances: np.ndarray
+    block_influence: np.ndarray
+
+    @property
+    def map(self) -> np.ndarray:
+        """(L + 1, L + 1) distances averaged over samples."""
+        return self.distances.mean(axis=0)
+
+
+@contextmanager
+def _states_seen_by(layers: nn.ModuleList, see: Callable[[int, Tensor], None]):
+    """Call `see(l, state)` for l = 0..L during a forward pass, without keeping any state alive."""
+    handles = []
+    for index, layer in enumerate(layers):
+        hook = lambda _, args, kwargs, index=index: see(index, args[0] if args else kwargs["hidden_states"])  # noqa: E731
+        handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+    last = lambda _, __, output: see(len(layers), output[0] if isinstance(output, tuple) else output)  # noqa: E731
+    handles.append(layers[-1].register_forward_hook(last))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def last_positions(attention_mask: Tensor) -> Tensor:
+    """(batch,) index of each row's last real token, for left and for right padding."""
+    steps = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return (attention_mask * (steps + 1)).argmax(dim=1)
+
+
+def angular_distances(states: Tensor) -> Tensor:
+    """Pairwise angular distance arccos(cos) / pi of S states, for each sample.
+
+    Args:
+        states: (S, batch, hidden), any dtype; computed in float32, as bfloat16 angles are wrong by a quarter.
+
+    Returns:
+        (batch, S, S) float32, in 0..1.
+    """
+    unit = nn.functional.normalize(states.float(), dim=-1)
+    cosine = torch.einsum("sbh,tbh->bst", unit, unit).clamp(-1.0, 1.0)
+    cosine.diagonal(dim1=1, dim2=2).fill_(1.0)  # a state is at distance 0 from itself, whatever rounding says
+    return torch.arccos(cosine) / torch.pi
+
+
+@torch.inference_mode()
+def measure_similarity(model, tokenizer, texts: list[str], *, batch_size: int, max_length: int) -> Similarity:
+    """One pass of the bare decoder (no LM head, no KV cache) over the calibration texts.
+
+    Args:
+        texts: calibration samples; longer ones are cut to `max_length` tokens.
+        batch_size: texts per forward pass; the last, partial batch counts like any other.
+    """
+    if not texts:
+        raise ValueError("the calibration set is empty: set calibration_rows to at least 1")
+    layers, decoder = decoder_layers(model), model.base_model
+    distances, influence, tokens = [], torch.zeros(len(layers), dtype=torch.float64), 0
+    for start in tqdm(range(0, len(texts), batch_size), desc="similarity", disable=None):
+        batch = tokenizer(
+            texts[start : start + batch_size], padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+        ).to(model.device)
+        last, cosines = _forward(decoder, layers, batch)
+        distances.append(angular_distances(last).cpu().numpy())
+        influence += cosines
+        tokens += int(batch["attention_mask"].sum())
+    return Similarity(distances=np.concatenate(distances), block_influence=1.0 - (influence / tokens).numpy())
+
+
+def _forward(decoder, layers: nn.ModuleList, batch) -> tuple[Tensor, Tensor]:
+    """Last-token states (L + 1, batch, hidden) and, per layer, the sum over real tokens of cos(input, output)."""
+    mask = batch["attention_mask"]
+    rows, positions = torch.arange(len(mask), device=mask.device), last_positions(mask)
+    last, cosines, previous = [], torch.zeros(len(layers), dtype=torch.float64), None
+
+    def see(index: int, state: Tensor) -> None:
+        nonlocal previous
+        last.append(state[rows, positions])
+        if previous is not None:
+            cosine = nn.functional.cosine_similarity(previous.float(), state.float(), dim=-1)
+            cosines[index - 1] = (cosine * mask).sum().double().cpu()
+        previous = state
+
+    with _states_seen_by(layers, see):
+        decoder(**batch, use_cache=False)
+    return torch.stack([state.to(last[0].device) for state in last]), cosines
+
+
+def block_distances(angular_map: np.ndarray, block_size: int) -> np.ndarray:
+    """(L - n + 1,) distance d(l, n) of every block of n layers, by its start l.
+
+    Raises:
+        ValueError: a block size that is not in 1..L - 1.
+    """
+    check_block(start=0, block_size=block_size, depth=len(angular_map) - 1, smallest=1)
+    return np.diagonal(angular_map, offset=block_size)
+
+
+def choose_block(angular_map: np.ndarray, block_size: int) -> int:
+    """Start l* = argmin_l d(l, n) of the block [l*, l* + n) to prune; the first one on a tie."""
+    return int(np.argmin(block_distances(angular_map, block_size)))
+
+
+def choice_stability(distances: np.ndarray, block_size: int, *, draws: int = 1000, seed: int = 0) -> float:
+    """Share of bootstrap resamples of the calibration set that choose the same block.
+
+    Args:
+        distances: (samples, L + 1, L + 1), see `Similarity`.
+    """
+    per_sample = np.diagonal(distances, offset=block_size, axis1=1, axis2=2)
+    counts = np.random.default_rng(seed).multinomial(len(per_sample), [1 / len(per_sample)] * len(per_sample), draws)
+    return float(np.mean((counts @ per_sample).argmin(axis=1) == per_sample.mean(axis=0).argmin()))

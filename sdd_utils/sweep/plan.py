@@ -1,0 +1,231 @@
+"""What a study will cost before it is begun: `python -m sdd_utils.sweep.plan STUDY`, or `make plan STUDY=...`.
+
+Prints the sweep's jobs by step with tokens, hours, peak memory and disk, and what is already done. No weights are
+loaded, downloaded or converted. How the numbers come about: `sdd_utils/sweep/costs.py` and the two YAML files it reads.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tabulate
+
+from sdd_utils.base.records import NOTEBOOKS, read_records
+from sdd_utils.models import architecture
+from sdd_utils.study.jobs import Job, study_jobs
+from sdd_utils.study.paths import Run
+from sdd_utils.study.schema import load_study
+from sdd_utils.sweep import token_lengths
+from sdd_utils.sweep.costs import (
+    CostModel,
+    Estimate,
+    distillation,
+    embedding_similarity,
+    finetuning,
+    load_machine,
+    merging,
+    pruned,
+    similarity,
+    training_memory,
+)
+
+MILLION, GB, HOUR = 1e6, 1e9, 3600
+LARGE = 1e9  # parameters from which a GPU is taken for granted
+LEFT_OUT = (
+    "attention between tokens (a few per cent up to 2048 tokens), rows dropped by length, speculative decoding, "
+    "rewrites that fall back, the size of other LoRA capacities, memory an inference engine "
+    "reserves beyond its need, trainer checkpoints, data sets, queues, failures and downloads"
+)
+
+
+def is_done(job: Job, records: list[dict], study) -> bool:
+    """Whether a record says that this job was run with the study's present keys."""
+    return any(record["step"] == job.step and _agrees(record["params"], job, study) for record in records)
+
+
+def _agrees(params: dict, job: Job, study) -> bool:
+    keys = {name: getattr(study, name) for name in params if hasattr(study, name)}
+    return all(params[name] == value for name, value in (keys | job.parameters).items() if name in params)
+
+
+def job_cost(s: CostModel, job: Job) -> Estimate:
+    """What one job costs."""
+    n, data_set = job.parameters.get("block_size", 0), job.parameters.get("data_set")
+    match job.step:
+        case "similarity":
+            return similarity(s)
+        case "pruning":
+            return pruned(s, n)
+        case "distillation":
+            return distillation(s, data_set)
+        case "finetuning":
+            rows = job.parameters["train_rows"] or token_lengths.rows_of(s.study, data_set)
+            return finetuning(s, block_size=n, data_set=data_set, rows=rows)
+        case "merging":
+            return merging(s, block_size=n, data_sets=(data_set, job.parameters["other_data_set"]))
+        case "embedding_similarity":
+            return embedding_similarity(s, block_size=n, data_set=data_set)
+    return Estimate(seconds=s.machine.job_seconds, memory=s.machine.process_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A step: jobs, how many of them are done, what all cost together and what is still to be paid."""
+
+    jobs: int
+    done: int
+    whole: Estimate
+    left: Estimate
+
+
+def plan_rows(s: CostModel, records: list[dict]) -> dict[str, Row]:
+    """The plan by step."""
+    every = [(job, job_cost(s, job), is_done(job, records, s.study)) for job in study_jobs(s.study)]
+    found = {}
+    for step in NOTEBOOKS:
+        own = [(cost, done) for job, cost, done in every if job.step == step]
+        left = [cost for cost, done in own if not done]
+        found[step] = Row(
+            jobs=len(own),
+            done=len(own) - len(left),
+            whole=total([cost for cost, _ in own], step=step, machine=s.machine),
+            left=total(left, step=step, machine=s.machine),
+        )
+    return found
+
+
+def total(costs: list[Estimate], *, step: str, machine) -> Estimate:
+    """Several jobs of a step: sums; of memory the largest; of disk what lies there at once."""
+    sums = {name: sum(getattr(cost, name) for cost in costs) for name in ("read", "trained", "generated", "seconds")}
+    disk = sorted((cost.disk for cost in costs), reverse=True)
+    # a merge deletes its folders: only those of the jobs that run side by side lie there together
+    kept = disk[: machine.jobs_at_once] if step == "merging" else disk
+    return Estimate(**sums, memory=max((cost.memory for cost in costs), default=0), disk=sum(kept))
+
+
+def plan_table(s: CostModel, plan: dict[str, Row]) -> str:
+    """The plan as text, totals last."""
+    unit = s.machine.unit
+    lines = [_line(step, row.jobs, row.done, row.whole, row.left, unit) for step, row in plan.items()]
+    whole = [row.whole for row in plan.values()]
+    together = total(whole, step="", machine=s.machine)
+    left = total([row.left for row in plan.values()], step="", machine=s.machine)
+    count, done = sum(row.jobs for row in plan.values()), sum(row.done for row in plan.values())
+    lines.append(_line("all", count, done, together, left, unit))
+    return tabulate.tabulate(lines, headers="keys", tablefmt="simple", disable_numparse=True, colalign=ALIGN)
+
+
+ALIGN = ("left", *["right"] * 9)
+
+
+def _line(step: str, count: int, done: int, whole: Estimate, left: Estimate, unit: str) -> dict:
+    tokens = {"read, M": whole.read, "trained, M": whole.trained, "generated, M": whole.generated}
+    return {
+        "step": step,
+        "jobs": count,
+        "done": done,
+        **{name: short(value / MILLION) if value else "-" for name, value in tokens.items()},
+        unit: short(whole.seconds / HOUR),
+        "still to do": short(left.seconds / HOUR),
+        "peak memory, GB": short(whole.memory / GB),
+        "disk, GB": short(whole.disk / GB) if whole.disk else "-",
+    }
+
+
+def short(value: float) -> str:
+    """Two or three digits that mean something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def memory_table(s: CostModel) -> str:
+    """The arithmetic of fine-tuning's memory: in words for the middle block size, in GB for each."""
+    sizes = sorted({job.parameters["block_size"] for job in study_jobs(s.study) if job.step == "finetuning"})
+    middle = sizes[len(sizes) // 2]
+    columns = {n: training_memory(s, n) for n in sizes}
+    lines = [
+        {"": what, f"arithmetic at n = {middle}": how, **{f"n = {n}": f"{columns[n][i][2] / GB:.2f}" for n in sizes}}
+        for i, (what, how, _) in enumerate(columns[middle])
+    ]
+    sums = {f"n = {n}": f"{sum(size for _, _, size in columns[n]) / GB:.2f}" for n in sizes}
+    last = {"": "together", f"arithmetic at n = {middle}": f"of {s.machine.memory / GB:.0f} GB", **sums}
+    align = ("left", "left", *["right"] * len(sizes))
+    return tabulate.tabulate([*lines, last], headers="keys", tablefmt="simple", disable_numparse=True, colalign=align)
+
+
+def cost_model(study, *, hardware: str | None) -> tuple[CostModel, str]:
+    """Everything the estimates need, and where the architecture is from."""
+    if hardware:
+        load_machine(hardware)  # a wrong name is told before anything is counted
+    config, origin = architecture.find_config(study.model)
+    sizes = {0, *study.block_sizes}
+    shapes = {
+        n: architecture.shape_of(config, block_size=n, rank=study.lora_rank, targets=study.lora_targets) for n in sizes
+    }
+    name = hardware or ("h100-80gb" if shapes[0].parameters >= LARGE else "cpu-2-cores")
+    return CostModel(study=study, machine=load_machine(name), shapes=shapes), origin
+
+
+def notes(s: CostModel, plan: dict[str, Row]) -> list[str]:
+    """What a reader should know beside the table."""
+    machine, whole = s.machine, [row.whole for row in plan.values()]
+    largest, hours = max(cost.memory for cost in whole), sum(row.left.seconds for row in plan.values()) / HOUR
+    fits, room = largest <= machine.memory, f"{machine.memory / GB:.0f} GB"
+    said = [
+        f"still to do: {short(hours)} {machine.unit}, {short(hours / machine.jobs_at_once)} h with "
+        f"{machine.jobs_at_once} job(s) at once",
+        f"largest memory: {short(largest / GB)} GB {'fits' if fits else 'does NOT fit'} into {room}"
+        f"{'' if fits else ': lower the batch sizes or max_length'}",
+        f"disk: {short(sum(cost.disk for cost in whole) / GB)} GB, and {short(2 * s.shapes[0].parameters / GB)} GB "
+        "for the model itself (2 bytes a parameter)",
+    ]
+    if machine.dtype_bytes < 4:
+        said.append(f"host memory: {short(4 * s.shapes[0].parameters / GB)} GB a job: adapters are merged in float32")
+    unknown = [name for name in s.study.data_sets if name not in token_lengths.lengths()["data_sets"]]
+    unknown += [name for name in s.study.tasks if name not in token_lengths.lengths()["tasks"]]
+    if unknown:
+        like = f"data sets are taken to be like {token_lengths.LIKE_SET}, tasks like {token_lengths.LIKE_TASK}"
+        said.append(f"never measured: {', '.join(unknown)}; {like}")
+    return said
+
+
+def plan_report(name: str, s: CostModel, records: list[dict], *, origin: str) -> str:
+    """The whole output."""
+    plan, own = plan_rows(s, records), s.shapes[0]
+    heads = [
+        f"study {name}: {s.study.model}, {own.parameters / GB:.3f} billion parameters, {own.layers} layers",
+        f"architecture: {origin}",
+        f"hardware: {s.machine.name}; {s.machine.basis}",
+        "token lengths: sdd_utils/sweep/token_lengths.yaml; throughput: sdd_utils/sweep/throughput.yaml",
+    ]
+    tails = [
+        *notes(s, plan),
+        f"prefetch: make prefetch STUDY={name}",
+        f"run:      make reproduce STUDY={name}",
+        f"left out: {LEFT_OUT}",
+    ]
+    memory = f"Memory of fine-tuning, GB: {s.study.batch_size} rows of {s.study.max_length} tokens at once, LoRA r "
+    memory += f"{s.study.lora_rank} on {s.study.lora_targets}; shorter rows or gradient accumulation need less"
+    return "\n".join([*heads, "", plan_table(s, plan), "", memory, "", memory_table(s), "", *tails])
+
+
+def main() -> int:
+    """Parse the command line and print the plan; exit status 2 and one sentence on wrong input."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", default="embedded", help="name of a file under studies/, or a path")
+    parser.add_argument("--run", help="folder whose records count as done (default work/<study>)")
+    parser.add_argument("--hardware", help="an entry of sdd_utils/sweep/throughput.yaml (default by the model's size)")
+    arguments = parser.parse_args()
+    try:
+        s, origin = cost_model(load_study(arguments.study), hardware=arguments.hardware)
+        run = arguments.run or f"work/{Path(arguments.study).stem}"
+        records = read_records(Run.at(run).records)
+        print(plan_report(arguments.study, s, records, origin=origin))
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

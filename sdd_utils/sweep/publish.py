@@ -1,0 +1,39 @@
+"""Copy a finished run to where its results are kept: `python -m sdd_utils.sweep.publish RUN OUT NAME…`."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+
+from sdd_utils.report.redraw import redraw
+
+
+def publish(run: Path, *, out: Path, names: list[str]) -> None:
+    """Copy a finished run's records and executed notebooks, then draw what follows from the records.
+
+    Args:
+        names: the stems of the records; each has a notebook of the same name.
+    """
+    for folder in ("records", "notebooks", "figures"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+        (out / folder).mkdir(parents=True)
+    for name in names:
+        shutil.copy(run / "records" / f"{name}.json", out / "records")
+        _keep_notebook(run / "notebooks" / f"{name}.ipynb", out / "notebooks")
+    redraw(out)
+
+
+def _keep_notebook(executed: Path, folder: Path) -> None:
+    """A notebook without progress bars, warnings and places on this machine; the run's own copy has them."""
+    notebook = nbformat.read(executed, as_version=4)
+    for name in ("input_path", "output_path"):
+        notebook.metadata.get("papermill", {}).pop(name, None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    nbformat.write(notebook, folder / executed.name)
+
+
+if __name__ == "__main__":
+    publish(Path(sys.argv[1]), out=Path(sys.argv[2]), names=sys.argv[3:])

@@ -1,0 +1,41 @@
+"""Fill README and docs with tables and estimates that the code made: `python -m sdd_utils.sweep.readme`, or `make readme`.
+
+`<!-- table: results/embedded/tables/recovery -->…<!-- end -->` holds that Markdown file of the repository,
+`<!-- plan: study -->…` what a study costs.
+"""
+
+import re
+from pathlib import Path
+
+from sdd_utils import ROOT
+from sdd_utils.study.schema import load_study
+from sdd_utils.sweep import plan
+
+
+def fill_page(page: str, *, root: Path = ROOT) -> str:
+    """The page with every marked place filled anew.
+
+    Args:
+        root: the folder that names of tables are relative to.
+    """
+
+    def filled(match: re.Match) -> str:
+        name = match["name"]
+        text = f"\n{(root / f'{name}.md').read_text()}" if match["kind"] == "table" else plan_in_brief(name)
+        return f"{match['start']}{text}<!-- end -->"
+
+    return re.sub(r"(?P<start><!-- (?P<kind>table|plan): (?P<name>\S+) -->).*?<!-- end -->", filled, page, flags=re.S)
+
+
+def plan_in_brief(name: str) -> str:
+    """Time and disk of a whole study in a few words."""
+    s, _ = plan.cost_model(load_study(name), hardware=None)
+    whole = [row.whole for row in plan.plan_rows(s, []).values()]
+    hours = sum(cost.seconds for cost in whole) / plan.HOUR / s.machine.jobs_at_once
+    disk = sum(cost.disk for cost in whole) + 2 * s.shapes[0].parameters  # the model's own folder: 2 bytes a parameter
+    return f"{plan.short(hours)} h ({s.machine.name}), {plan.short(disk / plan.GB)} GB"
+
+
+if __name__ == "__main__":
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        path.write_text(fill_page(path.read_text(encoding="utf-8")), "utf-8")

@@ -1,0 +1,119 @@
+"""One command for a whole study: `python -m sdd_utils.sweep.reproduce embedded`.
+
+Runs the sweep (see the Snakefile) and prints the results table and the figures. Interrupted anywhere, the next
+call goes on from there: a lock that dies with its process takes the place of Snakemake's, which outlives a kill.
+"""
+
+import argparse
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from sdd_utils import ROOT
+from sdd_utils.data import sources
+from sdd_utils.study.schema import load_study
+
+
+def main() -> int:
+    """Parse the command line, run, print; the exit status is Snakemake's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", default="embedded", help="name of a file under studies/, or a path")
+    parser.add_argument("--run", help="folder of checkpoints, sets and records (default work/<study>)")
+    parser.add_argument("--publish", help="folder of tables, figures and pages (default results/<study>)")
+    parser.add_argument("--profile", help="Snakemake profile of a cluster, e.g. profiles/slurm (default: this machine)")
+    arguments, further = parser.parse_known_args()
+    try:
+        for name, keys in load_study(arguments.study).own_data.items():
+            sources.local_file(sources.own_source(name, keys), name=name)
+        if arguments.profile:
+            _check_profile(arguments.profile)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    name = Path(arguments.study).stem
+    run, publish = arguments.run or f"work/{name}", arguments.publish or f"results/{name}"
+    with _lock(ROOT / run) as free:
+        if not free:
+            print(f"error: another run of study {name!r} is going on in {run}: wait for it to end", file=sys.stderr)
+            return 2
+        where = ["--profile", arguments.profile] if arguments.profile else _this_machine()
+        try:
+            status = _snakemake(arguments.study, run=run, publish=publish, further=[*where, *further])
+        except KeyboardInterrupt:
+            print(f"interrupted: what is done stays in {run}, the same command goes on from there", file=sys.stderr)
+            return 130  # what a shell returns for a process that an interrupt ended
+    if status == 0:
+        _print_results(ROOT / publish)
+    return status
+
+
+def _check_profile(profile: str) -> None:
+    """Say in one sentence what Snakemake would say at the end of its usage."""
+    file = ROOT / profile / "config.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"profile {profile!r} has no config.yaml: name a folder such as profiles/slurm")
+    executor = (yaml.safe_load(file.read_text()) or {}).get("executor", "local")
+    if executor != "local" and not find_spec(f"snakemake_executor_plugin_{executor.replace('-', '_')}"):
+        mend = "run 'make install PROFILE=slurm'" if executor == "slurm" else "install its Snakemake executor plugin"
+        raise ValueError(f"profile {profile!r} needs the executor {executor!r}, which is not installed: {mend}")
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """A lock on a run's folder that the system releases when the process ends, however it ends; False if taken."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+
+
+def _this_machine() -> list[str]:
+    """All cores and memory; where there is a GPU, one job at a time, which may use every GPU.
+
+    Not with a profile: they would cap what a cluster's jobs ask for.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    return ["--cores", "1" if _has_gpu() else "all", "--resources", f"mem_mb={memory}"]
+
+
+def _has_gpu() -> bool:
+    """Whether jobs will see a GPU; asking torch would take seconds."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    found = shutil.which("nvidia-smi")
+    return (
+        bool(found) and not hidden and subprocess.run([found, "-L"], capture_output=True, check=False).returncode == 0
+    )
+
+
+def _snakemake(study: str, *, run: str, publish: str, further: list[str]) -> int:
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete", "--keep-going"]
+    command += ["--quiet", "reason", "host"]
+    command += ["--config", f"study={study}", f"run={run}", f"publish={publish}", *further]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def _print_results(publish: Path) -> None:
+    table = publish / "tables" / "recovery.md"
+    if table.is_file():
+        print("\nRecovery of the original's average score, with 95 % intervals over documents:\n")
+        print(table.read_text())
+        print("Tables and figures:")
+        for path in sorted(publish.glob("tables/*.md")) + sorted(publish.glob("figures/*.png")):
+            print(f"  {os.path.relpath(path)}")
+        print(f"All of it on one page: {os.path.relpath(publish / 'index.html')}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

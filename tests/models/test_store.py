@@ -1,0 +1,65 @@
+"""Where a model comes from, and what is said when it cannot be had."""
+
+import shutil
+from fnmatch import fnmatch
+
+import httpx
+import pytest
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+from sdd_utils.models import store
+
+RESPONSE = httpx.Response(403, request=httpx.Request("GET", "https://example.org"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "no-such-model",
+            r"model 'no-such-model' does not exist: use one of smollm2-135m-instruct, an existing folder",
+        ),
+        ("tests", "model 'tests' is a folder without config.json"),
+    ],
+)
+def test_wrong_names_are_told(name, said):
+    with pytest.raises(FileNotFoundError, match=said):
+        store.find_model(name)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (GatedRepoError("gated", response=RESPONSE), "is gated: accept its licence on the hub and set HF_TOKEN"),
+        (RepositoryNotFoundError("no", response=RESPONSE), "is not on the hub: check the spelling of org/name"),
+        (httpx.ReadError("connection reset"), "run the same command again, what has arrived is kept"),
+        (OSError(28, "No space left on device"), "the disk is full: free some space, or set HF_HOME"),
+    ],
+)
+def test_trouble_with_the_hub_is_one_sentence(monkeypatch, error, said):
+    monkeypatch.setattr(store, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(OSError, match=said) as told:
+        store.find_model("org/name@abc")
+    assert "\n" not in str(told.value)
+
+
+def test_only_weights_that_hold_no_code_are_fetched(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(store, "snapshot_download", lambda repo, **settings: asked.update(settings, repo=repo) or "x")
+    store.find_model("org/name@abc")
+    assert (asked["repo"], asked["revision"]) == ("org/name", "abc")
+    assert not any(pattern.endswith((".bin", ".py", ".pt", ".pkl")) for pattern in asked["allow_patterns"])
+    assert any(fnmatch("consolidated.safetensors", pattern) for pattern in asked["ignore_patterns"])
+    assert not any(fnmatch("model-00001-of-00002.safetensors", pattern) for pattern in asked["ignore_patterns"])
+
+
+def test_a_template_that_prints_the_date_prints_one_day(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "m")
+    own = store.load_tokenizer(folder)
+    own.chat_template = "  Today is {{ strftime_now('%d %b %Y') }}. {{ messages[0]['content'] }}"
+    own.save_pretrained(folder)
+    for _ in range(2):  # read, written and read again
+        loaded = store.load_tokenizer(folder)
+        said = loaded.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
+        assert said == "  Today is 26 Jul 2024. Hello"
+        loaded.save_pretrained(folder)

@@ -1,0 +1,240 @@
+"""Extraction, conditional selection, and a distilled set that a kill cannot spoil."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdd_utils import ROOT
+from sdd_utils.engine import generation
+from sdd_utils.models import store
+from sdd_utils.steps import answer_check, distillation
+
+ROWS = [
+    {
+        "id": f"r{i}",
+        "instruction": f"What is {i} + {i}?" * (1 + i % 3),
+        "context": "",
+        "response": str(2 * i),
+        "answer": "",
+    }
+    for i in range(7)
+]
+SETTINGS = {"max_new_tokens": 8, "batch_size": 3, "temperature": 1.0, "top_p": 0.9, "top_k": 0, "seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("5 10", "10"), ("1,234.50.", "1234.50"), ("$-3", "-3"), ("-$3", "-3"), ("10-5", "5"), ("v2", None),
+        ("#### 288", "288"), ("is 3.", "3"), ("1.2.3", None), ("50km", "50"), ("1e5", None), ("$.50", "0.50"),
+        ("**42**", "42"), ("5%", "5"), ("nothing", None), ("a −7", "-7"), ("12,345,678", "12345678"), ("", None),
+        ("so $1,200.50.", "1200.50"), ("#### -3", "-3"), ("1 then 2, done", "2"), ("none", None),
+    ],
+)  # fmt: skip
+def test_last_number_on_hostile_strings(text, number):
+    assert answer_check.last_number(text) == (None if number is None else Decimal(number))
+
+
+@given(st.integers(-(10**9), 10**9), st.sampled_from(["{}", "{:,}", "#### {}", "so ${} .", "1 2 {}.", "= {}!"]))
+def test_last_number_reads_back_what_was_written(value, form):
+    assert answer_check.last_number(form.format(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("so \\boxed{\\frac{1}{2}}", True),
+        ("so \\boxed{\\frac12}", True),
+        ("so \\boxed{0.3}", False),
+        ("no box", None),
+        ("so \\boxed\\frac{1}{2}", None),  # lm-eval's reader asserts braces
+        ("so \\boxed(5) is {x}", None),
+        ("so \\boxed", None),
+    ],
+)
+def test_boxed_answers_on_hostile_strings(text, right):
+    row = {"answer": "\\frac{1}{2}", "response": "thus \\boxed{\\frac{1}{2}}", "context": "", "instruction": "?"}
+    assert answer_check.same_answer(row, text) is right
+
+
+@given(st.text())
+def test_last_number_never_fails(text):
+    found = answer_check.last_number(text)
+    assert found is None or found.is_finite()
+
+
+def test_an_answer_in_words_does_not_stand_within_a_word():
+    row = {"answer": "No", "response": "No."}
+    assert answer_check.same_answer(row, "The answer is: no!")
+    assert not answer_check.same_answer(row, "I know it: yes.")
+
+
+MATH = {"id": "m", "instruction": "?", "context": "", "response": "3 + 4 = 7\n#### 7", "answer": "7"}
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "reason"),
+    [
+        ("It is 7.", "stop", "kept"),
+        ("7.0", "stop", "kept"),
+        ("It is 7.", "length", "truncated"),
+        ("It is 8.", "stop", "wrong answer"),
+        ("It is seven.", "stop", "no answer"),
+        (answer_check.opening({"answer": "7", "response": "7"}), "stop", "empty"),
+        ("As the Reference Answer says, 7", "stop", "banned phrase"),
+    ],
+)
+def test_conditional_selection(text, finish, reason):
+    response, given_reason = answer_check.select(MATH, text=text, finish=finish)
+    assert given_reason == reason
+    assert response == (text if reason == "kept" else MATH["response"])
+
+
+def test_a_solution_ends_with_its_first_finished_answer_line():
+    assert answer_check.until_answer("3 + 4 = 7\n#### 7\n#### 7\n####") == "3 + 4 = 7\n#### 7"
+    assert answer_check.until_answer("3 + 4 = 7\n#### 7") is None  # cut here, the number could go on
+    assert answer_check.until_answer("### 7\nno\n####\n") is None
+
+
+def test_the_template_shows_context_instruction_and_reference():
+    for row, turn in ((MATH, 1), (MATH | {"answer": ""}, 0)):
+        row = row | {"context": "the context"}
+        text = distillation.rewrite_messages(row)[turn]["content"]
+        assert all(part in text for part in ("the context", MATH["instruction"], MATH["response"]))
+
+
+def test_an_answer_of_its_own_is_asked_without_the_reference_and_checked_like_a_rewrite():
+    asking = MATH | {"context": "the context", "instruction": "How many are 3 and 4?"}
+    for row in (asking, asking | {"answer": ""}, asking | {"answer": "seven", "response": "seven, I think"}):
+        asked = distillation.answer_messages(row)
+        text = "\n".join(message["content"] for message in asked)
+        assert "the context" in text
+        assert row["instruction"] in text
+        assert row["response"] not in text
+        assert "eference" not in text
+    assert distillation.answer_messages(MATH)[-1] == distillation.rewrite_messages(MATH)[-1]
+
+
+def rewrite(model_folder, path, **changes):
+    return distillation.rewrite(model_folder, ROWS, path=path, **SETTINGS | changes)
+
+
+def test_answers_without_the_reference_are_another_set_with_the_same_rows(model_folder, tmp_path):
+    answers = rewrite(model_folder, tmp_path / "answers.jsonl", which="self_generated")
+    rewrites = rewrite(model_folder, tmp_path / "rewrites.jsonl")
+    assert [row["id"] for row in answers] == [row["id"] for row in rewrites] == [row["id"] for row in ROWS]
+    assert [row["text"] for row in answers] != [row["text"] for row in rewrites]
+
+
+def test_a_kill_at_any_row_gives_the_same_set(model_folder, tmp_path):
+    whole = rewrite(model_folder, tmp_path / "whole.jsonl")
+    assert [row["id"] for row in whole] == [row["id"] for row in ROWS]
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    for cut in range(len(lines)):
+        path = tmp_path / f"cut{cut}.jsonl"
+        path.write_text("".join(lines[:cut]) + lines[cut][: len(lines[cut]) // 2])  # killed in the middle of a line
+        assert rewrite(model_folder, path) == whole
+
+
+def test_finished_rows_are_not_generated_again(model_folder, tmp_path, monkeypatch):
+    whole = rewrite(model_folder, tmp_path / "set.jsonl")
+    monkeypatch.setattr(store, "load_model", lambda *_, **__: pytest.fail("loaded again"))
+    assert rewrite(model_folder, tmp_path / "set.jsonl", batch_size=1) == whole  # no setting of the sampling
+
+
+@pytest.mark.parametrize("change", ["seed", "temperature", "dtype", "version", "prompt", "weights"])
+def test_a_text_depends_on_prompt_weights_sampling_precision_and_version(model_folder, tmp_path, monkeypatch, change):
+    prompts, sampling = {"a": "one", "b": "two"}, {name: SETTINGS[name] for name in SETTINGS if name != "batch_size"}
+    before, folder = generation.text_keys(model_folder, prompts, **sampling), model_folder
+    if change in sampling:
+        sampling[change] = 2
+    elif change == "dtype":
+        monkeypatch.setenv("SDD_DTYPE", "bfloat16")
+    elif change == "version":
+        monkeypatch.setattr(generation, "VERSION", generation.VERSION + 1)
+    elif change == "prompt":
+        prompts = {"a": "one!", "b": "two!"}
+    else:
+        folder = shutil.copytree(model_folder, tmp_path / "other")
+    after = generation.text_keys(folder, prompts, **sampling)
+    assert all(before[id_] != after[id_] for id_ in prompts)
+
+
+def test_a_row_that_is_added_or_changed_leaves_the_others(model_folder, tmp_path):
+    path = tmp_path / "set.jsonl"
+    distillation.rewrite(model_folder, ROWS[:3], path=path, **SETTINGS)
+    before = path.read_text()
+    changed = [ROWS[0] | {"response": "another"}, *ROWS[1:4]]
+    distillation.rewrite(model_folder, changed, path=path, **SETTINGS)
+    assert path.read_text().startswith(before)
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()[3:]] == ["r0", "r3"]
+
+
+COUNT = """
+import json, sys
+from pathlib import Path
+from sdd_utils.engine import decoding
+from sdd_utils.steps import distillation
+
+rows, settings, folder, path = json.loads(sys.argv[1])
+plain, tokens = decoding.decode, []
+
+def counting(*arguments, **settings):
+    for id_, made in plain(*arguments, **settings):
+        tokens.append(len(made))
+        yield id_, made
+
+decoding.decode = counting
+judged = distillation.judge(rows, distillation.rewrite(folder, rows, path=Path(path), **settings))
+print(json.dumps({"tokens": sum(tokens), "reasons": sorted({row["reason"] for row in judged})}))
+"""
+
+
+def test_an_edited_answer_check_judges_anew_and_generates_nothing(model_folder, tmp_path):
+    package = tmp_path / "sdd_utils"
+    shutil.copytree(ROOT / "sdd_utils", package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def distil():
+        given = json.dumps([ROWS, SETTINGS, str(model_folder), str(tmp_path / "set.jsonl")])
+        command = [sys.executable, "-c", COUNT, given]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
+    before, module = distil(), package / "steps" / "answer_check.py"
+    assert before["tokens"] > 0
+    edited = re.sub(r"^BANNED_PHRASES = .*$", 'BANNED_PHRASES = ("",)', module.read_text(), flags=re.M)
+    module.write_text(edited.replace('if finish != "stop":', "if not finish:"))
+    assert distil() == {"tokens": 0, "reasons": ["banned phrase"]}
+    assert before["reasons"] != ["banned phrase"]
+
+
+def test_generation_ends_at_the_end_token_even_where_it_is_the_padding_token(model, tokenizer):
+    ends = generation.end_tokens(model, tokenizer)
+    assert ends == [tokenizer.pad_token_id]
+    stopped = generation._finished(tokenizer, [65, 66, *ends], ends)
+    assert (stopped["finish"], stopped["n_tokens"]) == ("stop", 3)
+    assert generation._finished(tokenizer, [65, 66, 67, 68], ends)["finish"] == "length"
+
+
+def test_rates(tmp_path):
+    rows = [MATH | {"id": str(i), "response": "a b c d e f g h i"} for i in range(4)]
+    made = [
+        {"id": "0", "response": "a b  c d e f g h i", "source": "distilled", "reason": "kept", "finish": "stop"},
+        {"id": "1", "response": "z", "source": "distilled", "reason": "kept", "finish": "stop"},
+        {"id": "2", "response": "a b c d e f g h i", "source": "original", "reason": "truncated", "finish": "length"},
+        {"id": "3", "response": "a b c d e f g h i", "source": "original", "reason": "empty", "finish": "stop"},
+    ]
+    found = distillation.statistics(rows, made)
+    assert (found["fallback_rate"], found["copy_rate"], found["truncation_rate"]) == (0.5, 0.25, 0.25)
+    assert found["overlap_8gram"] == 0.5
+    json.dumps(found)
+    for judging in (distillation.statistics, distillation.judge):
+        with pytest.raises(ValueError, match="does not belong"):
+            judging(rows, made[::-1])

@@ -1,0 +1,145 @@
+"""Scores: shared contexts give lm-eval's own log-likelihoods; offline tasks load; estimates are the bootstrap's."""
+
+import copy
+
+import numpy as np
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from sdd_utils.engine import lm_eval_model
+from sdd_utils.engine.lm_eval_model import group_by_prefix
+from sdd_utils.steps import evaluation
+
+
+def requests():
+    rng = np.random.default_rng(0)
+    for group in range(7):
+        context = rng.integers(0, 256, size=3 + 5 * group).tolist()
+        for _ in range(2 + group % 3):
+            yield (("context", "choice"), context, rng.integers(0, 256, size=rng.integers(1, 6)).tolist())
+
+
+def test_shared_contexts_give_the_log_likelihoods_of_hflm(model, tokenizer):
+    asked = list(requests())
+    np.random.default_rng(1).shuffle(asked)
+    settings = {"pretrained": model, "tokenizer": tokenizer, "batch_size": 3, "device": "cpu"}
+    expected = HFLM(**settings)._loglikelihood_tokens(asked, disable_tqdm=True)
+    found = lm_eval_model.SharedContextLM(**settings)._loglikelihood_tokens(asked, disable_tqdm=True)
+    np.testing.assert_allclose([x[0] for x in found], [x[0] for x in expected], atol=1e-3)
+    assert [x[1] for x in found] == [x[1] for x in expected]
+
+
+def test_openings_that_contexts_share_are_read_once_and_change_no_log_likelihood(model, tokenizer, monkeypatch):
+    rng = np.random.default_rng(2)
+    shots = [rng.integers(0, 256, size=length).tolist() for length in (260, 300)]
+    few = [(key, shots[len(context) % 2] + context, choice) for key, context, choice in requests()]
+    asked = [*few, *requests()]
+    rng.shuffle(asked)
+    settings = {"pretrained": model, "tokenizer": tokenizer, "batch_size": 3, "device": "cpu"}
+    expected = HFLM(**settings)._loglikelihood_tokens(asked, disable_tqdm=True)
+    openings, plain = [], lm_eval_model.SharedContextLM._read_opening
+    spy = lambda self, opening: openings.append(list(opening)) or plain(self, opening)  # noqa: E731
+    monkeypatch.setattr(lm_eval_model.SharedContextLM, "_read_opening", spy)
+    found = lm_eval_model.SharedContextLM(**settings)._loglikelihood_tokens(asked, disable_tqdm=True)
+    np.testing.assert_allclose([x[0] for x in found], [x[0] for x in expected], atol=1e-3)
+    assert [x[1] for x in found] == [x[1] for x in expected]
+    assert sorted(openings, key=len) == [[], *shots]
+
+
+def test_contexts_that_will_be_cut_or_share_too_little_are_read_whole():
+    opening = tuple(range(300))
+    short, long = [(*opening, 500 + i) for i in range(3)], [(*opening, *range(600, 700 + i)) for i in range(3)]
+    assert list(group_by_prefix([*short, *long], room=350)) == [(opening, short), ((), long[::-1])]
+    assert list(group_by_prefix(short[:2], room=350)) == [((), short[:2])]
+
+
+def test_generated_answers_are_those_of_hflm(model, tokenizer):
+    settings = {"pretrained": model, "tokenizer": tokenizer, "batch_size": 3, "device": "cpu"}
+    opening = "a text that all requests share, "
+    asked = [{"until": [stop], "max_gen_toks": 20 + 4 * n} for n, stop in enumerate(["no such text", "\n", "aa"])]
+    alphabet = "ab\ncdefgh"
+    contexts = [opening + alphabet[i % 8 :] + alphabet[: i % 5] for i in range(12)]
+    stops = model_stops(HFLM(**settings), contexts)
+    asked += [{"until": [stop], "max_gen_toks": 24, "do_sample": False} for stop in stops]
+    requests = [
+        Instance(request_type="generate_until", doc={}, arguments=(context, gen), idx=0)
+        for context in contexts
+        for gen in asked
+    ]
+    expected = HFLM(**settings).generate_until(requests, disable_tqdm=True)
+    found = lm_eval_model.SharedContextLM(**settings).generate_until(requests, disable_tqdm=True)
+    assert found == expected
+    assert len({len(text) for text in expected}) > 3, "the comparison needs texts that stop early"
+
+
+def model_stops(lm, contexts: list[str]) -> list[str]:
+    """Pairs of characters that the model does write, so that they stop some texts in the middle."""
+    free = {"until": ["no such text"], "max_gen_toks": 24}
+    request = Instance(request_type="generate_until", doc={}, arguments=(contexts[0], free), idx=0)
+    (text,) = lm.generate_until([request], disable_tqdm=True)
+    return [text[8:10], text[15]]
+
+
+def test_scores_say_how_they_were_made(model, tokenizer):
+    tasks = {"facts": 6, "pydoc_nll": 3}
+    scores = evaluation.score_loaded_model(model, tokenizer, tasks=tasks, shots={}, chat_tasks=[], batch_size=4)
+    assert scores["facts"]["metric"] == "acc_norm"
+    assert scores["facts"]["chance"] == 0.25
+    assert scores["facts"]["value"] == np.mean(scores["facts"]["documents"])
+    nll = scores["pydoc_nll"]
+    nats, words = np.array(nll["documents"]).T
+    assert (nll["metric"], nll["higher_is_better"]) == ("nll_per_word", False)
+    assert nll["value"] == pytest.approx(nats.sum() / words.sum())
+    assert nll["value"] == pytest.approx(np.log(nll["all"]["word_perplexity,none"]), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("metric", "rises", "averaged"), [("acc", True, True), ("acc", False, False), ("bleu_max", True, False)]
+)
+def test_only_scores_of_0_to_1_that_rise_enter_the_average(metric, rises, averaged):
+    samples = {"a": [{"filter": "none", metric: 0.5, "resps": [0]}]}
+    results = {"results": {"a": {f"{metric},none": 0.5}}, "samples": samples, "n-shot": {"a": 0}, "versions": {"a": 1}}
+    results |= {"configs": {"a": {"output_type": "generate_until"}}, "higher_is_better": {"a": {metric: rises}}}
+    score = evaluation._task_score(results, task="a", limit=0, chat=False, engine="e")
+    assert score["higher_is_better"] is averaged
+
+
+def test_guessing_has_no_score_where_several_choices_are_right():
+    samples = [{"resps": [0, 0, 0, 0]}, {"resps": [0, 0]}]
+    assert evaluation._chance(samples, [1.0, 0.0]) == pytest.approx((1 / 4 + 1 / 2) / 2)
+    assert evaluation._chance(samples, [0.7, 0.2]) == 0  # shares of probability, as of TruthfulQA mc2
+
+
+def test_unknown_task_is_named():
+    with pytest.raises(ValueError, match=r"task 'fact' is unknown: use one of facts, gsm_symbolic"):
+        evaluation.check_tasks({"fact": 3})
+    evaluation.check_tasks({"facts": 3, "arc_challenge": 5, "mmlu": 2, "gsm8k": 1})
+
+
+def test_ratio_estimate_against_the_bootstrap():
+    rng = np.random.default_rng(0)
+    words = rng.integers(5, 40, size=300)
+    pairs = np.stack([words * rng.normal(3, 1, size=300), words], axis=1)
+    draws = [pairs[rng.integers(0, 300, 300)].sum(axis=0) for _ in range(2000)]
+    spread = np.std([a / b for a, b in draws])
+    assert evaluation._ratio_estimate(pairs.tolist())["stderr"] == pytest.approx(spread, rel=0.1)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_scored_texts_start_with_one_bos_where_the_tokenizer_adds_one(model, tokenizer, monkeypatch, adds_bos):
+    from tokenizers.processors import TemplateProcessing
+
+    own = copy.deepcopy(tokenizer)
+    if adds_bos:
+        bos = (own.bos_token, own.bos_token_id)
+        own.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    seen = []
+    plain = lm_eval_model.SharedContextLM._score_choices
+    spy = lambda self, contexts, *rest: seen.extend(contexts) or plain(self, contexts, *rest)  # noqa: E731
+    monkeypatch.setattr(lm_eval_model.SharedContextLM, "_score_choices", spy)
+    settings = {"tasks": {"facts": 4}, "shots": {}, "batch_size": 2}
+    evaluation.score_loaded_model(model, own, chat_tasks=["facts"] if adds_bos else [], **settings)
+    evaluation.score_loaded_model(model, own, chat_tasks=[], **settings)
+    starts = {tuple(token == own.bos_token_id for token in context[:2]) for context in seen}
+    assert starts == ({(True, False)} if adds_bos else {(False, False)})

@@ -1,0 +1,97 @@
+"""NLL and KL on the original's answers equal those of a plain loop over plain logits; to itself a model has KL 0."""
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import tiny_llama
+
+from sdd_utils.steps import fidelity
+
+ROWS = [
+    {"id": f"r{i}", "instruction": f"What is {i} + {i}?" * (1 + i % 3), "context": "", "response": "x", "answer": ""}
+    for i in range(3)
+]
+QUESTIONS = {row["id"]: row["instruction"] for row in ROWS}
+
+
+@pytest.fixture(scope="module")
+def answers(model_folder, tmp_path_factory):
+    path = fidelity.answer_path(tmp_path_factory.mktemp("run"), "d")
+    rows = fidelity.answer_questions(model_folder, QUESTIONS, path=path, max_new_tokens=7, batch_size=2)["greedy"]
+    # a random model neither ends nor falls silent by itself
+    return [rows[0], rows[1] | {"text": "Hello!", "finish": "stop"}, rows[2] | {"text": "", "finish": "length"}]
+
+
+def plain(original, model, tokenizer, row):
+    """The same sums from float64 softmaxes, one place after the other."""
+    ids = tokenizer(row["prompt"] + row["text"])["input_ids"] + [tokenizer.eos_token_id] * (row["finish"] == "stop")
+    start, nll, kl = len(tokenizer(row["prompt"])["input_ids"]), 0.0, 0.0
+    with torch.no_grad():
+        theirs, ours = (one(torch.tensor([ids])).logits[0].double().softmax(-1) for one in (original, model))
+    for place in range(start, len(ids)):
+        p, q = theirs[place - 1].tolist(), ours[place - 1].tolist()
+        nll -= math.log(q[ids[place]])
+        kl += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    return [nll, kl, len(ids) - start]
+
+
+def test_sums_are_those_of_a_plain_loop(model, tokenizer, answers):
+    other = tiny_llama(tokenizer, layers=4)
+    found = fidelity.measure_fidelity(model, other, tokenizer, {"d": answers})["d"]
+    expected = [plain(model, other, tokenizer, row) for row in answers]
+    for own, wanted in zip(found["documents"], expected, strict=True):
+        assert own == pytest.approx(wanted, rel=1e-4)
+    nll, kl, tokens = (sum(column) for column in zip(*expected, strict=True))
+    assert (found["tokens"], found["documents"][2]) == (tokens, [0.0, 0.0, 0])
+    assert (found["nll"], found["kl"]) == pytest.approx((nll / tokens, kl / tokens), rel=1e-4)
+    assert found["kl"] > 0.01
+
+
+def test_likelihood_of_a_response_is_that_of_a_plain_loop(model, tokenizer, monkeypatch):
+    sets = {"original": ["A short answer.", "Seven."], "distilled": ["A short answer.", "It is seven."]}
+    read, plain_nll = [], fidelity._nll
+    monkeypatch.setattr(fidelity, "_nll", lambda *a: read.append(a) or plain_nll(*a))
+    found = fidelity.response_nll(model, tokenizer, ROWS[:2], sets)
+    assert len(read) == 3  # the response that the sets share is read once
+    asked = [(row, text, nll) for own in sets for row, text, nll in zip(ROWS[:2], sets[own], found[own], strict=True)]
+    for row, text, nll in asked:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["instruction"]}], tokenize=False, add_generation_prompt=True
+        )
+        total, _, tokens = plain(model, model, tokenizer, {"prompt": prompt, "text": text, "finish": "stop"})
+        assert nll == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_a_model_has_no_divergence_from_itself(model, tokenizer, answers):
+    found = fidelity.measure_fidelity(model, copy.deepcopy(model), tokenizer, {"d": answers[:2]})["d"]
+    assert found["kl"] == 0
+    assert found["nll"] == pytest.approx(
+        sum(plain(model, model, tokenizer, row)[0] for row in answers[:2]) / found["tokens"]
+    )
+
+
+def test_greedy_answers_are_the_likeliest_tokens(model, tokenizer, model_folder, tmp_path):
+    path, sampling = fidelity.answer_path(tmp_path, "d"), {"temperature": 1.5, "seed": 1}
+    answers = fidelity.answer_questions(
+        model_folder, {"r0": QUESTIONS["r0"]}, path=path, max_new_tokens=5, batch_size=2, **sampling
+    )
+    (row,), (sampled,) = answers["greedy"], answers["sampled"]
+    assert fidelity.read_answers(tmp_path, ["d"]) == {"d": [row]}
+    assert fidelity.read_answers(tmp_path, ["d"], sampled=True) == {"d": [sampled]}
+    assert row["text"] != sampled["text"]
+    assert row["prompt"].endswith("assistant\n")
+    assert row["question"] == sampled["question"] == QUESTIONS["r0"]
+    ids = tokenizer(row["prompt"])["input_ids"]
+    for _ in range(5):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert tokenizer.decode(ids, skip_special_tokens=True).endswith(row["text"])
+
+
+def test_silence_and_missing_answers_are_told(model, tokenizer, answers, tmp_path):
+    with pytest.raises(ValueError, match="every answer of the original to d is empty: raise answer_prompts"):
+        fidelity.measure_fidelity(model, model, tokenizer, {"d": answers[2:]})
+    with pytest.raises(FileNotFoundError, match="run notebooks/03_self_data_distillation"):
+        fidelity.read_answers(tmp_path, ["d"])

@@ -1,0 +1,182 @@
+"""Labels mask the prompt and nothing else; both arms get the same budget; a finished adapter is not trained twice."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from sdd_utils import ROOT
+from sdd_utils.base import precision
+from sdd_utils.data.arms import ARMS
+from sdd_utils.engine import attention
+from sdd_utils.engine.generation import render
+from sdd_utils.models import store
+from sdd_utils.steps import finetuning, lora_training
+
+ROWS = [
+    {"id": str(i), "instruction": f"Say {i}.", "context": "", "response": "abc" * (1 + i % 2), "answer": ""}
+    for i in range(6)
+]
+DISTILLED = {row["id"]: {"id": row["id"], "response": "hello " * (1 + int(row["id"]) % 3)} for row in ROWS}
+OWN = {id_: row | {"response": f"I say {id_}"} for id_, row in DISTILLED.items()}
+SETS = {"distilled": DISTILLED, "self_generated": OWN}
+TWO = ["sft", "self_data_ft"]
+SETTINGS = {"lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_targets": "all-linear", "learning_rate": 1e-2}
+SETTINGS |= {"epochs": 1, "batch_size": 2, "seed": 3, "trained_tokens": 0}
+
+
+def test_mask_covers_exactly_the_prompt_and_the_end_token_is_trained(tokenizer):
+    row = ROWS[0]
+    encoded = finetuning.encode(tokenizer, row, "an answer")
+    ids, mask = encoded["input_ids"], encoded["completion_mask"]
+    prompt = render(tokenizer, [{"role": "user", "content": row["instruction"]}])
+    assert tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if not m]) == prompt
+    assert tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m]) == "an answer<|im_end|>"
+    assert ids[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id
+    assert mask[-1] == 1
+
+
+def test_the_trainer_sees_those_labels(model_folder, tokenizer, tmp_path, monkeypatch):
+    seen = []
+    plain = lora_training.Trainer.compute_loss
+
+    def spy(self, model, inputs, *args, **kwargs):
+        seen.append({name: tensor.clone() for name, tensor in inputs.items() if torch.is_tensor(tensor)})
+        return plain(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(lora_training.Trainer, "compute_loss", spy)
+    sets = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=500)
+    finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "a", **SETTINGS)
+    # A batch is one sequence whose positions start anew with every row.
+    rows = [
+        row
+        for batch in seen
+        for row in torch.tensor_split(batch["labels"][0], (batch["position_ids"][0] == 0).nonzero().flatten()[1:])
+    ]
+    trained = sorted(tuple(row[row != -100].tolist()) for row in rows)
+    expected = [
+        tuple(i for i, m in zip(row["input_ids"], row["completion_mask"], strict=True) if m) for row in sets["sft"]
+    ]
+    assert trained == sorted(expected)
+
+
+def trained_texts(tokenizer, rows):
+    own = [[i for i, m in zip(row["input_ids"], row["completion_mask"], strict=True) if m] for row in rows]
+    return [tokenizer.decode(ids).removesuffix("<|im_end|>") for ids in own]
+
+
+def test_all_arms_hold_the_same_rows_and_a_long_one_leaves_all(tokenizer):
+    long = SETS | {"self_generated": OWN | {"0": {"id": "0", "response": "x" * 400}}}
+    sets = finetuning.paired_sets(tokenizer, ROWS, long, arms=list(ARMS), max_length=300)
+    assert {arm: len(own) for arm, own in sets.items()} == dict.fromkeys(ARMS, 5)
+    for rows in zip(*sets.values(), strict=True):
+        prompts = [[i for i, m in zip(r["input_ids"], r["completion_mask"], strict=True) if not m] for r in rows]
+        assert all(prompt == prompts[0] for prompt in prompts)
+    assert len(finetuning.paired_sets(tokenizer, ROWS, long, arms=TWO, max_length=300)["sft"]) == 6
+    with pytest.raises(ValueError, match="no training row fits into max_length = 3 tokens"):
+        finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=3)
+
+
+def test_each_arm_learns_its_own_responses_and_the_mix_half_of_each(tokenizer):
+    sets = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=list(ARMS), max_length=500)
+    texts = {arm: trained_texts(tokenizer, own) for arm, own in sets.items()}
+    assert texts["sft"] == [row["response"] for row in ROWS]
+    assert texts["self_data_ft"] == [DISTILLED[row["id"]]["response"] for row in ROWS]
+    assert texts["self_generated_ft"] == [OWN[row["id"]]["response"] for row in ROWS]
+    from_original = [mix == own for mix, own in zip(texts["mixed_ft"], texts["sft"], strict=True)]
+    from_distilled = [mix == own for mix, own in zip(texts["mixed_ft"], texts["self_data_ft"], strict=True)]
+    assert sum(from_original) == sum(from_distilled) == 3
+    assert all(a != b for a, b in zip(from_original, from_distilled, strict=True))
+
+
+def test_the_mix_is_half_and_half_of_the_rows_that_are_trained_and_goes_by_row(tokenizer):
+    rows = [{"id": f"r{i}", "response": "original"} for i in range(400)]
+    sets = {"distilled": {row["id"]: {"response": "distilled"} for row in rows}}
+    mixed = ARMS["mixed_ft"](rows, sets)
+    assert mixed.count("original") == 200
+    turned = ARMS["mixed_ft"](rows[::-1], sets)
+    assert turned[::-1] == mixed  # the coin is the row's, whatever its place
+    runs = sum(a != b for a, b in zip(mixed, mixed[1:], strict=False))
+    assert 150 < runs < 250  # neither alternating nor in blocks
+    assert ARMS["mixed_ft"](rows[:101], sets).count("original") == 50
+
+
+def test_generated_sets_are_read_where_an_arm_needs_them(tmp_path):
+    for name in ("d.jsonl", "d-self_generated.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"id": "0", "response": name}) + "\n")
+    assert list(finetuning.read_sets(tmp_path, "d", arms=TWO)) == ["distilled"]
+    both = finetuning.read_sets(tmp_path, "d", arms=[*TWO, "self_generated_ft"])
+    assert {which: rows["0"]["response"] for which, rows in both.items()} == {
+        "distilled": "d.jsonl", "self_generated": "d-self_generated.jsonl"
+    }  # fmt: skip
+
+
+def test_equal_budgets_and_a_finished_adapter_is_found_again(model_folder, tokenizer, tmp_path, monkeypatch):
+    sets = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=500)
+    reports = {arm: finetuning.finetune(model_folder, sets[arm], adapter=tmp_path / arm, **SETTINGS) for arm in sets}
+    assert reports["sft"]["rows"] == reports["self_data_ft"]["rows"] == 6
+    assert reports["sft"]["steps"] == reports["self_data_ft"]["steps"] == 3
+    assert reports["sft"]["trained_tokens"] == sum(map(sum, sets["sft"]["completion_mask"]))
+    monkeypatch.setattr(lora_training.Trainer, "train", lambda self, **_: pytest.fail("trained again"))
+    again = finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "sft", **SETTINGS)
+    assert again == reports["sft"]
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "sft", **SETTINGS | {"learning_rate": 1e-3})
+
+
+def test_equal_tokens_stop_the_longer_arm_where_the_shorter_one_ends(model_folder, tokenizer, tmp_path):
+    sets = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=500)
+    settings = SETTINGS | {"trained_tokens": finetuning.token_budget(sets, epochs=2), "epochs": 2}
+    short, long = (finetuning.finetune(model_folder, sets[arm], adapter=tmp_path / arm, **settings) for arm in TWO)
+    assert short["trained_tokens"] == settings["trained_tokens"] == 2 * sum(map(sum, sets["sft"]["completion_mask"]))
+    longest = max(map(sum, sets["self_data_ft"]["completion_mask"]))
+    assert settings["trained_tokens"] - longest < long["trained_tokens"] <= settings["trained_tokens"]
+    assert (short["steps"], long["steps"]) == (6, len(long["loss"]))
+    assert long["steps"] < 6
+    assert long["seen_tokens"] < 2 * sum(map(len, sets["self_data_ft"]["input_ids"]))
+
+
+def test_a_merged_model_is_the_one_that_its_saved_weights_give(model_folder, tokenizer, tmp_path):
+    """In bfloat16: rotary frequencies stay in float32, and weights are not frozen, as after any other load."""
+
+    sets = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=500)
+    finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "a", **SETTINGS)
+    merged, _ = store.load_model(model_folder, adapter=tmp_path / "a", dtype=torch.bfloat16)
+    merged.save_pretrained(tmp_path / "merged")
+    tokenizer.save_pretrained(tmp_path / "merged")
+    plain, _ = store.load_model(tmp_path / "merged", dtype=torch.bfloat16)
+    assert [(n, b.dtype) for n, b in merged.named_buffers()] == [(n, b.dtype) for n, b in plain.named_buffers()]
+    assert {(p.dtype, p.requires_grad) for p in merged.parameters()} == {(torch.bfloat16, True)}
+    ids = torch.randint(256, (2, 200))
+    with torch.no_grad():
+        assert torch.equal(merged(ids).logits, plain(ids).logits)
+
+
+def test_merged_adapter_is_the_adapted_model(model_folder, tokenizer, tmp_path):
+    from peft import PeftModel
+
+    sets = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=500)
+    finetuning.finetune(model_folder, sets["sft"], adapter=tmp_path / "a", **SETTINGS)
+    base, _ = store.load_model(model_folder, dtype=torch.float32)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        before = base(ids).logits.clone()
+        adapted = PeftModel.from_pretrained(base, tmp_path / "a")(ids).logits
+        merged = store.load_model(model_folder, adapter=tmp_path / "a", dtype=torch.float32)[0](ids).logits
+    torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(merged, before, atol=1e-3)
+
+
+def test_an_adapter_depends_on_every_module_that_trains_it():
+    imported = {
+        module
+        for module in vars(lora_training).values()
+        if str(getattr(module, "__name__", "")).startswith("sdd_utils.")
+    }
+    assert imported - {precision, store} == {attention} < set(finetuning.TRAINERS)
+    snakefile = (ROOT / "Snakefile").read_text()
+    (rule,) = re.findall(r"^rule finetuning:\n +input: uses\((.*)\), TASKS", snakefile, re.M)
+    (listed,) = re.findall(r"^TRAINING = \[(.*)\]", snakefile, re.M)
+    assert "*TRAINING" in rule
+    assert {"training", "lora"} <= set(re.findall(r"\w+", listed))

@@ -1,0 +1,76 @@
+"""A rule's jobs run again when code that makes their numbers is edited, and only then."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from sdd_utils import ROOT
+from sdd_utils.base.records import NOTEBOOKS
+from sdd_utils.study.jobs import study_jobs
+from sdd_utils.study.schema import load_study
+
+AFTER_TUNING = {"merging", "embedding_similarity", "results"}
+# By the file that is edited, the rules whose jobs run again: those that import it, and those that read their records.
+RUN_AGAIN = {
+    "sdd_utils/steps/similarity.py": set(NOTEBOOKS) - {"distillation"},
+    "sdd_utils/steps/pruning.py": {"pruning", "finetuning"} | AFTER_TUNING,
+    "sdd_utils/steps/answer_check.py": {"distillation", "finetuning"} | AFTER_TUNING,
+    "sdd_utils/tasks/facts.yaml": {"pruning", "finetuning"} | AFTER_TUNING,
+    "sdd_utils/steps/lora_training.py": {"finetuning"} | AFTER_TUNING,
+    "sdd_utils/engine/tensor_stream.py": {"merging", "results"},
+    "sdd_utils/steps/answer_similarity.py": {"embedding_similarity", "results"},
+    "sdd_utils/base/precision.py": set(NOTEBOOKS),
+    "sdd_utils/report/tables.py": {"results"},
+    "notebooks/03_self_data_distillation.ipynb": {"distillation", "finetuning"} | AFTER_TUNING,
+    "sdd_utils/base/files.py": set(),
+    "sdd_utils/sweep/plan.py": set(),
+    "sdd_utils/study/rules.py": set(),
+}
+
+
+def dry_run(repository, *arguments):
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--cores", "1", "--quiet", "host", *arguments]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A copy of the code in which every job of the embedded study counts as done."""
+    folder = tmp_path_factory.mktemp("repository")
+    for name in ("sdd_utils", "notebooks", "studies"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", folder)
+    run = folder / "work" / "embedded"
+    (run / "records").mkdir(parents=True)
+    (run / "model.found").touch()
+    for job in study_jobs(load_study("embedded")):
+        (run / "records" / f"{job.name}.json").write_text("{}")
+        if job.step == "pruning":
+            checkpoint = run / "checkpoints" / job.name.removeprefix("pruning-")
+            checkpoint.mkdir(parents=True)
+            (checkpoint / "manifest.json").write_text("{}")
+    dry_run(folder, "--touch")
+    return folder
+
+
+def test_every_rule_has_a_file_that_reruns_it_and_one_that_does_not():
+    assert set(NOTEBOOKS) == set.union(*RUN_AGAIN.values())
+    for step in NOTEBOOKS:
+        assert any(step not in again for again in RUN_AGAIN.values())
+
+
+@pytest.mark.parametrize("edited", RUN_AGAIN)
+def test_editing_a_file_runs_the_jobs_again_that_depend_on_it(repository, edited):
+    path = repository / edited
+    before = path.read_text()
+    try:
+        path.write_text(before.replace('"metadata"', '"metadata" ', 1) if path.suffix == ".ipynb" else before + "\n#\n")
+        printed = dry_run(repository, "--dry-run", "--quiet", "rules")
+    finally:
+        path.write_text(before)
+        dry_run(repository, "--touch")
+    assert set(re.findall(r"^(\w+) +\d+$", printed, re.M)) - {"total", "all"} == RUN_AGAIN[edited]

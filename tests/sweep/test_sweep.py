@@ -1,0 +1,148 @@
+"""Every notebook end to end on a tiny random model, through Snakemake and papermill, killed once on the way."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+import yaml
+
+from sdd_utils import ROOT
+from sdd_utils.study import notebook_parameters
+from sdd_utils.sweep import run_notebook
+
+TINY = {
+    "data_sets": {"gsm_symbolic": 6, "pydoc": 6}, "calibration_rows": 4, "calibration_batch": 4,
+    "block_sizes": [2], "finetune_block_sizes": [2], "rewrite_tokens": 8, "generation_batch": 4, "lora_rank": 2,
+    "max_length": 2000, "tasks": {"facts": 12, "gsm_symbolic": 2, "gsm_symbolic_mc": 4, "pydoc_nll": 3},
+    "answer_prompts": 3, "answer_tokens": 6, "epochs": 1, "train_on_mixture": True,
+    "arms": ["sft", "self_data_ft", "self_generated_ft", "mixed_ft"],
+    "scaling": {"rows": [3], "block_sizes": [2], "data_sets": ["pydoc"]},
+    "capacities": {
+        "lora": [{"rank": 3, "alpha": 6, "targets": "q_proj,v_proj"}], "block_sizes": [2], "data_sets": ["pydoc"]
+    },
+}  # fmt: skip
+EXPECTED = {"similarity": 1, "pruning": 2, "distillation": 2, "finetuning": 4, "merging": 1}
+EXPECTED |= {"embedding_similarity": 2, "results": 1}
+
+
+@pytest.fixture(scope="module")
+def command(model_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    values = TINY | {"base": "embedded", "model": str(model_folder)}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    run = [sys.executable, "-m", "sdd_utils.sweep.reproduce", str(folder / "tiny.yaml")]
+    return folder, [*run, "--run", str(folder / "run"), "--publish", str(folder / "published")]
+
+
+def run_until_killed(command, wanted):
+    """Start the study and kill it, with everything it started, as soon as the wanted file is there."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.time() + 400
+    while not wanted.exists() and time.time() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
+    folder, run = command
+    similarity = folder / "run" / "records" / "similarity.json"
+    run_until_killed(run, similarity)
+    before = similarity.read_bytes()
+    stale = similarity.with_name("similarity-of-old.json")  # of a study key that was another then
+    stale.write_bytes(before)
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "running over TCP" not in done.stdout + done.stderr  # two jobs that start at once may get the same ports
+    assert "| n |" in " ".join(done.stdout.split())
+
+    records = [json.loads(path.read_text()) for path in (folder / "published" / "records").glob("*.json")]
+    assert {step: sum(r["step"] == step for r in records) for step in EXPECTED} == EXPECTED
+    stale.unlink()
+    assert all(record["study"] == "tiny" and record["provenance"]["threads"] == 1 for record in records)
+    tuned = [record for record in records if record["step"] == "finetuning"]
+    for record in tuned:
+        assert list(record["metrics"]["arms"]) == TINY["arms"]
+        assert len({own["training"]["steps"] for own in record["metrics"]["arms"].values()}) == 1
+        assert all(own["fidelity"].keys() == {"gsm_symbolic", "pydoc"} for own in record["metrics"]["arms"].values())
+    assert sorted({(r["params"]["lora_rank"], r["params"]["capacity"]) for r in tuned}) == [
+        (2, ""), (3, "r3a6-q_proj+v_proj")
+    ]  # fmt: skip
+    (merge,) = [record["metrics"] for record in records if record["step"] == "merging"]
+    assert [point["t"] for point in merge["lerp_points"]] == [0.5]
+    parents = [r["metrics"]["arms"]["self_data_ft"]["training"] for r in tuned if r["params"]["train_rows"] == 6]
+    assert merge["mixture"]["training"]["rows"] == min(parent["rows"] for parent in parents)
+    assert 0 <= merge["mixture"]["interval"][0] <= merge["mixture"]["recovery"]
+    for similar in (record["metrics"] for record in records if record["step"] == "embedding_similarity"):
+        assert len(similar["original_sampled"]["similarities"]) == 3
+        assert all(own["sampled"]["n"] == own["n"] == 3 for own in similar["arms"].values())
+    compared = {r["params"]["block_size"]: r["metrics"]["fidelity"] for r in records if r["step"] == "pruning"}
+    assert {own["kl"] for own in compared[0].values()} == {0}
+    assert all(own["kl"] > 0 for own in compared[2].values())
+    assert json.loads(similarity.read_text())["metrics"] == json.loads(before)["metrics"]
+    executed = list((folder / "published" / "notebooks").glob("*.ipynb"))
+    assert len(executed) == len(records) == len(list((folder / "published" / "html").glob("*.html")))
+    for path in executed:
+        cells = nbformat.read(path, as_version=4).cells
+        assert not any(out.output_type == "error" for cell in cells for out in cell.get("outputs", []))
+        assert str(ROOT) not in path.read_text()
+        assert any("image/png" in str(cell.get("outputs")) for cell in cells), path.name
+    for name in ("recovery.md", "scores.csv", "paper_vs_ours.md", "fidelity.md", "domains.md", "capacities.md"):
+        assert (folder / "published" / "tables" / name).stat().st_size > 50
+    assert "inconclusive" in (folder / "published" / "index.html").read_text()
+    assert all(answer["why"] for answer in json.loads((folder / "published" / "claims.json").read_text()))
+    for suffix in ("png", "pdf"):
+        assert (folder / "published" / "figures" / f"recovery.{suffix}").stat().st_size > 1000
+
+    (notebook_parameters.NOTEBOOKS / "02_pruning.ipynb").touch()  # touched, not edited
+    again = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+# By step: the notebook that makes its records, and what it keeps for a rerun, which must not be found again here.
+MADE_BY = {
+    "similarity": ("01_similarity_analysis", []),
+    "pruning": ("02_pruning", ["checkpoints/n{block_size}"]),
+    "distillation": ("03_self_data_distillation", ["distilled", "answers"]),
+    "finetuning": ("04_sft_vs_self_distill", ["adapters"]),
+    "merging": ("05_model_merging", ["merges", "adapters/*+*"]),
+    "embedding_similarity": ("06_embedding_similarity", ["answers/n*", "answers/-n*"]),
+}
+
+
+def test_a_job_picked_at_random_gives_its_record_again_bit_for_bit(command, tmp_path):
+
+    folder, _ = command
+    picked = random.choice([p for p in sorted((folder / "run" / "records").glob("*.json")) if p.stem != "results"])
+    print(f"picked: {picked.name}")
+    record = json.loads(picked.read_text())
+    notebook, kept = MADE_BY[record["step"]]
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    (run / "records" / picked.name).unlink()
+    for pattern in kept:
+        for path in run.glob(pattern.format(**record["params"])):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    parameters = record["params"] | {"run": str(run)}
+    run_notebook.execute_notebook(notebook, out=tmp_path / "again.ipynb", parameters=parameters)
+    again = json.loads((run / "records" / picked.name).read_text())
+    assert again["params"] == parameters
+    assert json.dumps(again["metrics"]) == json.dumps(record["metrics"]), picked.name
+
+
+def test_notebook_before_its_inputs_says_which_notebook_makes_them(command, tmp_path):
+
+    with pytest.raises(Exception, match=r"similarity.json does not exist yet: run notebooks/01_similarity_analysis"):
+        run_notebook.execute_notebook(
+            "02_pruning", out=tmp_path / "out.ipynb", parameters={"run": str(tmp_path / "empty")}
+        )
+    assert not (tmp_path / "empty" / "records").exists()
