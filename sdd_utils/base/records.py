@@ -7,9 +7,13 @@ its schema: what is written is checked against them, and so is what is read. Sha
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import (
+    Any,
+    NotRequired,  # pydantic cannot read those of typing before Python 3.12
+)
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from sdd_utils.base.files import json_text, write_text
 from sdd_utils.base.provenance import process_provenance

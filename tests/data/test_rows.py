@@ -7,16 +7,16 @@ from decimal import Decimal
 
 import pytest
 
-from sdd_utils.data import rows
-from sdd_utils.data.offline import PYDOC_NAMES, _pydoc, clean_docstring
+from sdd_utils.data import offline
+from sdd_utils.data.offline import OFFLINE, PYDOC_NAMES, _pydoc, clean_docstring
 from sdd_utils.data.rows import COLUMNS, SPLITS, calibration_set, fingerprint, load_rows
 from sdd_utils.steps.answer_check import last_number
 
-OFFLINE = ("gsm_symbolic", "pydoc")  # made on the spot
+NAMES = ("gsm_symbolic", "pydoc")  # made on the spot
 SMALL = {"train": 600, "test": 150}
 
 
-@pytest.fixture(params=OFFLINE)
+@pytest.fixture(params=NAMES)
 def name(request):
     return request.param
 
@@ -80,8 +80,8 @@ def test_pydoc_asks_about_classes_and_functions_differently():
 def test_a_name_this_python_lacks_moves_no_other_row_to_another_split(monkeypatch, tmp_path):
     names = PYDOC_NAMES.read_text().split()
     train, test = (_pydoc.__wrapped__(split) for split in SPLITS)
-    monkeypatch.setattr(rows, "PYDOC_NAMES", tmp_path / "names.txt")
-    PYDOC_NAMES.write_text("\n".join(["json.no_such_name", "no_such_module.name", *names[2:]]))
+    monkeypatch.setattr(offline, "PYDOC_NAMES", tmp_path / "names.txt")
+    offline.PYDOC_NAMES.write_text("\n".join(["json.no_such_name", "no_such_module.name", *names[2:]]))
     assert _pydoc.__wrapped__("train") == train[2:]
     assert _pydoc.__wrapped__("test") == test
 
@@ -106,9 +106,9 @@ def test_clean_docstring(text, cleaned):
 
 def test_fingerprint_depends_on_values_and_order_not_on_the_process():
     code = (
-        "from sdd_utils import data\n"
+        "from sdd_utils.data.rows import SPLITS, fingerprint, load_rows\n"
         "for name in ('gsm_symbolic', 'pydoc'):\n"
-        "    for split in data.SPLITS: print(data.fingerprint(data.load(name, split=split, rows=100)))"
+        "    for split in SPLITS: print(fingerprint(load_rows(name, split=split, rows=100)))"
     )
     environments = [os.environ | {"PYTHONHASHSEED": seed} for seed in ("1", "2")]
     started = [
@@ -117,7 +117,7 @@ def test_fingerprint_depends_on_values_and_order_not_on_the_process():
     ]
     first, second = (process.communicate(timeout=60)[0].split() for process in started)
     assert first == second
-    assert len(set(first)) == len(OFFLINE) * len(SPLITS)
+    assert len(set(first)) == len(NAMES) * len(SPLITS)
     rows = load_rows("pydoc", split="train", rows=2)
     assert fingerprint(rows) != fingerprint(rows[::-1])
     assert fingerprint(rows) == fingerprint([dict(reversed(row.items())) for row in rows])

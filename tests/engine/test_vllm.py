@@ -16,13 +16,6 @@ from sdd_utils.models import store
 from sdd_utils.steps import evaluation
 
 SMOLLM = "smollm2-135m-instruct"
-TEXTS = {
-    "prose": "The capital of France is Paris. The Seine flows through it, and about two million people live there.",
-    "maths": "Tom has 3 boxes of 12 pens and gives 7 away. He has 3 * 12 - 7 = 29 pens left.\n#### 29",
-    "code": "def add(a, b):\n    return a + b\n\nassert add(2, 3) == 5\n",
-    "chat": "<|im_start|>user\nName a colour.<|im_end|>\n<|im_start|>assistant\nBlue.<|im_end|>\n",
-    "accents": "Übung macht den Meister; l'été à Besançon: 25 °C, 37 € — ça va?",
-}
 # float32 twice, 30 layers, other kernels and sums in another order: differences of 1e-5 to 1e-4 nats are rounding. What
 # a wrong reading of the weights would do (a swapped pair of heads, a lost norm) changes tokens by tenths of a nat.
 TOLERANCE = 1e-3
@@ -46,31 +39,9 @@ def smollm():
     return store.load_model(SMOLLM, dtype=torch.float32)
 
 
-@torch.inference_mode()
-def token_scores(model, tokenizer, text: str) -> torch.Tensor:
-    """transformers' log p of each token but the first."""
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    log_probs = torch.log_softmax(model(ids).logits[0, :-1].float(), dim=-1)
-    return log_probs.gather(1, ids[0, 1:, None])[:, 0]
-
-
-def differences(scores: dict, model, tokenizer) -> torch.Tensor:
-    """Absolute differences (nats) of all tokens of all texts."""
-    return torch.cat(
-        [(torch.tensor(scores[id_]) - token_scores(model, tokenizer, text)).abs() for id_, text in TEXTS.items()]
-    )
-
-
-@needs_vllm
-def test_log_likelihood_of_every_token_is_that_of_transformers(smollm):
-    scores = vllm_client.loglikelihood(SMOLLM, TEXTS, dtype=torch.float32)
-    found = differences(scores, *smollm)
-    assert len(found) > 100
-    assert found.max() < TOLERANCE
-
-
 @needs_vllm
 def test_an_adapter_is_applied_as_peft_applies_it(tmp_path):
+    """By lm-eval's loss on held-out docstrings: what a wrong reading would do moves it by far more than rounding."""
     model, tokenizer = store.load_model(SMOLLM, dtype=torch.float32)
     tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
     torch.manual_seed(0)
@@ -78,10 +49,15 @@ def test_an_adapter_is_applied_as_peft_applies_it(tmp_path):
         if "lora_B" in name:  # made of zeros, with which an adapter does nothing
             torch.nn.init.normal_(weight, std=0.02)
     tuned.save_pretrained(tmp_path / "adapter")
-    scores = vllm_client.loglikelihood(SMOLLM, TEXTS, adapter=tmp_path / "adapter", dtype=torch.float32)
-    assert differences(scores, tuned, tokenizer).max() < TOLERANCE
-    with tuned.disable_adapter():
-        assert differences(scores, tuned, tokenizer).max() > 0.1
+    settings = {"tasks": {"pydoc_nll": 3}, "shots": {}, "chat_tasks": []}
+    adapted, plain = (
+        vllm_client.evaluate(SMOLLM, adapter=adapter, dtype=torch.float32, **settings)["pydoc_nll"]
+        for adapter in (tmp_path / "adapter", None)
+    )
+    expected = evaluation.score_loaded_model(tuned.merge_and_unload(), tokenizer, batch_size=2, **settings)
+    bits = "bits_per_byte,none"
+    assert adapted["results"]["pydoc_nll"][bits] == pytest.approx(expected["pydoc_nll"]["all"][bits], abs=TOLERANCE)
+    assert abs(adapted["results"]["pydoc_nll"][bits] - plain["results"]["pydoc_nll"][bits]) > 100 * TOLERANCE
 
 
 def conversation(tokenizer, question: str) -> str:
@@ -164,13 +140,12 @@ def test_a_set_is_generated_by_vllm_and_belongs_to_it(smollm, monkeypatch, tmp_p
     prompts = {"a": conversation(smollm[1], "Name a colour."), "b": conversation(smollm[1], "Name a river.")}
     settings = {"path": tmp_path / "set.jsonl", "max_new_tokens": 8, "batch_size": 2}
     by_vllm = generation.generate_file(SMOLLM, prompts, **settings)
-    monkeypatch.setattr(vllm_client, "generate", None)  # a finished set starts nothing
+    monkeypatch.setattr(vllm_client, "generate_texts", None)  # a finished set starts nothing
     assert generation.generate_file(SMOLLM, prompts, **settings) == by_vllm
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["set.jsonl", "set.key"]
-    key = (tmp_path / "set.key").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["set.jsonl"]
     monkeypatch.setenv("SDD_ENGINE", "transformers")
     by_transformers = generation.generate_file(SMOLLM, prompts, **settings)
-    assert (tmp_path / "set.key").read_text() != key
+    assert {row["key"] for row in by_transformers}.isdisjoint(row["key"] for row in by_vllm)
     assert [row["text"] for row in by_transformers] == [row["text"] for row in by_vllm]
 
 
@@ -181,7 +156,7 @@ def test_a_row_has_the_same_seed_with_either_engine():
 
 FAKE = """
 import json, os, sys, time
-job = json.load(open(sys.argv[2]))
+job = json.load(open(sys.argv[-1]))
 out = open(job["out"], "a")
 {body}
 """
@@ -245,13 +220,14 @@ def test_transformers_can_be_asked_for_where_vllm_is_installed(fake, monkeypatch
 def test_rows_of_a_broken_off_set_are_not_asked_again(fake, tmp_path):
     """Rows that vLLM finished before it failed stay, and are finished by the caller like all others."""
     settings = {"path": tmp_path / "set.jsonl", "max_new_tokens": 1, "batch_size": 2}
-    prompts, shout = {"a": "x", "b": "y"}, lambda row: {"id": row["id"], "said": row["text"] + "!"}
+    prompts = {"a": "x", "b": "y"}
     model = fake(ANSWER + "; break\nsys.exit(1)")
     with pytest.raises(RuntimeError, match="exit status 1"):
-        generation.generate_file(model, prompts, finish_row=shout, **settings)
+        generation.generate_file(model, prompts, **settings)
     fake('assert list(job["prompts"]) == ["b"]\n' + ANSWER)
-    rows = generation.generate_file(model, prompts, finish_row=shout, **settings)
-    assert rows == [{"id": "a", "said": "X!"}, {"id": "b", "said": "Y!"}]
+    rows = generation.generate_file(model, prompts, **settings)
+    assert [(row["id"], row["text"]) for row in rows] == [("a", "X"), ("b", "Y")]
+    assert [path.name for path in tmp_path.glob("set*")] == ["set.jsonl"]
 
 
 def test_vllm_is_told_which_rows_are_greedy(fake, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import tiny_llama
 
+from sdd_utils.base.files import write_json_lines
 from sdd_utils.steps import fidelity
 
 ROWS = [
@@ -18,7 +19,7 @@ QUESTIONS = {row["id"]: row["instruction"] for row in ROWS}
 
 @pytest.fixture(scope="module")
 def answers(model_folder, tmp_path_factory):
-    path = fidelity.answer_path(tmp_path_factory.mktemp("run"), "d")
+    path = tmp_path_factory.mktemp("run") / "answers.jsonl"
     rows = fidelity.answer_questions(model_folder, QUESTIONS, path=path, max_new_tokens=7, batch_size=2)["greedy"]
     # a random model neither ends nor falls silent by itself
     return [rows[0], rows[1] | {"text": "Hello!", "finish": "stop"}, rows[2] | {"text": "", "finish": "length"}]
@@ -49,12 +50,14 @@ def test_sums_are_those_of_a_plain_loop(model, tokenizer, answers):
     assert found["kl"] > 0.01
 
 
-def test_likelihood_of_a_response_is_that_of_a_plain_loop(model, tokenizer, monkeypatch):
+def test_likelihood_of_a_response_is_that_of_a_plain_loop(model, tokenizer, model_folder, tmp_path, monkeypatch):
     sets = {"original": ["A short answer.", "Seven."], "distilled": ["A short answer.", "It is seven."]}
-    read, plain_nll = [], fidelity._nll
-    monkeypatch.setattr(fidelity, "_nll", lambda *a: read.append(a) or plain_nll(*a))
-    found = fidelity.response_nll(model, tokenizer, ROWS[:2], sets)
+    read, plain_nll = [], fidelity._mean_nll
+    monkeypatch.setattr(fidelity, "_mean_nll", lambda *a: read.append(a) or plain_nll(*a))
+    found = fidelity.response_nll(model_folder, ROWS[:2], sets, path=tmp_path / "likelihoods.jsonl")
     assert len(read) == 3  # the response that the sets share is read once
+    assert fidelity.response_nll(model_folder, ROWS[:2], sets, path=tmp_path / "likelihoods.jsonl") == found
+    assert len(read) == 3  # and none of them again
     asked = [(row, text, nll) for own in sets for row, text, nll in zip(ROWS[:2], sets[own], found[own], strict=True)]
     for row, text, nll in asked:
         prompt = tokenizer.apply_chat_template(
@@ -73,13 +76,14 @@ def test_a_model_has_no_divergence_from_itself(model, tokenizer, answers):
 
 
 def test_greedy_answers_are_the_likeliest_tokens(model, tokenizer, model_folder, tmp_path):
-    path, sampling = fidelity.answer_path(tmp_path, "d"), {"temperature": 1.5, "seed": 1}
+    sampling = {"temperature": 1.5, "seed": 1, "max_new_tokens": 5, "batch_size": 2}
     answers = fidelity.answer_questions(
-        model_folder, {"r0": QUESTIONS["r0"]}, path=path, max_new_tokens=5, batch_size=2, **sampling
+        model_folder, {"r0": QUESTIONS["r0"]}, path=tmp_path / "texts.jsonl", **sampling
     )
     (row,), (sampled,) = answers["greedy"], answers["sampled"]
-    assert fidelity.read_answers(tmp_path, ["d"]) == {"d": [row]}
-    assert fidelity.read_answers(tmp_path, ["d"], sampled=True) == {"d": [sampled]}
+    path = write_json_lines(tmp_path / "d.jsonl", [row, sampled])
+    assert fidelity.read_answers(path) == [row]
+    assert fidelity.read_answers(path, sampled=True) == [sampled]
     assert row["text"] != sampled["text"]
     assert row["prompt"].endswith("assistant\n")
     assert row["question"] == sampled["question"] == QUESTIONS["r0"]
@@ -93,5 +97,5 @@ def test_greedy_answers_are_the_likeliest_tokens(model, tokenizer, model_folder,
 def test_silence_and_missing_answers_are_told(model, tokenizer, answers, tmp_path):
     with pytest.raises(ValueError, match="every answer of the original to d is empty: raise answer_prompts"):
         fidelity.measure_fidelity(model, model, tokenizer, {"d": answers[2:]})
-    with pytest.raises(FileNotFoundError, match="run notebooks/03_self_data_distillation"):
-        fidelity.read_answers(tmp_path, ["d"])
+    with pytest.raises(FileNotFoundError, match="d.jsonl does not exist yet: run the notebook that makes it"):
+        fidelity.read_answers(tmp_path / "d.jsonl")

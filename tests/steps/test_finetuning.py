@@ -1,18 +1,16 @@
 """Labels mask the prompt and nothing else; both arms get the same budget; a finished adapter is not trained twice."""
 
 import json
-import re
 
 import pytest
 import torch
 
-from sdd_utils import ROOT
-from sdd_utils.base import precision
-from sdd_utils.data.arms import ARMS
-from sdd_utils.engine import attention
+from sdd_utils.base.import_graph import files_behind
+from sdd_utils.data.arms import ARMS, sets_of
 from sdd_utils.engine.generation import render
 from sdd_utils.models import store
 from sdd_utils.steps import finetuning, lora_training
+from sdd_utils.study.paths import Run
 
 ROWS = [
     {"id": str(i), "instruction": f"Say {i}.", "context": "", "response": "abc" * (1 + i % 2), "answer": ""}
@@ -105,9 +103,10 @@ def test_the_mix_is_half_and_half_of_the_rows_that_are_trained_and_goes_by_row(t
 def test_generated_sets_are_read_where_an_arm_needs_them(tmp_path):
     for name in ("d.jsonl", "d-self_generated.jsonl"):
         (tmp_path / name).write_text(json.dumps({"id": "0", "response": name}) + "\n")
-    assert list(finetuning.read_sets(tmp_path, "d", arms=TWO)) == ["distilled"]
-    both = finetuning.read_sets(tmp_path, "d", arms=[*TWO, "self_generated_ft"])
-    assert {which: rows["0"]["response"] for which, rows in both.items()} == {
+    assert sets_of(TWO) == ("distilled",)
+    paths = {which: tmp_path / Run(tmp_path).training_set("d", which).name for which in sets_of(ARMS)}
+    sets = finetuning.read_sets(paths)
+    assert {which: rows["0"]["response"] for which, rows in sets.items()} == {
         "distilled": "d.jsonl", "self_generated": "d-self_generated.jsonl"
     }  # fmt: skip
 
@@ -168,15 +167,12 @@ def test_merged_adapter_is_the_adapted_model(model_folder, tokenizer, tmp_path):
     assert not torch.allclose(merged, before, atol=1e-3)
 
 
-def test_an_adapter_depends_on_every_module_that_trains_it():
-    imported = {
-        module
-        for module in vars(lora_training).values()
-        if str(getattr(module, "__name__", "")).startswith("sdd_utils.")
-    }
-    assert imported - {precision, store} == {attention} < set(finetuning.TRAINERS)
-    snakefile = (ROOT / "Snakefile").read_text()
-    (rule,) = re.findall(r"^rule finetuning:\n +input: uses\((.*)\), TASKS", snakefile, re.M)
-    (listed,) = re.findall(r"^TRAINING = \[(.*)\]", snakefile, re.M)
-    assert "*TRAINING" in rule
-    assert {"training", "lora"} <= set(re.findall(r"\w+", listed))
+def test_an_adapter_depends_on_the_code_that_trains_it_and_on_the_precision(model_folder, tokenizer, monkeypatch):
+    code = {path.stem for path in files_behind([lora_training.__name__], rooms=("steps", "engine"))}
+    assert code == {"lora_training", "attention"}
+    sets, keys = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=500), []
+    for dtype, digest in (("float32", "a"), ("bfloat16", "a"), ("float32", "b")):
+        monkeypatch.setenv("SDD_DTYPE", dtype)
+        monkeypatch.setattr(finetuning, "code_digest", lambda *_, digest=digest, **__: digest)
+        keys.append(finetuning._key(model_folder, sets["sft"], SETTINGS))
+    assert len(set(keys)) == 3

@@ -106,7 +106,7 @@ def test_merged_checkpoint_is_the_tensorwise_slerp(parents, tmp_path):
 def test_headers_are_read_once_per_file_not_per_tensor(parents, tmp_path, monkeypatch):
     """Parsing a header takes as long as it has tensors: once for each, and a merge grows with the square of them."""
     read, head = [], tensor_stream.header
-    monkeypatch.setattr(tensor_stream, "head", lambda shard: read.append(shard) or head(shard))
+    monkeypatch.setattr(tensor_stream, "header", lambda shard: read.append(shard) or head(shard))
     merging.merge_checkpoints(*parents, out=tmp_path / "merged", t=0.4)
     shards = sum(len(list(parent.glob("*.safetensors"))) for parent in parents)
     assert len(read) == shards
@@ -169,10 +169,10 @@ def merged(**more):
     return {"step": "merging", "params": params, "metrics": {"points": path, "lerp_share": 0.25} | more}
 
 
-def test_the_table_has_lerp_and_mixture_and_a_dash_where_an_older_record_has_none():
+def test_the_table_has_lerp_and_mixture_and_a_dash_where_a_merge_has_none():
     original = {"step": "pruning", "params": {"block_size": 0}, "metrics": {"scores": scores([1] * 20)}}
     made = {"lerp_points": [{"t": 0.5, "scores": scores([1, 0] * 10)}], "mixture": {"scores": scores([0] * 20)}}
-    table = merging_table([original, merged(**made), merged()])
+    table = merging_table([original, merged(**made), merged(lerp_points=[], mixture=None)])
     assert table["LERP, t = 0.5"].tolist() == ["50.0 % [26.0, 74.0]", "-"]  # 0.5 ± t(19) sd / sqrt(20), by hand
     assert table["trained on both"].tolist() == ["0.0 % [0.0, 0.0]", "-"]
     assert "LERP, t = 0" not in table
