@@ -196,6 +196,8 @@ def divergence_difference(records: list[dict], *, null: float = 0.0) -> dict:
     cells = []
     for cell in _arm_pairs(records):
         pair = [models[(arm, *cell)] for arm in ("self_data_ft", "sft")]
+        if not all(metrics["fidelity"] for by_seed in pair for metrics in by_seed.values()):
+            raise Missing("the study compares no answers with the original's (data_sets, answer_prompts)")
         cells.append(pair)
     seeds = _shared_seeds(cells)
     found = estimate(stacked([_per_token(pair, seeds) for pair in cells]), null=null)

@@ -1,161 +1,220 @@
-"""Every figure of the project, in one style that colour-blind readers and grey printers can tell apart.
+"""Every figure of the project, in one style that colour-blind readers and grey printers can read.
 
-Each function takes plain data, draws one figure and returns it; `save` writes it as PNG and PDF.
+Each function takes plain data, draws one figure and returns it; `save` writes it as PNG. Intervals are always the
+caller's own: seaborn would compute others, so `_with_intervals` draws them.
 """
 
+from collections.abc import Callable
 from itertools import cycle
+from math import ceil
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+import seaborn as sns
 from matplotlib import ticker
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from sdd_utils.data.arms import arms_in
 
-_LOOKS = {  # name, colour of Okabe and Ito's palette, marker, hatch: no line or bar is told by colour alone
-    "original": ("Original", "#000000", "D", ""),
-    "no_ft": ("No FT", "#999999", "s", ".."),
-    "sft": ("SFT", "#E69F00", "^", "//"),
-    "self_data_ft": ("Self-Data FT", "#0072B2", "o", ""),
-    "self_generated_ft": ("Self-generated FT", "#CC79A7", "v", "\\\\"),
-    "mixed_ft": ("Mixed FT", "#56B4E9", "X", "--"),
-    "merged": ("Self-Data FT, SLERP", "#009E73", "P", "xx"),
+_LOOKS = {  # name, colour of Okabe and Ito's palette, marker, hatch, line style: nothing is told by colour alone
+    "original": ("Original", "#000000", "D", "", ":"),
+    "no_ft": ("No FT", "#999999", "s", "..", (0, (1, 1))),
+    "sft": ("SFT", "#E69F00", "^", "//", "--"),
+    "self_data_ft": ("Self-Data FT", "#0072B2", "o", "\\\\", "-"),
+    "self_generated_ft": ("Self-generated FT", "#CC79A7", "v", "++", "-."),
+    "mixed_ft": ("Mixed FT", "#56B4E9", "X", "--", (0, (5, 1, 1, 1, 1, 1))),
+    "merged": ("Self-Data FT, SLERP", "#009E73", "P", "xx", (0, (8, 2))),
 }
-NAMES, COLOURS, MARKERS, HATCHES = ({arm: look[i] for arm, look in _LOOKS.items()} for i in range(4))
+NAMES, COLOURS, MARKERS, HATCHES, LINES = ({arm: look[i] for arm, look in _LOOKS.items()} for i in range(5))
 _CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 _STYLE = {
-    "figure.dpi": 110,
-    "savefig.dpi": 200,
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    "font.family": "DejaVu Sans",  # matplotlib brings it along: another font would change the bytes between machines
+    "savefig.dpi": 150,
+    "axes.titlesize": 10.5,
+    "axes.titlepad": 8,
+    "figure.titlesize": 12,
     "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.axisbelow": True,
     "legend.frameon": False,
+    "grid.alpha": 0.4,
     "axes.prop_cycle": plt.cycler(color=_CYCLE, marker=["o", "^", "s", "D", "P", "X"]),
-    "lines.markersize": 4,
+    "lines.linewidth": 1.5,
     "figure.constrained_layout.use": True,
 }
+_WIDEST = 9.0  # inches: shown 900 pixels wide, as a README is, text of 9 points is still 12 pixels high
+_NORMAL_95 = np.array([-1.96, 1.96])  # standard errors from the mean
+_BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 4}  # a legend under the axis label
 
 
-def figure(columns: int = 1, *, width: float = 6.4, height: float = 3.8, **subplots) -> tuple[Figure, np.ndarray]:
-    """A figure in the project's style and its axes, always as a flat array."""
-    plt.rcParams.update(_STYLE)
-    drawn, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, **subplots)
+def figure(
+    columns: int = 1, *, rows: int = 1, width: float = 6.4, height: float = 3.8, **subplots
+) -> tuple[Figure, np.ndarray]:
+    """A figure of `width` x `height` inches in the project's style, and its axes row by row as a flat array."""
+    sns.set_theme(context="paper", style="ticks", rc=_STYLE)
+    drawn, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **subplots)
+    sns.despine(drawn)
     return drawn, axes.ravel()
 
 
-def save(drawn: Figure, folder: Path, name: str) -> list[Path]:
-    """Write `<name>.png` and `<name>.pdf`, without timestamps, so that the same figure gives the same bytes."""
+def save(drawn: Figure, folder: Path, name: str, *, suffix: str = "png") -> Path:
+    """Write a figure as "png" or "pdf", without timestamp or version, so that the same figure gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
-    drawn.savefig(paths[0], metadata={"Software": None})
-    drawn.savefig(paths[1], metadata={"CreationDate": None})
-    return paths
+    path = folder / f"{name}.{suffix}"
+    drawn.savefig(path, metadata={"Software": None} if suffix == "png" else {"CreationDate": None})
+    return path
 
 
 def similarity_heatmap(angular_map: np.ndarray, blocks: list[dict]) -> Figure:
-    """The angular map: row l, column l + n; each chosen block is a marked cell, named in the legend."""
-    drawn, (axis,) = figure(width=5.6, height=4.6)
-    shown = np.ma.masked_array(angular_map, mask=np.tril(np.ones_like(angular_map, dtype=bool)))
-    image = axis.imshow(shown, cmap="cividis", origin="lower")
-    for block, marker in zip(blocks, cycle("sohDv^"), strict=False):
-        end = block["start"] + block["block_size"]
-        name = f"n = {block['block_size']}: layers [{block['start']}, {end})"
-        axis.plot(end, block["start"], ls="", marker=marker, mfc="white", mec="black", ms=8, label=name)
-    axis.legend(loc="upper left", title="chosen blocks")
+    """The upper triangle of the angular map; each chosen block is a marked cell, named in the legend.
+
+    Args:
+        angular_map: (L + 1, L + 1) for L layers, distances of 0..1; row l, column l + n.
+        blocks: {block_size, start} of each chosen block.
+    """
+    drawn, (axis,) = figure(width=6, height=4.8)
+    sns.heatmap(angular_map, mask=np.tril(np.ones_like(angular_map)), cmap="cividis", square=True, ax=axis,
+                xticklabels=5, yticklabels=5, cbar_kws={"label": "angular distance, arccos(cosine) / π"})  # fmt: skip
+    axis.invert_yaxis()
+    for block, marker in zip(blocks, cycle("soDv^<>PX*"), strict=False):
+        start, n = block["start"], block["block_size"]
+        where = start + n + 0.5, start + 0.5  # seaborn's cell i reaches from i to i + 1
+        look = {"ls": "", "marker": marker, "mfc": "white", "mec": "black", "ms": 7}
+        axis.plot(*where, label=f"n = {n}: [{start}, {start + n})", **look)
+    axis.legend(loc="upper left", title="chosen blocks of layers")
     axis.grid(False)
-    axis.set(
-        xlabel="state after the block, l + n",
-        ylabel="state before the block, l",
-        title="Angular distance between layer inputs",
-    )
-    drawn.colorbar(image, label="angular distance (1 = opposite)")
+    axis.tick_params(rotation=0)
+    axis.set(xlabel="state after the block, l + n", ylabel="state before the block, l")
+    axis.set_title("Angular distance between layer inputs")
     return drawn
 
 
 def distance_curves(curves: dict[int, np.ndarray], blocks: list[dict]) -> Figure:
-    """d(l, n) against the block's start, a line per block size; the argmin of each is ringed."""
-    drawn, (axis,) = figure()
+    """d(l, n) against the block's start, a line per block size; the chosen block of each is ringed.
+
+    Args:
+        curves: {n: (L - n + 1,) angular distances of 0..1}.
+        blocks: {start, distance} of each chosen block.
+    """
+    drawn, (axis,) = figure(height=4)
     for block_size, distances in curves.items():
         axis.plot(distances, label=f"n = {block_size}")
-    for block in blocks:
-        axis.plot(block["start"], block["distance"], "o", mfc="none", mec="black", ms=10, mew=1.5)
-    axis.set(
-        xlabel="block start l (0-based)",
-        ylabel="angular distance d(l, n)",
-        title="How much each block of n layers does",
-    )
-    axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:.2g}"))
-    axis.yaxis.set_minor_formatter(ticker.StrMethodFormatter("{x:.2g}"))
-    axis.legend(ncols=2)
+    rings = [(block["start"], block["distance"]) for block in blocks]
+    axis.plot(*zip(*rings, strict=True), ls="", marker="o", mfc="none", mec="black", ms=11, mew=1.5, label="chosen")
+    axis.set(xlabel="block start l (layer, 0-based)", ylabel="angular distance d(l, n), 0 to 1")
+    axis.set_title("How far each block of n layers turns the state")
+    _log_scale(axis)
+    axis.legend(**_BELOW, ncols=6)
     return drawn
 
 
 def block_influence(influence: np.ndarray) -> Figure:
-    """Block Influence of every layer."""
-    drawn, (axis,) = figure(height=3.0)
-    axis.bar(np.arange(len(influence)), influence, color=COLOURS["self_data_ft"])
-    axis.set(
-        xlabel="layer (0-based)",
-        ylabel="Block Influence, 1 - cos",
-        title="Block Influence: what one layer does",
-        yscale="log",
-    )
+    """Block Influence, 1 - cosine of a layer's input and output, against the layer; `influence` is (L,)."""
+    drawn, (axis,) = figure(height=3.2)
+    axis.plot(influence, color=COLOURS["self_data_ft"], marker="o")  # no bars: on a log scale they have no foot
+    axis.set(xlabel="layer (0-based)", ylabel="Block Influence, 1 - cosine", title="How much each single layer does")
+    _log_scale(axis)
     return drawn
+
+
+def _log_scale(axis: Axes) -> None:
+    """A log scale with plain numbers at 1, 2 and 5 of each decade."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def score_bars(scores: dict[str, dict[str, dict]]) -> Figure:
-    """Score per task with 95 % intervals, a bar per model in `scores` ({arm: {task: score}}); dashed: chance."""
-    arms = list(scores)
-    tasks = [task for task, score in scores[arms[0]].items() if score["higher_is_better"]]
-    drawn, (axis,) = figure(width=1.6 * len(tasks) + 2.4)
-    width = 0.8 / len(arms)
-    for index, arm in enumerate(arms):
-        where = np.arange(len(tasks)) + (index - (len(arms) - 1) / 2) * width
-        errors = [1.96 * scores[arm][task]["stderr"] for task in tasks]
-        axis.bar(where, [scores[arm][task]["value"] for task in tasks], width, yerr=errors, capsize=3, label=NAMES[arm],
-                 color=COLOURS[arm], alpha=0.85, hatch=HATCHES[arm], edgecolor="white")  # fmt: skip
-    for index, task in enumerate(tasks):
-        axis.hlines(scores[arms[0]][task]["chance"], index - 0.45, index + 0.45, colors="black", linestyles="--", lw=1)
-    axis.set_xticks(range(len(tasks)), tasks)
-    axis.set(ylabel="score (95 % interval)", ylim=(0, None), title="Scores (dashed: chance)")
-    axis.legend()
+    """Score per task with normal 95 % intervals, a bar per model, and what guessing scores.
+
+    Args:
+        scores: {arm: {task: {value, stderr, chance, higher_is_better}}}, the same tasks in each arm, scores of 0..1.
+            Tasks where lower is better are left out.
+    """
+    first = next(iter(scores.values()))
+    tasks = [task for task, score in first.items() if score["higher_is_better"]]
+    table = pd.DataFrame({"arm": arm, "task": task, **scores[arm][task]} for arm in scores for task in tasks)
+    drawn, (axis,) = figure(width=np.clip(1.3 * len(tasks) + 2.6, 6.4, _WIDEST))
+    sns.barplot(table, x="task", y="value", hue="arm", palette=COLOURS, saturation=1, errorbar=None, legend=False,
+                edgecolor="white", width=min(0.3 * len(scores), 0.8), ax=axis)  # fmt: skip
+    for bars, arm in zip(list(axis.containers), scores, strict=True):
+        _finish_bars(axis, bars, [scores[arm][task] for task in tasks], arm=arm)
+    chance, places = [first[task]["chance"] for task in tasks], np.arange(len(tasks))
+    axis.hlines(chance, places - 0.45, places + 0.45, colors="black", linestyles="--", lw=1.2, label="chance")
+    axis.set(xlabel="task", ylabel="score, 0 to 1 (95 % interval)", ylim=(0, None), title="Score per task")
+    axis.legend(**_BELOW, ncols=min(len(scores) + 1, 4))
     return drawn
+
+
+def _finish_bars(axis: Axes, bars: BarContainer, scores: list[dict], *, arm: str) -> None:
+    """Hatch, name and intervals of one arm's bars; the original's stay open, as no interval shows on black ones."""
+    plt.setp(bars, hatch=HATCHES[arm], **({"facecolor": "white", "edgecolor": "black"} if arm == "original" else {}))
+    bars.set_label(NAMES[arm])
+    middles = zip(bars.position_centers, scores, strict=True)
+    points = [(x, score["value"], score["value"] + score["stderr"] * _NORMAL_95) for x, score in middles]
+    _with_intervals(axis, points, fmt="none", ecolor="black", elinewidth=1.2)
+
+
+def _with_intervals(axis: Axes, points: list[tuple], **look) -> None:
+    """The points (where, middle, (low, high)), joined from left to right, with their intervals."""
+    if points:
+        where, middle, intervals = (np.array(column) for column in zip(*sorted(points), strict=True))
+        low, high = intervals.T
+        axis.errorbar(where, middle, [middle - low, high - middle], capsize=3, **look)
 
 
 def distillation_summary(statistics: dict) -> Figure:
-    """What became of the responses, how their length changed, and how likely the unpruned model finds either."""
-    drawn, (rates, lengths, losses) = figure(3, width=13)
-    counts = statistics["reasons"]
-    bars = rates.barh([*counts], [n / statistics["rows"] for n in counts.values()], color=COLOURS["self_data_ft"])
-    rates.bar_label(bars, [str(count) for count in counts.values()], padding=3)
-    rates.set(xlabel="share of rows", xlim=(0, 1.08), title="Conditional selection")
-    _before_after(lengths, statistics["words_original"], statistics["words_distilled"], xlabel="words in a response")
-    _before_after(losses, *(statistics["nll"][name] for name in ("original", "distilled")), xlabel="nats per token")
-    losses.set(title="NLL under the unpruned model")
+    """What became of the rewrites, how the responses' length changed, and how likely the unpruned model finds them.
+
+    Args:
+        statistics: {rows, reasons: {reason: rows}, words_original, words_distilled: words per response,
+            nll (negative log-likelihood): {original, distilled: nats per token of each response}}.
+    """
+    drawn, (rates, lengths, losses) = figure(3, width=_WIDEST, height=3.4)
+    counts = pd.Series(statistics["reasons"]).sort_values(ascending=False)
+    sns.barplot(x=100 * counts / statistics["rows"], y=counts.index, orient="y", color=COLOURS["self_data_ft"],
+                saturation=1, errorbar=None, ax=rates)  # fmt: skip
+    rates.bar_label(rates.containers[0], counts.astype(str), padding=3, fontsize=9)
+    rates.set(xlabel=f"share of {statistics['rows']} rows (%)", ylabel="", xlim=(0, 112))
+    rates.set_title("What became of the rewrites")
+    _before_after(lengths, statistics["words_original"], statistics["words_distilled"])
+    lengths.set(xlabel="words in a response", title="Length of the responses")
+    _before_after(losses, statistics["nll"]["original"], statistics["nll"]["distilled"])
+    losses.set(xlabel="NLL (nats per token)", title="NLL, unpruned model")
     return drawn
 
 
-def _before_after(axis, original: list, distilled: list, *, xlabel: str) -> None:
-    bins = np.histogram_bin_edges(original + distilled, 20)
-    axis.hist(original, bins, color=COLOURS["sft"], alpha=0.7, label="original", hatch="//", edgecolor="white")
-    axis.hist(distilled, bins, color=COLOURS["self_data_ft"], histtype="step", lw=2, label="distilled set")
-    axis.set(xlabel=xlabel, ylabel="rows", title="Length of the training responses")
-    axis.legend()
+def _before_after(axis: Axes, original: list, distilled: list) -> None:
+    bins = np.histogram_bin_edges([*original, *distilled], 20)
+    series = {"sft": original, "self_data_ft": distilled}
+    drawn = [_histogram(axis, values, bins=bins, arm=arm) for arm, values in series.items()]
+    axis.set_ylabel("rows")
+    axis.legend(drawn, ["original", "distilled set"], **_BELOW, ncols=2)
+
+
+def _histogram(axis: Axes, values, *, bins: np.ndarray, arm: str) -> Artist:
+    """Counts per bin: SFT as filled bars, any other arm as an outline before them; returns what the legend shows."""
+    filled, look = arm == "sft", {"element": "step", "fill": False, "lw": 1.8, "ls": LINES[arm], "marker": ""}
+    if filled:
+        look = {"alpha": 0.45, "hatch": HATCHES[arm], "edgecolor": COLOURS[arm], "linewidth": 0.8}
+    axis.yaxis.get_major_locator().set_params(integer=True)
+    sns.histplot(np.asarray(values), bins=bins, color=COLOURS[arm], ax=axis, legend=False, **look)
+    return (axis.patches if filled else axis.lines)[-1]
 
 
 def loss_curves(losses: dict[str, list]) -> Figure:
-    """Training loss per optimiser step, a line per arm ({arm: [[step, loss], ...]})."""
-    drawn, (axis,) = figure()
+    """Training loss per optimiser step, a line per arm ({arm: [[step, nats per response token], ...]})."""
+    drawn, (axis,) = figure(height=4)
     for arm, points in losses.items():
-        steps, values = np.asarray(points).T
-        axis.plot(steps, values, color=COLOURS[arm], marker=MARKERS[arm], label=NAMES[arm])
+        look = {"color": COLOURS[arm], "marker": MARKERS[arm], "ls": LINES[arm]}
+        axis.plot(*np.transpose(points), label=NAMES[arm], markevery=ceil(len(points) / 20), **look)
     axis.set(xlabel="optimiser step", ylabel="loss (nats per response token)", title="Training loss")
-    axis.legend()
+    axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    axis.legend(**_BELOW, ncols=len(losses))
     return drawn
 
 
@@ -163,21 +222,16 @@ def recovery_grid(rows: list[dict]) -> Figure:
     """The headline: recovery against block size, one panel per data set, a line per arm, 95 % intervals.
 
     Args:
-        rows: {data_set, block_size, arm, recovery, interval}; rows without a data set belong to every panel.
+        rows: {data_set, block_size, arm, recovery, interval}; recovery is a share, 1 is the original. Rows without a
+            data set belong to every panel.
     """
-    data_sets = sorted({row["data_set"] for row in rows if row["arm"] == "sft"})
-    arms = ["no_ft", *arms_in(rows)]
-    drawn, axes = figure(len(data_sets), width=4.6 * len(data_sets), sharey=True)
-    for axis, data_set in zip(axes, data_sets, strict=True):
-        for place, arm in enumerate(arms):
-            own = [row for row in rows if row["arm"] == arm and row["data_set"] in ("", data_set)]
-            own, shift = sorted(own, key=lambda row: row["block_size"]), 0.12 * (place - (len(arms) - 1) / 2)
-            _interval_line(axis, own, arm=arm, at="block_size", shift=shift)
-        axis.axhline(1, color="black", lw=1, ls="--")
-        axis.set(xlabel="block size n (layers removed)", title=f"fine-tuned on {data_set}")
-        axis.set_xticks(sorted({row["block_size"] for row in rows}))
-    axes[0].set_ylabel("recovery of the original's average score")
-    axes[0].legend()
+    tuned, sizes = arms_in(rows), sorted({row["block_size"] for row in rows if row["block_size"]})
+    data_sets = sorted({row["data_set"] for row in rows if row["arm"] in tuned})
+    panels = {f"fine-tuned on {name}": [row for row in rows if row["data_set"] in ("", name)] for name in data_sets}
+    gap = min(np.diff(sizes), default=2)
+    drawn, axes = _recovery_panels(panels, ["no_ft", *tuned], lambda row, step: row["block_size"] + 0.08 * gap * step)
+    plt.setp(axes, xlabel="block size n (layers removed)", xticks=sizes, xlim=(sizes[0] - gap / 2, sizes[-1] + gap / 2))
+    drawn.suptitle("Recovery: the average score as a share of the original's")
     return drawn
 
 
@@ -187,111 +241,108 @@ def scaling_curves(rows: list[dict]) -> Figure:
     At the block size that was fine-tuned on most numbers of rows, the largest of several.
 
     Args:
-        rows: {data_set, block_size, arm, rows, recovery, interval}.
+        rows: {arm, block_size, data_set, rows, recovery, interval}; recovery is a share, 1 is the original.
     """
-    counted = {(row["block_size"], row["data_set"], row["rows"]) for row in rows}
-    sizes = [n for n, _, _ in counted]
-    shown = max(sizes, key=lambda n: (sizes.count(n), n))
-    data_sets = sorted({row["data_set"] for row in rows})
-    drawn, axes = figure(len(data_sets), width=3.6 * len(data_sets) + 1, sharey=True)
-    arms = arms_in(rows)
-    for axis, data_set in zip(axes, data_sets, strict=True):
-        for place, arm in enumerate(arms):
-            own = [row for row in rows if (row["arm"], row["data_set"]) == (arm, data_set)]
-            own, stretch = [r for r in own if r["block_size"] == shown], 1 + 0.04 * (place - (len(arms) - 1) / 2)
-            _interval_line(axis, own, arm=arm, at="rows", stretch=stretch)
-        counts = sorted({row["rows"] for row in rows if row["data_set"] == data_set})
-        axis.set(xscale="log", xlim=(counts[0] / 1.5, counts[-1] * 1.5))
+    sizes = [n for n, _, _ in {(row["block_size"], row["data_set"], row["rows"]) for row in rows}]
+    size = max(sizes, key=lambda n: (sizes.count(n), n))
+    shown = [row for row in rows if row["block_size"] == size]
+    panels = {f"fine-tuned on {name}, n = {size}": [row for row in shown if row["data_set"] == name]
+              for name in sorted({row["data_set"] for row in shown})}  # fmt: skip
+    drawn, axes = _recovery_panels(panels, arms_in(rows), lambda row, step: row["rows"] * 1.04**step)
+    for axis, points in zip(axes, panels.values(), strict=True):
+        counts = sorted({point["rows"] for point in points})
+        axis.set(xlabel="training rows", xscale="log", xlim=(counts[0] / 1.5, counts[-1] * 1.5))
         axis.set_xticks(counts, map(str, counts))
         axis.minorticks_off()
-        axis.set(xlabel="training rows", title=f"fine-tuned on {data_set}, n = {shown}")
-    axes[0].set_ylabel("recovery (95 % interval)")
-    axes[0].legend()
+    drawn.suptitle("Recovery against the number of training rows")
     return drawn
 
 
-def _interval_line(axis, rows: list[dict], *, arm: str, at: str, shift: float = 0, stretch: float = 1) -> None:
-    """Recovery with intervals against the key `at`, moved a little so that arms do not hide each other."""
-    if not rows:
-        return
-    middle = np.array([row["recovery"] for row in rows])
-    low, high = np.array([row["interval"] for row in rows]).T
-    where = [row[at] * stretch + shift for row in rows]
-    look = {"color": COLOURS[arm], "marker": MARKERS[arm], "label": NAMES[arm], "capsize": 3}
-    axis.errorbar(where, middle, [middle - low, high - middle], **look)
+def _recovery_panels(panels: dict[str, list[dict]], arms: list[str], place: Callable) -> tuple[Figure, np.ndarray]:
+    """A panel per title; `place` is a row's place on the x-axis, given its arm's steps from the middle arm."""
+    rows = ceil(len(panels) / 3)
+    columns = ceil(len(panels) / rows)
+    width, height = (6.4, 4.2) if len(panels) == 1 else (_WIDEST, 3.1 * rows + 0.9)
+    drawn, axes = figure(columns, rows=rows, width=width, height=height, sharey=True)
+    for unused in axes[len(panels) :]:
+        unused.remove()
+    legend = {}
+    for axis, (title, points) in zip(axes, panels.items(), strict=False):
+        for step, arm in enumerate(arms, start=1):
+            mine, moved = [point for point in points if point["arm"] == arm], step - (len(arms) + 1) / 2
+            line = [(place(point, moved), point["recovery"], point["interval"]) for point in mine]
+            look = {"color": COLOURS[arm], "marker": MARKERS[arm], "ls": LINES[arm], "label": NAMES[arm]}
+            _with_intervals(axis, line, **look)
+        axis.set(title=title, ylabel="recovery (95 % interval)" if axis.get_subplotspec().is_first_col() else "")
+        legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        axis.axhline(1, color="black", lw=1, ls="--")  # its name stands right of the panel, where no data lie
+        axis.annotate("original", (1, 1), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+                      va="center", size=9, annotation_clip=False)  # fmt: skip
+    drawn.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend))
+    return drawn, axes[: len(panels)]
 
 
-def slerp_curve(
-    points: list[dict],
-    angles: list[float],
-    *,
-    names: tuple[str, str],
-    threshold: float,
-    lerp_points: list[dict],
-    mixture: dict | None,
-) -> Figure:
-    """Recovery along t with 95 % intervals, and the angles between the parents' tensors.
+def slerp_curve(points: list[dict], angles: list[float], *, names: tuple[str, str], threshold: float,
+                lerp_points: list[dict], mixture: dict | None) -> Figure:  # fmt: skip
+    """Recovery along the path between two parents with 95 % intervals, and the angles between their tensors.
 
     Args:
         points, lerp_points: {t, recovery, interval} of SLERP, parents included, and of LERP between them.
-        angles: radians.
+        angles: radians, one per tensor.
+        names: the parents at t = 0 and t = 1.
+        threshold: cosine above which SLERP becomes LERP.
         mixture: {recovery, interval} of the model trained on both sets, a horizontal line; None where there is none.
     """
-    drawn, (scores, histogram) = figure(2, width=9)
-    ends = [point for point in points if point["t"] in (0, 1)]
-    chord = sorted([*ends, *lerp_points], key=lambda point: point["t"])
-    _path(scores, points, label="SLERP", color=COLOURS["merged"], marker="o", ls="-", zorder=2)
-    _path(scores, chord, label="LERP", color="black", marker="s", mfc="none", ms=8, ls="--", lw=1, zorder=3)
+    drawn, (scores, histogram) = figure(2, width=_WIDEST, height=3.8)
+    slerp = {"label": "SLERP", "color": COLOURS["merged"], "marker": "o", "ls": "-", "zorder": 2}
+    lerp = {"label": "LERP", "color": "black", "marker": "s", "mfc": "none", "ms": 9, "ls": "--", "lw": 1, "zorder": 3}
+    chord = [*lerp_points, *(point for point in points if point["t"] in (0, 1))]
+    for line, look in ((points, slerp), (chord, lerp)):
+        _with_intervals(scores, [(point["t"], point["recovery"], point["interval"]) for point in line], **look)
     if mixture:
         scores.axhline(mixture["recovery"], color=COLOURS["self_data_ft"], ls=":", lw=2, label="trained on both sets")
         scores.axhspan(*mixture["interval"], color=COLOURS["self_data_ft"], alpha=0.12, lw=0)
-    scores.set(xlabel=f"t (0: {names[0]}, 1: {names[1]})", ylabel="recovery (95 % interval)", title="Along the path")
-    scores.legend()
-    histogram.hist(np.degrees(angles), 30, color=COLOURS["merged"])
-    histogram.axvline(np.degrees(np.arccos(threshold)), color="black", ls="--", label="below: LERP")
-    histogram.set(xlabel="angle between the parents (degrees)", ylabel="tensors", title="Angle per tensor")
-    histogram.legend()
+    scores.set(xlabel=f"t (0: {names[0]}, 1: {names[1]})", ylabel="recovery (95 % interval)")
+    scores.set_title("Recovery along the path")
+    scores.legend(**_BELOW, ncols=3)
+    sns.histplot(np.degrees(angles), bins=30, color=COLOURS["merged"], alpha=1, legend=False, ax=histogram)
+    limit = np.degrees(np.arccos(threshold))
+    histogram.axvline(limit, color="black", ls="--", label=f"below {limit:.2g}° SLERP is LERP")
+    histogram.set(xlabel="angle between the parents (degrees)", ylabel="tensors", title="Angle of each tensor")
+    histogram.legend(**_BELOW)
     return drawn
 
 
-def _path(axis, points: list[dict], **look) -> None:
-    low, high = np.array([point["interval"] for point in points]).T
-    middle = np.array([point["recovery"] for point in points])
-    axis.errorbar([point["t"] for point in points], middle, [middle - low, high - middle], capsize=3, **look)
-
-
 def embedding_histogram(greedy: dict[str, np.ndarray], sampled: dict[str, np.ndarray]) -> Figure:
-    """Distribution of the cosine to the original's greedy answer, per arm, with its mean.
+    """Distributions of the cosine to the original's greedy answer, with the means as marked lines.
 
-    Greedy answers left, sampled ones right, where there are any.
+    Both are {arm: (prompts,) cosines of -1..1}; greedy answers stand left, sampled ones, if there are any, right.
     """
     panels = {"greedy": greedy} | ({"sampled": sampled} if sampled else {})
-    drawn, axes = figure(len(panels), width=6.4 if len(panels) == 1 else 10.5, sharey=True)
-    lowest = min(np.min(values) for own in panels.values() for values in own.values())
-    bins = np.linspace(min(0.0, lowest), 1, 26)
-    lines = dict(zip(dict.fromkeys([*greedy, *sampled]), cycle(["-", "--", ":", "-."]), strict=False))
-    for axis, (how, own) in zip(axes, panels.items(), strict=True):
-        for arm in own:
-            look = {"histtype": "stepfilled", "alpha": 0.5, "hatch": "//"} if arm == "sft" else {"histtype": "step"}
-            name = f"{NAMES[arm]}, mean {np.mean(own[arm]):.2f}"
-            axis.hist(own[arm], bins, label=name, color=COLOURS[arm], lw=2, ls=lines[arm], **look)
-            axis.axvline(np.mean(own[arm]), color=COLOURS[arm], ls=lines[arm])
-        axis.set(xlabel="cosine to the original's greedy answer", title=f"Embedding similarity, {how} answers")
-        axis.legend(loc="upper left")
-    axes[0].set_ylabel("prompts")
+    cosines = np.concatenate([values for by_arm in panels.values() for values in by_arm.values()])
+    bins = np.linspace(min(0.0, cosines.min()), max(1.0, cosines.max()), 26)  # rounding may bring a cosine above 1
+    drawn, axes = figure(len(panels), width=6.4 if len(panels) == 1 else _WIDEST, height=4.2, sharey=True)
+    for axis, (how, by_arm) in zip(axes, panels.items(), strict=True):
+        shown = {}
+        for arm, values in by_arm.items():
+            bars, mean = _histogram(axis, values, bins=bins, arm=arm), np.mean(values)
+            look = {"color": COLOURS[arm], "ls": LINES[arm], "marker": MARKERS[arm], "markevery": [1], "clip_on": False}
+            shown[f"{NAMES[arm]}, mean {mean:.2f}"] = bars, axis.axvline(mean, ms=7, **look)
+        axis.set(xlabel="cosine to the original's greedy answer", ylabel="prompts", title=f"{how} answers")
+        axis.legend(shown.values(), shown.keys(), **_BELOW)
+    drawn.suptitle("Embedding similarity to the original's answers")
     return drawn
 
 
 def shift_scatter(points: list[dict]) -> Figure:
-    """Accuracy lost against embedding similarity, a mark per fine-tuned model (see `shift.models`)."""
-    drawn, (axis,) = figure(1, width=6.4)
-    for arm in dict.fromkeys(point["arm"] for point in points):
-        own = [(point["similarity"], 100 * point["lost"]) for point in points if point["arm"] == arm]
-        face = "none" if arm == "sft" else COLOURS[arm]
-        look = {"marker": MARKERS[arm], "ls": "", "ms": 7, "color": COLOURS[arm], "mfc": face, "label": NAMES[arm]}
-        axis.plot(*zip(*own, strict=True), **look)
+    """A mark per fine-tuned model {arm, similarity: mean cosine of -1..1, lost: average score of 0..1}."""
+    drawn, (axis,) = figure(height=4)
+    table = pd.DataFrame({"arm": p["arm"], "similarity": p["similarity"], "lost": 100 * p["lost"]} for p in points)
+    arms = arms_in(points)
+    sns.scatterplot(table, x="similarity", y="lost", hue="arm", style="arm", hue_order=arms, style_order=arms,
+                    palette=COLOURS, markers=MARKERS, s=60, ax=axis)  # fmt: skip
     axis.axhline(0, color="black", lw=0.8, ls=":")
-    axis.set(xlabel="mean cosine to the original's greedy answers", ylabel="average score lost (points)")
+    axis.set(xlabel="mean cosine to the original's greedy answers", ylabel="average points lost to the original")
     axis.set_title("Moved answers against lost accuracy, a mark per model")
-    axis.legend()
+    sns.move_legend(axis, **_BELOW, ncols=len(arms), title=None, labels=[NAMES[arm] for arm in arms])
     return drawn

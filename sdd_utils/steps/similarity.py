@@ -16,6 +16,8 @@ from tqdm.auto import tqdm
 
 from sdd_utils.models.architecture import check_block, decoder_layers
 
+DIGITS = 6  # of a distance
+
 
 @dataclass(frozen=True, kw_only=True)
 class Similarity:
@@ -31,8 +33,11 @@ class Similarity:
 
     @property
     def map(self) -> np.ndarray:
-        """(L + 1, L + 1) distances averaged over samples."""
-        return self.distances.mean(axis=0)
+        """(L + 1, L + 1) distances averaged over samples, rounded as the record keeps them.
+
+        Blocks are chosen from this map alone, so that the record shows the very numbers that decided.
+        """
+        return self.distances.mean(axis=0, dtype=np.float64).round(DIGITS)
 
 
 @contextmanager
@@ -129,12 +134,24 @@ def choose_block(angular_map: np.ndarray, block_size: int) -> int:
     return int(np.argmin(block_distances(angular_map, block_size)))
 
 
-def choice_stability(distances: np.ndarray, block_size: int, *, draws: int = 1000, seed: int = 0) -> float:
-    """Share of bootstrap resamples of the calibration set that choose the same block.
+def choose_blocks(measured: Similarity, block_sizes: list[int]) -> list[dict]:
+    """The block of each size, chosen once: {block_size, start, distance, stability}, see `records.Block`."""
+    blocks = []
+    for n in block_sizes:
+        start = choose_block(measured.map, n)
+        stability = choice_stability(measured.distances, n, start=start)
+        distance = float(measured.map[start, start + n])
+        blocks.append({"block_size": n, "start": start, "distance": distance, "stability": stability})
+    return blocks
+
+
+def choice_stability(distances: np.ndarray, block_size: int, *, start: int, draws: int = 1000, seed: int = 0) -> float:
+    """Share of bootstrap resamples of the calibration set that choose the block at `start` as well.
 
     Args:
         distances: (samples, L + 1, L + 1), see `Similarity`.
     """
     per_sample = np.diagonal(distances, offset=block_size, axis1=1, axis2=2)
-    counts = np.random.default_rng(seed).multinomial(len(per_sample), [1 / len(per_sample)] * len(per_sample), draws)
-    return float(np.mean((counts @ per_sample).argmin(axis=1) == per_sample.mean(axis=0).argmin()))
+    count = len(per_sample)
+    counts = np.random.default_rng(seed).multinomial(count, [1 / count] * count, draws)
+    return float(np.mean((counts @ per_sample / count).round(DIGITS).argmin(axis=1) == start))

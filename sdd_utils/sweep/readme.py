@@ -1,4 +1,4 @@
-"""Fill README and docs with tables and estimates that the code made: `python -m sdd_utils.sweep.readme`, or `make readme`.
+"""Fill README and docs with tables and estimates that the code made: `make readme`.
 
 `<!-- table: results/embedded/tables/recovery -->…<!-- end -->` holds that Markdown file of the repository,
 `<!-- plan: study -->…` what a study costs.

@@ -6,7 +6,6 @@ from scipy.stats import spearmanr
 from study_records import score
 
 from sdd_utils.analysis import answer_shift
-from sdd_utils.report import figures
 from sdd_utils.report.tables import embedding_table
 from sdd_utils.steps import answer_similarity
 
@@ -75,13 +74,6 @@ def test_draws_without_variation_are_left_out():
     losses, cosines = [[0.1, 0.1], [0.1, 0.1], [0.3, 0.4]], [[0.9, 0.9], [0.9, 0.9], [0.2, 0.3]]
     found = answer_shift.shift_correlation(answer_shift.shift_points(study(losses, cosines)))
     assert np.isfinite([found["rho"], *found["interval"]]).all()
-
-
-def test_scatter_shows_every_model():
-    points = answer_shift.shift_points(study([[0.1, 0.2], [0.3, 0.4]], [[0.5, 0.6], [0.7, 0.8]]))
-    drawn = figures.shift_scatter(points)
-    shown = [tuple(xy) for line in drawn.axes[0].lines[:2] for xy in line.get_xydata()]
-    assert sorted(shown) == sorted((p["similarity"], 100 * p["lost"]) for p in points)
 
 
 def test_sampled_answers_stand_beside_greedy_ones_with_the_originals_as_ceiling():

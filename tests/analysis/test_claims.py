@@ -9,6 +9,7 @@ from sdd_utils import ROOT
 from sdd_utils.analysis import claims, comparisons, verdicts
 from sdd_utils.base.number_format import amount
 from sdd_utils.base.records import records_by_file
+from sdd_utils.report.tables import claims_table
 
 DOMAINS = {"gsm8k": ["gsm8k"]}
 DOCUMENTS, TASKS = 400, ("gsm8k", "arc_challenge", "mmlu")
@@ -41,7 +42,10 @@ class World:
 
     def tune(self, data_set, *, rows=100, rank=16, divergence=None, **abilities):
         for seed in self.seeds:
-            arms = {arm: {"training": {"rows": rows}, "scores": self.scores(a)} for arm, a in abilities.items()}
+            arms = {
+                arm: {"training": {"rows": rows}, "scores": self.scores(a), "fidelity": {}}
+                for arm, a in abilities.items()
+            }
             for arm, mean in (divergence or {}).items():
                 tokens = self.rng.integers(5, 50, 60)
                 kl = tokens * (mean + 0.02 * self.rng.standard_normal(60))
@@ -161,8 +165,8 @@ def test_similarity_averages_block_sizes_before_it_tests():
         for seed in world.seeds:
             cosines = 0.6 + 0.1 * world.rng.standard_normal(50)
             arms = {
-                "sft": {"similarities": cosines.tolist()},
-                "self_data_ft": {"similarities": (cosines + 0.1).tolist()},
+                "sft": {"greedy": {"similarities": cosines.tolist()}},
+                "self_data_ft": {"greedy": {"similarities": (cosines + 0.1).tolist()}},
             }
             params = {"block_size": n, "data_set": "openmathinstruct2", "seed": seed}
             world.add("embedding_similarity", f"{n}-{seed}", params, {"arms": arms})
@@ -191,7 +195,7 @@ def test_answers_stand_in_a_table_with_the_number_that_decides():
     found = {"claim": "A.", "verdict": "holds", "unit": "points", "estimate": 0.012, "interval": [0.001, 0.02]}
     found |= {"p_holm": 0.0301, "n": {"seeds": 3, "documents": 9}}
     lacking = {"claim": "B.", "verdict": "inconclusive", "unit": "points", "interval": None}
-    table = verdicts.verdict_table([found, lacking])
+    table = claims_table([found, lacking])
     assert list(table["ours"]) == ["+1.2 points [+0.1, +2.0]", "-"]
     assert list(table["p (Holm)"]) == ["0.03", "-"]
 

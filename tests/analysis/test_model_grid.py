@@ -65,3 +65,25 @@ def test_published_numbers_have_sources():
     assert published_number("recovery_self_data_ft").value - published_number("recovery_sft").value == pytest.approx(
         9.5
     )
+
+
+def test_fewer_rows_and_other_capacities_are_not_of_the_main_comparison():
+    def tuned(rows, **params):
+        made = {
+            "block_size": 4,
+            "data_set": "d",
+            "capacity": "",
+            "lora_rank": 16,
+            "lora_alpha": 32,
+            "lora_targets": "q",
+        }
+        return {
+            "step": "finetuning",
+            "params": made | params,
+            "metrics": {"arms": {"sft": {"training": {"rows": rows}}}},
+        }
+
+    every, few, wide = tuned(48), tuned(12), tuned(48, capacity="r64", lora_rank=64)
+    other = tuned(12, data_set="e")
+    assert model_grid.main_finetunings([few, every, wide, other]) == [every, other]
+    assert model_grid.main_finetunings([few, every, wide], lora=(64, 32, "q")) == [wide]

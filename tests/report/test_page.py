@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 from sdd_utils import ROOT
-from sdd_utils.analysis import verdicts
-from sdd_utils.base.files import write_json
-from sdd_utils.base.records import records_by_file
-from sdd_utils.report import page
+from sdd_utils.analysis import claims
+from sdd_utils.base.records import read_record, records_by_file
+from sdd_utils.report import figures, notebook_pages, page, redraw
+from sdd_utils.report.topics import StudyReport
 
 STUDY = ROOT / "results" / "embedded"
 
@@ -32,33 +32,35 @@ class Found(HTMLParser):
 
 @pytest.fixture
 def folder(tmp_path):
-    """The embedded study as it is kept, with claims made from its records."""
-    kept = tmp_path / "embedded"
-    shutil.copytree(STUDY, kept, ignore=shutil.ignore_patterns("index.html", "claims.json", "*.ipynb"))
-    records = records_by_file(kept / "records")
-    write_json(kept / "claims.json", verdicts.judge_claims(records, in_domain={}))
-    return kept
+    """The embedded study as it is kept, without what is drawn from its records."""
+    drawn = shutil.ignore_patterns("index.html", "claims.json", "figures", "tables")
+    return shutil.copytree(STUDY, tmp_path / "embedded", ignore=drawn)
 
 
-def read(folder):
-    html, found = page.build_page(folder).read_text(encoding="utf-8"), Found()
-    found.feed(html)
-    return html, found
+def build(folder, **changes):
+    """The page, as text and as what its HTML holds; `changes` go into the first claims."""
+    summary = read_record(folder / "records" / "results.json")
+    report = StudyReport(records_by_file(folder / "records"), in_domain=summary["params"]["in_domain"], folder=folder)
+    figures.save(figures.recovery_grid(report.rows), folder / "figures", "recovery")
+    for claim, values in zip(report.claims, changes.values(), strict=False):
+        claim |= values
+    html, tags = page.build_page(report, summary).read_text(encoding="utf-8"), Found()
+    tags.feed(html)
+    return html, tags
 
 
-def test_the_page_needs_no_other_file_and_its_links_lead_somewhere(folder):
-    html, found = read(folder)
+def test_the_page_needs_no_other_file_and_links_every_record(folder):
+    html, found = build(folder)
     assert all(source.startswith("data:image/png;base64,") for source in found.sources)
     assert not {"script", "link", "iframe"} & set(found.tags)
     assert "@import" not in html
     assert "url(" not in html
     local = [link for link in found.links if not link.startswith("https://arxiv.org/")]
-    assert [link for link in local if not (folder / link).exists()] == []
     assert {f"records/{path.name}" for path in (folder / "records").glob("*")} <= set(local)
 
 
 def test_every_number_of_the_records_is_shown_beside_its_record(folder):
-    html, _ = read(folder)
+    html, _ = build(folder)
     summary = json.loads((folder / "records" / "results.json").read_text())["metrics"]
     for row in summary["grid"]:
         if row["arm"] not in ("sft", "self_data_ft"):
@@ -71,32 +73,42 @@ def test_every_number_of_the_records_is_shown_beside_its_record(folder):
         assert (params["block_size"], params["data_set"]) == (row["block_size"], row["data_set"])
 
 
-def test_fewer_rows_and_other_capacities_are_not_cited_for_the_headline():
-    def tuned(**params):
-        return {"step": "finetuning", "params": {"block_size": 4, "data_set": "d", "train_rows": 48} | params}
-
-    records = {"all": tuned(train_rows=0), "few": tuned(train_rows=12), "wide": tuned(train_rows=0, capacity="r64")}
-    assert page._main_files(records, block_size=4, data_set="d") == ["all"]
-    assert page._main_files({"more": tuned(), "few": records["few"]}, block_size=4, data_set="d") == ["more"]
-    assert page._main_files(records, block_size=6, data_set="d") == []
-
-
 def test_every_claim_has_its_card_and_text_is_escaped(folder):
-    answers = json.loads((folder / "claims.json").read_text())
-    answers[0] |= {"verdict": "holds", "why": "<script>alert(1)</script>"}
-    answers[1] |= {"verdict": "does not hold"}
-    write_json(folder / "claims.json", answers)
-    html, found = read(folder)
-    assert found.tags.count("article") == len(answers)
+    first = {"verdict": "holds", "why": "<script>alert(1)</script>"}
+    html, found = build(folder, first=first, second={"verdict": "does not hold"})
+    assert found.tags.count("article") == len(claims.claims({}))
     assert ("✓ holds" in html, "✗ does not hold" in html) == (True, True)
     assert "script" not in found.tags
 
 
-@pytest.mark.parametrize("lost", ["claims.json", "records/results.json"])
-def test_a_study_that_has_not_run_is_told(folder, lost):
-    (folder / lost).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"embedded/{lost} does not exist yet: run 'make reproduce'"):
-        page.build_page(folder)
+def test_a_study_that_has_not_run_is_told(folder):
+    summary = read_record(folder / "records" / "results.json")
+    report = StudyReport(records_by_file(folder / "records"), in_domain={}, folder=folder)
+    with pytest.raises(FileNotFoundError, match="embedded/figures/recovery.png does not exist yet: run 'make repro"):
+        page.build_page(report, summary)
+
+
+def test_redrawing_gives_the_committed_tables_and_every_link_leads_somewhere(folder):
+    """`make figures`: from the records alone, what a run published."""
+    redraw.redraw(folder)
+    for path in sorted((STUDY / "tables").iterdir()):
+        assert (folder / "tables" / path.name).read_text() == path.read_text(), path.name
+    committed, drawn = (sorted(path.name for path in (place / "figures").iterdir()) for place in (STUDY, folder))
+    assert drawn == committed
+    tags = Found()
+    tags.feed((folder / "index.html").read_text(encoding="utf-8"))
+    local = [link for link in tags.links if not link.startswith("https://arxiv.org/")]
+    assert [link for link in local if not (folder / link).exists()] == []
+
+
+def test_pages_of_notebooks_need_no_network(folder, tmp_path):
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    shutil.copy(folder / "notebooks" / "similarity.ipynb", notebooks)
+    notebook_pages.write_pages(notebooks, tmp_path / "html")
+    html = (tmp_path / "html" / "similarity.html").read_text(encoding="utf-8")
+    assert "data:image/png;base64," in html
+    assert re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"(?:https?:)?//[^>]*", html) == []
 
 
 def test_marks_lie_in_their_order_on_the_line():

@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 from study_records import score, study_records
 
 from sdd_utils.analysis import model_grid
-from sdd_utils.report import figures
 from sdd_utils.report.tables import (
     capacity_table,
     fidelity_table,
+    merging_table,
     recovery_table,
     scaling_table,
     score_table,
@@ -96,10 +97,20 @@ def test_the_training_table_says_what_each_arm_learnt_from():
     assert table["response tokens"].tolist() == ["110", "110"]
 
 
-def test_scaling_is_drawn_where_it_was_asked_for():
-    """Not at the largest block size, which has one number of rows."""
-    cell = {"arm": "sft", "data_set": "a", "recovery": 0.5, "interval": [0.4, 0.6]}
-    rows = [cell | {"block_size": n, "rows": count} for n, count in ((6, 8), (6, 16), (10, 16))]
-    (axis,) = figures.scaling_curves(rows).axes
-    assert list(axis.lines[0].get_xdata()) == [8, 16]
-    assert axis.get_title().endswith("n = 6")
+def scores(documents):
+    return {"task": {"value": float(np.mean(documents)), "documents": documents, "higher_is_better": True}}
+
+
+def merged(**more):
+    params = {"block_size": 4, "data_set": "a", "other_data_set": "b", "seed": 0}
+    path = [{"t": t, "scores": scores([1, 1, 1, 0] * 5)} for t in (0.0, 0.5, 1.0)]
+    return {"step": "merging", "params": params, "metrics": {"points": path, "lerp_share": 0.25} | more}
+
+
+def test_the_table_has_lerp_and_mixture_and_a_dash_where_a_merge_has_none():
+    original = {"step": "pruning", "params": {"block_size": 0}, "metrics": {"scores": scores([1] * 20)}}
+    made = {"lerp_points": [{"t": 0.5, "scores": scores([1, 0] * 10)}], "mixture": {"scores": scores([0] * 20)}}
+    table = merging_table([original, merged(**made), merged(lerp_points=[], mixture=None)])
+    assert table["LERP, t = 0.5"].tolist() == ["50.0 % [26.0, 74.0]", "-"]  # 0.5 ± t(19) sd / sqrt(20), by hand
+    assert table["trained on both"].tolist() == ["0.0 % [0.0, 0.0]", "-"]
+    assert "LERP, t = 0" not in table

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from conftest import tiny_llama
@@ -12,8 +11,6 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdd_utils.engine import tensor_stream
-from sdd_utils.report import figures
-from sdd_utils.report.tables import merging_table
 from sdd_utils.steps import merging
 
 
@@ -150,44 +147,6 @@ def test_a_mixture_has_half_of_each_set_and_as_many_rows_as_the_smaller(first, s
         Dataset.from_dict({"input_ids": [[start + i] for i in range(n)]}) for start, n in ((0, first), (100, second))
     ]
     assert [ids for (ids,) in merging.mixture(*sets)["input_ids"]] == expected
-
-
-def point(t, recovery):
-    return {"t": t, "recovery": recovery, "interval": [recovery - 0.1, recovery + 0.1]}
-
-
-PATH, CHORD, MIXED = [point(0.0, 0.5), point(0.5, 0.7), point(1.0, 0.6)], [point(0.5, 0.65)], point(None, 0.55)
-
-
-def scores(documents):
-    return {"task": {"value": float(np.mean(documents)), "documents": documents, "higher_is_better": True}}
-
-
-def merged(**more):
-    params = {"block_size": 4, "data_set": "a", "other_data_set": "b", "seed": 0}
-    path = [{"t": t, "scores": scores([1, 1, 1, 0] * 5)} for t in (0.0, 0.5, 1.0)]
-    return {"step": "merging", "params": params, "metrics": {"points": path, "lerp_share": 0.25} | more}
-
-
-def test_the_table_has_lerp_and_mixture_and_a_dash_where_a_merge_has_none():
-    original = {"step": "pruning", "params": {"block_size": 0}, "metrics": {"scores": scores([1] * 20)}}
-    made = {"lerp_points": [{"t": 0.5, "scores": scores([1, 0] * 10)}], "mixture": {"scores": scores([0] * 20)}}
-    table = merging_table([original, merged(**made), merged(lerp_points=[], mixture=None)])
-    assert table["LERP, t = 0.5"].tolist() == ["50.0 % [26.0, 74.0]", "-"]  # 0.5 ± t(19) sd / sqrt(20), by hand
-    assert table["trained on both"].tolist() == ["0.0 % [0.0, 0.0]", "-"]
-    assert "LERP, t = 0" not in table
-
-
-def test_the_figure_has_a_line_for_slerp_lerp_and_the_mixture():
-    shown = {"names": ("a", "b"), "threshold": merging.LERP_ABOVE}
-    drawn = figures.slerp_curve(PATH, [0.1, 0.2], lerp_points=CHORD, mixture=MIXED, **shown)
-    axis = drawn.axes[0]
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["trained on both sets", "SLERP", "LERP"]
-    lines = {bars.get_label(): bars[0].get_xydata() for bars in axis.containers}
-    np.testing.assert_allclose(lines["SLERP"], [[0, 0.5], [0.5, 0.7], [1, 0.6]])
-    np.testing.assert_allclose(lines["LERP"], [[0, 0.5], [0.5, 0.65], [1, 0.6]])
-    plain = figures.slerp_curve(PATH[1:2], [0.1], lerp_points=CHORD, mixture=None, **shown)
-    assert len(plain.axes[0].get_legend().get_texts()) == 2
 
 
 def test_models_of_another_shape_are_refused_and_nothing_is_left(parents, tokenizer, tmp_path):

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdd_utils.steps import similarity
+from sdd_utils.base.records import read_record, write_record
+from sdd_utils.steps import pruning, similarity
 
 TEXTS = ["a", "the cat sat on the mat", "two words", "once upon a time in a small town", "x = 1"]
 
@@ -99,3 +100,43 @@ def test_choice_against_brute_force_on_random_maps(depth, seed):
 def test_impossible_block_size_is_named(block_size):
     with pytest.raises(ValueError, match=f"block size {block_size} is impossible.*5 layers allows 1..4"):
         similarity.choose_block(np.zeros((6, 6)), block_size)
+
+
+def with_distances(rows):
+    """A measurement of two samples with these distances d(l, 2) of the blocks of two layers."""
+    distances = np.zeros((2, len(rows) + 2, len(rows) + 2))
+    for start, (first, second) in enumerate(rows):
+        distances[:, start, start + 2] = first, second
+    return similarity.Similarity(distances=distances, block_influence=np.zeros(len(rows) + 1))
+
+
+def test_a_near_tie_removes_the_block_that_the_record_shows(tmp_path):
+    """The exact means put block 2 first by a hair; rounded as the record keeps them, blocks 0 and 2 tie."""
+    measured = with_distances([(0.2000002, 0.1), (0.4, 0.4), (0.2, 0.1)])
+    assert measured.distances.mean(axis=0).diagonal(2).argmin() == 2
+    blocks = similarity.choose_blocks(measured, [2])
+    metrics = {"blocks": blocks, "layers": 4, "calibration_fingerprint": "", "map": measured.map.tolist()}
+    params = {"study": "tiny", "run": "r"}
+    path = write_record(
+        tmp_path / "similarity.json", step="similarity", params=params, metrics=metrics | {"block_influence": [0.0]}
+    )
+    kept = read_record(path)["metrics"]
+    assert pruning.chosen_start(kept["blocks"], 2) == blocks[0]["start"] == 0
+    assert similarity.choose_block(np.array(kept["map"]), 2) == 0
+    assert blocks[0]["distance"] == kept["map"][0][2] == 0.15
+
+
+def test_stability_is_the_share_of_resamples_that_choose_the_same_block():
+    clear = similarity.choose_blocks(with_distances([(0.3, 0.3), (0.1, 0.2)]), [2])
+    assert (clear[0]["start"], clear[0]["stability"]) == (1, 1.0)
+    # Block 0 is chosen where the first sample is drawn twice, which one resample in four does.
+    torn = similarity.choose_blocks(with_distances([(0.1, 0.5), (0.4, 0.1)]), [2])
+    assert torn[0]["start"] == 1
+    assert torn[0]["stability"] == pytest.approx(0.75, abs=0.05)
+
+
+def test_a_size_that_no_block_was_chosen_for_is_one_sentence():
+    blocks = similarity.choose_blocks(with_distances([(0.3, 0.3), (0.1, 0.2)]), [2])
+    assert pruning.chosen_start(blocks, 0) == 0
+    with pytest.raises(ValueError, match="^block_size is 3, and 01 chose blocks of 0, 2 layers: add it to block_sizes"):
+        pruning.chosen_start(blocks, 3)

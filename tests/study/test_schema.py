@@ -6,20 +6,15 @@ import subprocess
 import sys
 import tomllib
 
-import nbformat
 import pytest
 import yaml
 from pydantic import ValidationError
 
 from sdd_utils import ROOT
-from sdd_utils.study import notebook_parameters, schema
+from sdd_utils.study import schema
 from sdd_utils.study.jobs import finetunings, lora_capacities
 from sdd_utils.study.paths import job_name
 from sdd_utils.study.schema import STUDIES, Study, load_study
-from sdd_utils.sweep import run_notebook
-
-NAMES = sorted(path.stem for path in notebook_parameters.NOTEBOOKS.glob("*.ipynb"))
-
 
 RANK8 = {"rank": 8, "alpha": 16, "targets": "q_proj,v_proj"}
 SMALL = {"lora": [RANK8], "block_sizes": [4], "data_sets": ["pydoc"]}
@@ -217,78 +212,10 @@ def test_unknown_study_is_named_by_the_command_too():
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_notebook_defaults_are_the_embedded_study(name):
-    values, defaults = (
-        notebook_parameters.parameters_of("embedded", notebook=name),
-        notebook_parameters.defaults_of(name),
-    )
-    assert {key: defaults[key] for key in values} == values
-    assert defaults["study"] == "embedded"
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_notebooks_keep_their_contract(name):
-    cells = nbformat.read(notebook_parameters.NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    assert "parameters" in code[0].metadata.tags
-    assert all("#" in line for line in code[0].source.splitlines())  # each parameter has its comment
-    assert not any(cell.outputs or cell.execution_count for cell in code)
-    assert not any("def " in cell.source or "snakemake" in cell.source for cell in code)
-    assert sorted(len(cell.source.splitlines()) for cell in code)[len(code) // 2] <= 10
-    kinds = [cell.cell_type for cell in cells]
-    assert all(
-        kinds[i - 1] == "markdown" and kinds[i + 1] == "markdown" for i, k in enumerate(kinds[:-1]) if k == "code"
-    )
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"blok_size": 4}, "unknown key 'blok_size': did you mean 'block_size'"),
-        ({"block_size": "four"}, "must be a int"),
-    ],
-)
-def test_misspelt_notebook_parameters_are_errors_before_anything_runs(tmp_path, given, said):
-    with pytest.raises(ValueError, match=said):
-        run_notebook.execute_notebook("02_pruning", out=tmp_path / "out.ipynb", parameters=given)
-    assert not (tmp_path / "out.ipynb").exists()
-
-
-def test_plain_papermill_is_told_as_well(tmp_path):
-    """papermill itself injects a misspelt parameter without complaint, so the notebook has to."""
-    namespace = notebook_parameters.defaults_of("02_pruning") | {
-        "blok_size": 4,
-        "In": ["", "# Parameters\nblok_size = 4\n"],
-    }
-    with pytest.raises(ValueError, match="unknown key 'blok_size'"):
-        notebook_parameters.checked_parameters("02_pruning", namespace)
-    harmless = notebook_parameters.defaults_of("02_pruning") | {
-        "start": 3,
-        "In": ["start = 3"],
-    }  # a cell run twice by hand
-    assert "start" not in notebook_parameters.checked_parameters("02_pruning", harmless)
-
-
 def test_environments_pin_the_same_versions():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
-    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
     lock = (ROOT / "requirements.lock").read_text().lower().splitlines()
-    assert sorted(wanted) == sorted(line for line in conda if not line.startswith("-"))
     assert [pin for pin in wanted if "==" in pin and pin not in lock] == []
-
-
-def test_a_kernel_collects_no_garbage_until_its_imports_are_done(tmp_path, monkeypatch):
-    cells = ["a = 1", "import gc, torch\nfrom os import environ\nprint(gc.isenabled())", "print(gc.isenabled())"]
-    cells += ["print(gc.get_freeze_count() > 10_000, 'MALLOC_TRIM_THRESHOLD_' in environ, 'kernel' in globals())"]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
-    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python"}
-    notebook.cells[0].metadata["tags"] = ["parameters"]
-    nbformat.write(notebook, tmp_path / "own.ipynb")
-    for name, value in (("NOTEBOOKS", tmp_path), ("check_parameters", lambda *_: None), ("defaults_of", lambda _: {})):
-        monkeypatch.setattr(run_notebook, name, value)
-    run_notebook.execute_notebook("own", out=tmp_path / "out.ipynb", parameters={"a": 2})
-    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
-    printed = [cell.outputs[0]["text"].strip() for cell in executed.cells if cell.get("outputs")]
-    assert printed == ["False", "True", "True True False"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert conda[-1] == {"pip": ["-r requirements.lock"]}

@@ -1,0 +1,38 @@
+"""The one list of jobs: each behind those that it needs, named by its record, with parameters its notebook takes."""
+
+import pytest
+
+from sdd_utils.base.records import NOTEBOOKS
+from sdd_utils.study.jobs import study_jobs
+from sdd_utils.study.notebook_parameters import check_parameters, defaults_of, parameters_of
+from sdd_utils.study.schema import load_study
+
+STUDIES = ("embedded", "laptop", "paper-llama3.1-8b", "paper-mistral-7b")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_job_stands_behind_those_that_it_needs_and_has_a_name_of_its_own(name):
+    done = []
+    for job in study_jobs(load_study(name)):
+        assert job.name not in done
+        assert set(job.needs) <= set(done)
+        assert job.name.split("-")[0] == job.step
+        done.append(job.name)
+    assert set(NOTEBOOKS) == {name.split("-")[0] for name in done}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_job_gives_its_notebook_only_parameters_that_it_takes(name):
+    study = load_study(name)
+    for job in study_jobs(study):
+        notebook = NOTEBOOKS[job.step]
+        check_parameters(notebook, defaults_of(notebook) | parameters_of(study, notebook=notebook) | job.parameters)
+
+
+def test_pruned_models_wait_for_the_original_and_distillation_for_nothing():
+    jobs = {job.name: job for job in study_jobs(load_study("embedded"))}
+    assert jobs["pruning-n0"].needs == ("similarity",)
+    assert jobs["pruning-n4"].needs == ("similarity", "pruning-n0")
+    assert jobs["distillation-pydoc"].needs == ()
+    assert jobs["finetuning-n4-pydoc-48rows-s0"].needs == ("pruning-n4", "distillation-pydoc")
+    assert set(jobs["results"].needs) == set(jobs) - {"results"}
