@@ -38,7 +38,8 @@ def seconds(revision: str) -> float:
         subprocess.run(["git", "checkout", "--quiet", revision], cwd=clone, check=True)
         own = os.environ | {"PYTHONPATH": str(clone)}  # before this environment's own copy of the package
         start = time.perf_counter()
-        command = [sys.executable, "-m", "sdd_utils.sweep.reproduce", "embedded"]
+        moved = (clone / "sdd_utils" / "sweep" / "reproduce.py").is_file()  # it lay elsewhere in the first state
+        command = [sys.executable, "-m", "sdd_utils.sweep.reproduce" if moved else "sdd_utils.reproduce", "embedded"]
         subprocess.run(command, cwd=clone, env=own, stdout=subprocess.DEVNULL, check=True)
         return time.perf_counter() - start
 

@@ -103,9 +103,10 @@ def test_the_study_runs_the_code_of_the_revision_it_is_asked_for(tmp_path, monke
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     git("init", "--quiet")
-    for name in ("first", "second"):
+    (package / "sweep").mkdir()
+    for name, place in (("first", package), ("second", package / "sweep")):
         said = f"import sys, pathlib; pathlib.Path({str(tmp_path)!r}, {name!r}).write_text(sys.argv[1])"
-        (package / "reproduce.py").write_text(said)
+        (place / "reproduce.py").write_text(said)
         git("add", "-A")
         git("commit", "--quiet", "-m", name)
     monkeypatch.setattr(study, "ROOT", tmp_path / "repo")
@@ -124,7 +125,7 @@ def test_the_first_state_is_measured_once_per_machine_and_again_when_asked(tmp_p
     monkeypatch.setattr(study, "seconds", lambda revision: measured.append(revision) or {"HEAD": 50}.get(revision, 200))
     (tmp_path / "page.md").touch()
     for names, machine in (([], "one"), ([], "one"), ([], "two"), (["study"], "one")):
-        monkeypatch.setattr(run.results, "cpu_name", lambda name=machine: name)
+        monkeypatch.setattr(run, "cpu_name", lambda name=machine: name)
         monkeypatch.setattr(study, "machine", lambda name=machine: name)
         run.main(names)
     assert measured == [study.FIRST, "HEAD", "HEAD", study.FIRST, "HEAD", study.FIRST, "HEAD"]

@@ -44,7 +44,7 @@ class CostModel:
     """What every estimate of a plan starts from; `shapes` by block size, 0 being the original."""
 
     study: object
-    load_machine: SimpleNamespace
+    machine: SimpleNamespace
     shapes: dict[int, Shape]
 
     def bytes_of(self, n: int) -> float:

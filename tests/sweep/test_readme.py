@@ -1,17 +1,29 @@
-"""The README's study is one that loads, and its make targets exist."""
+"""README and docs: short enough; every command, link, study and file they name exists; tables are the committed."""
 
 import re
 import subprocess
+
+import pytest
 
 from sdd_utils import ROOT
 from sdd_utils.study.schema import load_study
 from sdd_utils.sweep import readme
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+README = PAGES["README.md"]
+TABLES = {
+    "README.md": {"headline_claims"},
+    "results.md": {"claims", "recovery", "scores", "fidelity", "paper_vs_ours"},
+}
+
+
+def test_the_readme_is_one_that_a_newcomer_finishes():
+    assert len(README.splitlines()) <= 90
+    assert len(README.encode()) <= 7 * 1024
 
 
 def test_the_example_study_loads_as_it_stands(tmp_path):
-    (example,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    (example,) = re.findall(r"```yaml\n(.*?)```", PAGES["own-model.md"], flags=re.DOTALL)
     assert len(example.splitlines()) == 5
     (tmp_path / "mine.yaml").write_text(example)
     loaded = load_study(str(tmp_path / "mine.yaml"))
@@ -19,17 +31,28 @@ def test_the_example_study_loads_as_it_stands(tmp_path):
     assert loaded.lora_rank == load_study("laptop").lora_rank
 
 
-def test_make_targets_of_the_readme_exist():
+@pytest.mark.parametrize("page", PAGES)
+def test_make_targets_and_studies_of_a_page_exist(page):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert (
-        {"reproduce", "test", "plan", "prefetch", "lab"} <= set(re.findall(r"make ([a-z]+)", README)) <= targets | {"s"}
-    )
-
-
-def test_studies_of_the_readme_exist():
-    for name in re.findall(r"STUDY=([\w./-]+)", README):
-        if not name.endswith(".yaml"):
+    assert set(re.findall(r"`(?:\S+=\S+ )*make ([a-z]+)", PAGES[page])) <= targets
+    for name in re.findall(r"STUDY=([\w./-]+)", PAGES[page]):
+        if not name.endswith(".yaml") and "…" not in name:
             load_study(name)
+
+
+def test_the_readme_names_the_commands_that_most_readers_need():
+    assert {"reproduce", "test", "figures"} <= set(re.findall(r"make ([a-z]+)", README))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_files_that_a_page_names_exist(page):
+    folder = (ROOT if page == "README.md" else ROOT / "docs").resolve()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]) if "://" not in link]
+    assert [link for link in links if link and not (folder / link).exists()] == []
+    named = re.findall(r"`((?:sdd_utils|notebooks|tests|benchmarks)/[\w./-]+\.\w+)`", PAGES[page])
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    modules = re.findall(r"-m (sdd_utils(?:\.\w+)+)", PAGES[page])
+    assert [name for name in modules if not (ROOT.joinpath(*name.split("."))).with_suffix(".py").exists()] == []
 
 
 def test_estimates_are_what_the_code_makes_now():
@@ -45,19 +68,15 @@ def committed(path):
 
 
 def test_pages_show_the_committed_tables():
-    found = set()
-    for page in map(committed, ("README.md", "docs/performance.md")):
-        for table in re.findall(r"<!-- table: (\S+) -->", page):
-            assert f"<!-- table: {table} -->\n{committed(f'{table}.md')}<!-- end -->" in page, table
-            found.add(table)
-    shown = {
-        "embedded": ("recovery", "scores"),
-        "laptop": ("claims", "recovery", "paper_vs_ours", "scores", "fidelity"),
-    }
-    assert found == {f"results/{name}/tables/{table}" for name, own in shown.items() for table in own} | {
-        "benchmarks/results",
-        "benchmarks/scaling",
-    }
+    for page, names in TABLES.items():
+        text, shown = committed(page if page == "README.md" else f"docs/{page}"), set()
+        for table in re.findall(r"<!-- table: (\S+) -->", text):
+            assert f"<!-- table: {table} -->\n{committed(f'{table}.md')}<!-- end -->" in text, table
+            shown.add(table.removeprefix("results/embedded/tables/"))
+        assert shown == names, page
+    performance = committed("docs/performance.md")
+    for table in ("benchmarks/results", "benchmarks/scaling"):
+        assert f"<!-- table: {table} -->\n{committed(f'{table}.md')}<!-- end -->" in performance
 
 
 def test_marked_places_are_filled(tmp_path):
