@@ -126,7 +126,7 @@ rule embedding_similarity:
     shell: execute("embedding_similarity")
 
 rule results:
-    input: code("results", rooms=("analysis", "report")), "sdd_utils/report/page.html",
+    input: code("results", rooms=("data.arms", "analysis", "report")), "sdd_utils/report/page.html",
         [f"{RECORDS}/{name}.json" for name in JOBS["results"].needs]
     output: f"{RECORDS}/results.json"
     log: f"{LOGS}/results.ipynb"

@@ -16,7 +16,7 @@ def cosines_by_arm(record: dict, how: str) -> dict[str, dict]:
     """{mean, interval, n, similarities} of the answers that a record of 06 compares, by arm.
 
     Args:
-        how: "greedy", or "sampled", where the original is an arm, too: its sampled answers beside its greedy ones.
+        how: "greedy", or "sampled", where the original is also an arm: its sampled answers beside its greedy ones.
     """
     metrics = record["metrics"]
     original = {"original": metrics["original_sampled"]} if how == "sampled" else {}
@@ -50,27 +50,29 @@ def shift_correlation(points: list[dict], *, samples: int = 4000, seed: int = 0)
     """
     values = np.array([[point["similarity"], point["lost"]] for point in points])
     training = [(point["block_size"], point["data_set"], point["seed"]) for point in points]
-    own = [np.flatnonzero([key == one for key in training]) for one in dict.fromkeys(training)]
-    found = {"rho": None, "interval": None, "models": len(points), "trainings": len(own)}
-    if len(own) < 3 or np.any(np.ptp(values, axis=0) == 0):
-        return found
-    random = np.random.default_rng(seed)
-    drawn = (values[np.concatenate([own[i] for i in random.integers(len(own), size=len(own))])] for _ in range(samples))
-    several = [_spearman(sample) for sample in drawn if np.all(np.ptp(sample, axis=0) > 0)]
-    return found | {"rho": _spearman(values), "interval": np.quantile(several, [0.025, 0.975]).tolist()}
+    members = [np.flatnonzero([other == key for other in training]) for key in dict.fromkeys(training)]
+    correlation = {"rho": None, "interval": None, "models": len(points), "trainings": len(members)}
+    if len(members) < 3 or np.any(np.ptp(values, axis=0) == 0):
+        return correlation
+    random, count = np.random.default_rng(seed), len(members)
+    resamples = (
+        values[np.concatenate([members[i] for i in random.integers(count, size=count)])] for _ in range(samples)
+    )
+    draws = [_spearman(sample) for sample in resamples if np.all(np.ptp(sample, axis=0) > 0)]
+    return correlation | {"rho": _spearman(values), "interval": np.quantile(draws, [0.025, 0.975]).tolist()}
 
 
 def _spearman(values: np.ndarray) -> float:
     return float(spearmanr(values).statistic)
 
 
-def shift_sentence(found: dict) -> str:
+def shift_sentence(correlation: dict) -> str:
     """What the correlation says, in words."""
-    behind = f"{found['models']} models of {found['trainings']} trainings"
-    if found["rho"] is None:
-        return f"With {behind} no correlation can be told: three trainings whose numbers differ are the least."
-    low, high = found["interval"]
-    said = f"Spearman's correlation over {behind}: {found['rho']:+z.2f} [{low:+z.2f}, {high:+z.2f}]. "
+    behind = f"{correlation['models']} models of {correlation['trainings']} trainings"
+    if correlation["rho"] is None:
+        return f"With {behind} the correlation is inconclusive: three trainings whose numbers differ are the least."
+    low, high = correlation["interval"]
+    sentence = f"Spearman's correlation over {behind}: {correlation['rho']:+z.2f} [{low:+z.2f}, {high:+z.2f}]. "
     if low <= 0 <= high:
-        return said + "The interval holds 0, so these models do not show whether the two go together."
-    return said + ("Models that moved further lost more." if high < 0 else "Models that moved further lost less.")
+        return sentence + "The interval holds 0, so these models do not show whether the two go together."
+    return sentence + ("Models that moved further lost more." if high < 0 else "Models that moved further lost less.")

@@ -1,8 +1,8 @@
-"""The comparisons behind the claims, each measured from a study's records by `inference.estimate`.
+"""The comparisons behind the claims, each measured from a study's records by `statistics.estimate`.
 
 Each function raises Missing, with the reason, where the records do not hold the comparison. Cells of the grid (block
 size x data set) are fixed; where several are averaged, they share documents, while each training is a draw of its own.
-What comes back is that of `inference.estimate`, against `null`, with `where`: what was averaged, in words.
+What comes back is that of `statistics.estimate`, against `null`, with `where`: what was averaged, in words.
 """
 
 import numpy as np
@@ -24,14 +24,14 @@ Pair = tuple[dict[int, dict], dict[int, dict]]  # two models' scores by seed
 def _arm_pairs(records: list[dict], *, lora: tuple | None = None) -> dict[tuple, Pair]:
     """(Self-Data FT, SFT) by (block size, data set)."""
     models = model_grid.main_comparison(records, lora=lora)
-    found = {
+    pairs = {
         key[1:]: (model_grid.scores_of(models[key]), model_grid.scores_of(models[("sft", *key[1:])]))
         for key in models
         if key[0] == "self_data_ft" and ("sft", *key[1:]) in models
     }
-    if not found:
+    if not pairs:
         raise Missing("no fine-tuning has both SFT and Self-Data FT")
-    return found
+    return pairs
 
 
 def _shared_seeds(pairs: list[Pair]) -> list[int]:
@@ -45,27 +45,28 @@ def _shared_seeds(pairs: list[Pair]) -> list[int]:
 def _recovery_difference(pairs: list[Pair], original: dict[str, dict], *, null: float = 0.0) -> dict:
     """Mean over cells of the difference in recovery, first minus second of each pair."""
     seeds = _shared_seeds(pairs)
-    cells = [
-        recovery_values([ours[s] for s in seeds], original, minus=[theirs[s] for s in seeds]) for ours, theirs in pairs
+    values = [
+        recovery_values([first[seed] for seed in seeds], original, minus=[second[seed] for seed in seeds])
+        for first, second in pairs
     ]
-    return estimate(stacked(cells), null=null)
+    return estimate(stacked(values), null=null)
 
 
 def _score_difference(pairs: list[Pair], tasks: list[str], *, null: float = 0.0, level: float = 0.95) -> dict:
     """Mean over cells and tasks of the difference in score, first minus second of each pair."""
     seeds = _shared_seeds(pairs)
-    cells = [
-        [document_values([ours[s] for s in seeds], task, minus=[theirs[s] for s in seeds]) for task in tasks]
-        for ours, theirs in pairs
+    values = [
+        [document_values([first[seed] for seed in seeds], task, minus=[second[seed] for seed in seeds]) for task in tasks]
+        for first, second in pairs
     ]
-    return estimate(stacked(cells), null=null, level=level)
+    return estimate(stacked(values), null=null, level=level)
 
 
 def recovery_lead(records: list[dict], *, null: float = 0.0) -> dict:
     """Recovery of Self-Data FT minus that of SFT, mean over block sizes and data sets."""
     pairs = _arm_pairs(records)
-    found = _recovery_difference(list(pairs.values()), model_grid.original_scores(records), null=null)
-    return found | {"where": _cells(pairs)}
+    estimated = _recovery_difference(list(pairs.values()), model_grid.original_scores(records), null=null)
+    return estimated | {"where": _cells(pairs)}
 
 
 def recovery_lead_at_cut(records: list[dict], *, null: float = 0.0) -> dict:
@@ -73,17 +74,17 @@ def recovery_lead_at_cut(records: list[dict], *, null: float = 0.0) -> dict:
     pairs, n = _arm_pairs(records), model_grid.nearest_cut(records)
     _check_loss(records, [n])
     pairs = {cell: pair for cell, pair in pairs.items() if cell[0] == n}
-    found = _recovery_difference(list(pairs.values()), model_grid.original_scores(records), null=null)
-    return found | {"where": _cells(pairs)}
+    estimated = _recovery_difference(list(pairs.values()), model_grid.original_scores(records), null=null)
+    return estimated | {"where": _cells(pairs)}
 
 
 def _check_loss(records: list[dict], sizes: list[int]) -> None:
     """Raise Missing where pruning lost nothing that the scores can see: then there is no size of a gain to compare."""
-    scores = {r["params"]["block_size"]: r["metrics"]["scores"] for r in of_step(records, "pruning")}
+    scores = model_grid.untuned_scores(records)
     no_ft = {n: recovered(scores[n], scores[0]) for n in sizes if n in scores}
-    if no_ft and all(found["interval"][1] >= 1 for found in no_ft.values()):
-        found = ", ".join(f"{percent(f['recovery'], f['interval'])} at n = {n}" for n, f in no_ft.items())
-        raise Missing(f"without fine-tuning recovery is {found}: the average shows no loss that could be recovered")
+    if no_ft and all(model["interval"][1] >= 1 for model in no_ft.values()):
+        shown = ", ".join(f"{percent(model['recovery'], model['interval'])} at n = {n}" for n, model in no_ft.items())
+        raise Missing(f"without fine-tuning recovery is {shown}: the average shows no loss that could be recovered")
 
 
 def _cells(cells) -> str:
@@ -121,8 +122,8 @@ def more_rows(records: list[dict], *, null: float = 0.0) -> dict:
     cells = {cell: (models[max(models)], models[min(models)]) for cell, models in counts.items() if len(models) > 1}
     if not cells:
         raise Missing("every data set was fine-tuned on with one number of rows only (study key 'scaling')")
-    found = _recovery_difference(list(cells.values()), model_grid.original_scores(records), null=null)
-    return found | {"where": _cells(cells)}
+    estimated = _recovery_difference(list(cells.values()), model_grid.original_scores(records), null=null)
+    return estimated | {"where": _cells(cells)}
 
 
 def merge_over_parent(records: list[dict], *, parent: float, null: float = 0.0) -> dict:
@@ -136,9 +137,9 @@ def merge_over_parent(records: list[dict], *, parent: float, null: float = 0.0) 
             cell[0][params["seed"]], cell[1][params["seed"]] = middle["scores"], end["scores"]
     if not any(ours for ours, _ in cells.values()):
         raise Missing("no merge was scored together with its parents (study keys 'merge_pairs', 'slerp_t')")
-    found = _recovery_difference(list(cells.values()), model_grid.original_scores(records), null=null)
+    estimated = _recovery_difference(list(cells.values()), model_grid.original_scores(records), null=null)
     merges = "; ".join(f"n = {n} of {a} and {b}" for n, a, b in sorted(cells))
-    return found | {"where": merges}
+    return estimated | {"where": merges}
 
 
 def over_no_ft(records: list[dict], *, data_set: str, task: str, null: float = 0.0) -> dict:
@@ -200,8 +201,8 @@ def divergence_difference(records: list[dict], *, null: float = 0.0) -> dict:
             raise Missing("the study compares no answers with the original's (data_sets, answer_prompts)")
         cells.append(pair)
     seeds = _shared_seeds(cells)
-    found = estimate(stacked([_per_token(pair, seeds) for pair in cells]), null=null)
-    return found | {"where": _cells(_arm_pairs(records))}
+    estimated = estimate(stacked([_per_token(pair, seeds) for pair in cells]), null=null)
+    return estimated | {"where": _cells(_arm_pairs(records))}
 
 
 def _per_token(pair: list[dict[int, dict]], seeds: list[int]) -> list[np.ndarray]:

@@ -1,5 +1,7 @@
 """The grid of a study, block size x data set x arm, with recovery and intervals, from its records."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from sdd_utils.analysis import published
@@ -37,14 +39,11 @@ def _summary(by_seed: dict[int, dict], original: dict[str, dict]) -> dict:
 
 def scaling(records: list[dict]) -> list[dict]:
     """Recovery against the number of training rows: the grid's columns and `rows`, a row per fine-tuned model."""
-    original = original_scores(records)
-    found = []
-    for (arm, block_size, data_set, rows), by_seed in sorted(
-        finetuned_models(records).items(), key=lambda item: item[0]
-    ):
-        key = {"arm": arm, "block_size": block_size, "data_set": data_set, "rows": rows}
-        found.append(key | _summary(scores_of(by_seed), original))
-    return found
+    original, rows = original_scores(records), []
+    for key, by_seed in sorted(finetuned_models(records).items(), key=lambda item: item[0]):
+        line = dict(zip(("arm", "block_size", "data_set", "rows"), key, strict=True))
+        rows.append(line | _summary(scores_of(by_seed), original))
+    return rows
 
 
 def capacities(records: list[dict]) -> list[dict]:
@@ -128,25 +127,38 @@ def in_order(item: tuple) -> tuple:
 
 def original_scores(records: list[dict]) -> dict[str, dict]:
     """The unpruned model's scores by task."""
-    for record in of_step(records, "pruning"):
-        if record["params"]["block_size"] == 0:
-            return record["metrics"]["scores"]
-    raise FileNotFoundError("the original model has no record: run notebooks/02_pruning.ipynb with block_size = 0")
+    scores = untuned_scores(records)
+    if 0 not in scores:
+        raise FileNotFoundError("the original model has no record: run notebooks/02_pruning.ipynb with block_size = 0")
+    return scores[0]
+
+
+def untuned_scores(records: Iterable[dict]) -> dict[int, dict[str, dict]]:
+    """Scores by task of the models that were not fine-tuned, by block size; 0 is the original."""
+    return {r["params"]["block_size"]: r["metrics"]["scores"] for r in of_step(records, "pruning")}
+
+
+def middle_point(points: list[dict]) -> dict:
+    """The point of a merge's path that is nearest to t = 0.5."""
+    return min(points, key=lambda point: abs(point["t"] - 0.5))
+
+
+def rows_by_model(rows: list[dict]) -> dict[tuple, dict]:
+    """The rows of `model_grid` by (arm, block size, data set)."""
+    return {(row["arm"], row["block_size"], row["data_set"]): row for row in rows}
 
 
 def _scores_by_model(records: list[dict]) -> dict[tuple, dict[int, dict]]:
     """Scores of every model by seed, by (arm, block size, data set); an untrained model has the one seed 0."""
-    found: dict[tuple, dict] = {}
-    for record in of_step(records, "pruning"):
-        n = record["params"]["block_size"]
-        found[("no_ft" if n else "original", n, "")] = {0: record["metrics"]["scores"]}
-    for key, by_seed in main_comparison(records).items():
-        found[key] = scores_of(by_seed)
+    models = {
+        ("no_ft" if n else "original", n, ""): {0: scores} for n, scores in untuned_scores(records).items()
+    }
+    models |= {key: scores_of(by_seed) for key, by_seed in main_comparison(records).items()}
     for record in of_step(records, "merging"):
-        params, middle = record["params"], min(record["metrics"]["points"], key=lambda point: abs(point["t"] - 0.5))
+        params, middle = record["params"], middle_point(record["metrics"]["points"])
         key = ("merged", params["block_size"], f"{params['data_set']} + {params['other_data_set']}")
-        found.setdefault(key, {})[params["seed"]] = middle["scores"]
-    return found
+        models.setdefault(key, {})[params["seed"]] = middle["scores"]
+    return models
 
 
 def _mean_over_seeds(per_seed: list[dict]) -> dict[str, dict]:
@@ -174,20 +186,19 @@ def differences(rows: list[dict], original: dict[str, dict]) -> list[dict]:
     """Self-Data FT minus SFT in recovery, per block size and data set, paired by document and by seed.
 
     Each is {block_size, data_set, difference, interval, p, p_holm, df, seed_share, detectable, seeds, documents}, see
-    `inference.estimate`; `p_holm` is corrected over all of them.
+    `statistics.estimate`; `p_holm` is corrected over all of them.
     """
-    by_key = {(row["arm"], row["block_size"], row["data_set"]): row for row in rows}
-    found = []
-    for (arm, block_size, data_set), row in by_key.items():
-        other = by_key.get(("sft", block_size, data_set))
+    by_model, entries = rows_by_model(rows), []
+    for (arm, block_size, data_set), row in by_model.items():
+        other = by_model.get(("sft", block_size, data_set))
         if arm != "self_data_ft" or other is None:
             continue
-        ours, theirs = paired(row, other)
-        measured = estimate(recovery_values(ours, original, minus=theirs))
+        self_data_ft, sft = paired(row, other)
+        measured = estimate(recovery_values(self_data_ft, original, minus=sft))
         difference = measured.pop("estimate")
-        found.append({"block_size": block_size, "data_set": data_set, "difference": difference} | measured)
-    corrected = holm([entry["p"] for entry in found])
-    return [entry | {"p_holm": p} for entry, p in zip(found, corrected, strict=True)]
+        entries.append({"block_size": block_size, "data_set": data_set, "difference": difference} | measured)
+    corrected = holm([entry["p"] for entry in entries])
+    return [entry | {"p_holm": p} for entry, p in zip(entries, corrected, strict=True)]
 
 
 def without_documents(rows: list[dict]) -> list[dict]:

@@ -12,7 +12,7 @@ documents covers too much or too little here (docs/log.md): it counts the intera
 three seeds as known. The mean over its standard error is referred to the mixture of the two parts' t distributions
 instead, each weighted with its share of the variance. That was chosen by simulation: with Satterthwaite's degrees of
 freedom for the sum three seeds cover 92-95 %, and p-values near 0.006 come up to four times too often; with the
-mixture they cover 95-97 %, and small p-values come no more often than they should (tests/test_inference.py). Two seeds
+mixture they cover 95-97 %, and small p-values come no more often than they should (tests/analysis/test_statistics.py). Two seeds
 are too few for either: coverage can fall to 92 %. With one seed nothing is known of seeds, and the interval speaks of
 documents only.
 
@@ -38,9 +38,15 @@ def average_score(scores: dict[str, dict]) -> float:
 
 def recovery(scores: dict[str, dict], original: dict[str, dict]) -> float:
     """Average score over the original's average score (arXiv 2410.09982); 1 is full recovery."""
-    if average_score(original) == 0:
+    base = average_score(original)
+    _check_solved(base)
+    return average_score(scores) / base
+
+
+def _check_solved(base: float) -> None:
+    """Raise ValueError where the original's average score is 0."""
+    if base == 0:
         raise ValueError("the original model scores 0 on every task: recovery needs tasks that it can solve")
-    return average_score(scores) / average_score(original)
 
 
 def percentile_interval(draws: np.ndarray, *, level: float = 0.95) -> list[float]:
@@ -78,14 +84,14 @@ def estimate(values: list[np.ndarray], *, null: float = 0.0, level: float = 0.95
     by_seed, seed_df = _seed_variance(cells)
     by_document, document_df = _document_variance(cells)
     se, share = float(np.sqrt(by_seed + by_document)), float(by_seed / max(by_seed + by_document, 1e-300))
-    known = {"share": share, "seed_df": max(seed_df, 1), "document_df": document_df}
-    reach = _quantile((1 - level) / 2, **known)
+    mixture = {"share": share, "seed_df": max(seed_df, 1), "document_df": document_df}
+    reach = _quantile((1 - level) / 2, **mixture)
     return {
         "estimate": middle,
         "se": se,
         "interval": [middle - reach * se, middle + reach * se],
-        "p": float(min(1.0, 2 * _tail(abs(middle - null) / se, **known))) if se > 0 else 1.0,
-        "detectable": (reach + _quantile(0.2, **known)) * se,
+        "p": float(min(1.0, 2 * _tail(abs(middle - null) / se, **mixture))) if se > 0 else 1.0,
+        "detectable": (reach + _quantile(0.2, **mixture)) * se,
         "seed_share": share,
         "df": {"seeds": seed_df, "documents": document_df},
         "seeds": cells[0].shape[1],
@@ -113,9 +119,9 @@ def _document_variance(values: list[np.ndarray]) -> tuple[float, float]:
     for task in values:
         n, means = task.shape[2], task.mean(axis=(0, 1))
         df = max(n - 1, 1)
-        rest = task - task.mean(axis=1, keepdims=True) - task.mean(axis=2, keepdims=True)
-        rest = rest + task.mean(axis=(1, 2), keepdims=True)
-        interaction += (rest**2).sum() / (df * max(seeds - 1, 1)) / (seeds * n) / cells**2 / len(values) ** 2
+        interactions = task - task.mean(axis=1, keepdims=True) - task.mean(axis=2, keepdims=True)
+        interactions = interactions + task.mean(axis=(1, 2), keepdims=True)
+        interaction += (interactions**2).sum() / (df * max(seeds - 1, 1)) / (seeds * n) / cells**2 / len(values) ** 2
         parts.append(((means - means.mean()) ** 2).sum() / df / n / len(values) ** 2)
     dfs = [max(task.shape[2] - 1, 1) for task in values]
     return max(float(sum(parts) - interaction), 0.0), _satterthwaite(np.array(parts), np.array(dfs))
@@ -132,9 +138,9 @@ def _tail(t: float, *, share: float, seed_df: float, document_df: float) -> floa
     return float(share * stdtr(seed_df, -t) + (1 - share) * stdtr(document_df, -t))
 
 
-def _quantile(tail: float, **known) -> float:
+def _quantile(tail: float, **mixture) -> float:
     """The t that a share `tail` of the mixture lies above."""
-    return float(brentq(lambda t: _tail(t, **known) - tail, 0, 1e4))
+    return float(brentq(lambda t: _tail(t, **mixture) - tail, 0, 1e4))
 
 
 def recovery_values(scores: list[dict], original: dict[str, dict], *, minus: list[dict] | None = None) -> list:
@@ -155,11 +161,10 @@ def recovery_values(scores: list[dict], original: dict[str, dict], *, minus: lis
     """
     reference = [document_values([original], task) for task in averaged_tasks(original)]
     base = float(np.mean([task.mean() for task in reference]))
-    if base == 0:
-        raise ValueError("the original model scores 0 on every task: recovery needs tasks that it can solve")
-    ours = [document_values(scores, task, minus=minus) for task in averaged_tasks(original)]
-    ratio = float(np.mean([task.mean() for task in ours])) / base
-    return [ratio + (own - ratio * theirs) / base for own, theirs in zip(ours, reference, strict=True)]
+    _check_solved(base)
+    values = [document_values(scores, task, minus=minus) for task in averaged_tasks(original)]
+    ratio = float(np.mean([task.mean() for task in values])) / base
+    return [ratio + (task - ratio * expected) / base for task, expected in zip(values, reference, strict=True)]
 
 
 def recovered(scores: dict[str, dict], original: dict[str, dict]) -> dict:

@@ -30,13 +30,13 @@ def judge_claims(records: dict[str, dict], *, in_domain: dict[str, list]) -> lis
         records}. Estimates in points are fractions (0.01 is 1 point). The numbers are those of the part that decides,
         None where nothing was measured. `n` is {seeds, documents}; `records` names the files behind the answer.
     """
-    asked = claims(in_domain)
-    measured = [_measured(claim, list(records.values())) for claim in asked]
-    parts = [part for found, _ in measured for part in found]
+    claim_list = claims(in_domain)
+    measured = [_measured(claim, list(records.values())) for claim in claim_list]
+    parts = [part for claim_parts, _ in measured for part in claim_parts]
     tests = [(part, name) for part in parts for name in ("p", "p_size") if part[name] is not None]
     for (part, name), p in zip(tests, holm([part[name] for part, name in tests]), strict=True):
         part[f"{name}_holm"] = p
-    return [_answer(claim, *found, records) for claim, found in zip(asked, measured, strict=True)]
+    return [_answer(claim, *outcome, records) for claim, outcome in zip(claim_list, measured, strict=True)]
 
 
 def _measured(claim: Claim, records: list[dict]) -> tuple[list[dict], str]:
@@ -48,9 +48,9 @@ def _measured(claim: Claim, records: list[dict]) -> tuple[list[dict], str]:
 
 
 def _measure(part: Part, records: list[dict]) -> dict:
-    found = {"what": part.what, "side": part.side, "size": part.size, "p_holm": None, "p_size_holm": None}
-    found |= part.measure(records, null=0.0)
-    return found | {"p_size": part.measure(records, null=part.side * part.size)["p"] if part.size else None}
+    measured = {"what": part.what, "side": part.side, "size": part.size, "p_holm": None, "p_size_holm": None}
+    measured |= part.measure(records, null=0.0)
+    return measured | {"p_size": part.measure(records, null=part.side * part.size)["p"] if part.size else None}
 
 
 def _verdict(part: dict) -> str:
@@ -72,18 +72,18 @@ def _too_small(part: dict) -> bool:
 
 
 def _answer(claim: Claim, parts: list[dict], lacking: str, records: dict[str, dict]) -> dict:
-    found = {name: getattr(claim, name) for name in ("key", "claim", "source", "unit")}
+    answer = {name: getattr(claim, name) for name in ("key", "claim", "source", "unit")}
     shared = {"parts": parts, "records": [name for name, r in records.items() if r["step"] in claim.steps]}
     if not parts:
         why = f"{lacking[0].upper()}{lacking[1:]}."
-        return found | {"verdict": OPEN, "why": why} | dict.fromkeys(_NUMBERS) | {"n": None} | shared
+        return answer | {"verdict": OPEN, "why": why} | dict.fromkeys(_NUMBERS) | {"n": None} | shared
     verdicts = [_verdict(part) for part in parts]
     verdict = FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} else OPEN
-    own = [part for part, one in zip(parts, verdicts, strict=True) if one == verdict]
-    deciding = max(own, key=lambda part: part["p"] or 0)  # of several the least certain
-    found |= {"verdict": verdict, "why": _why(deciding, claim.unit, verdict)}
-    found |= {name: deciding[name] for name in _NUMBERS}
-    return found | {"n": {"seeds": deciding["seeds"], "documents": deciding["documents"]}} | shared
+    decisive = [part for part, judged in zip(parts, verdicts, strict=True) if judged == verdict]
+    deciding = max(decisive, key=lambda part: part["p"] or 0)  # of several the least certain
+    answer |= {"verdict": verdict, "why": _why(deciding, claim.unit, verdict)}
+    answer |= {name: deciding[name] for name in _NUMBERS}
+    return answer | {"n": {"seeds": deciding["seeds"], "documents": deciding["documents"]}} | shared
 
 
 def with_interval(measured: dict, unit: str) -> str:
@@ -96,15 +96,15 @@ def _why(part: dict, unit: str, verdict: str) -> str:
     """What was measured, and why that decides it, or does not."""
     if part["p"] is None:
         return f"{part['what'].capitalize()}, {part['where']}: {100 * part['estimate']:.2f} %, counted, not estimated."
-    said = f"{part['what'][0].upper()}{part['what'][1:]}, {part['where']}: {with_interval(part, unit)}, "
-    said += f"p = {part['p']:.2g} ({part['p_holm']:.2g} after Holm's correction). "
+    sentence = f"{part['what'][0].upper()}{part['what'][1:]}, {part['where']}: {with_interval(part, unit)}, "
+    sentence += f"p = {part['p']:.2g} ({part['p_holm']:.2g} after Holm's correction). "
     if part["seeds"] < SEEDS_NEEDED:
-        return f"{said}Training seeds: {part['seeds']}; fewer than {SEEDS_NEEDED} do not show how far another moves it."
+        return f"{sentence}Training seeds: {part['seeds']}; fewer than {SEEDS_NEEDED} do not show how far another moves it."
     if verdict == FAILS and _too_small(part):
-        return f"{said}Significantly less than the published {amount(part['side'] * part['size'], unit)}."
+        return f"{sentence}Significantly less than the published {amount(part['side'] * part['size'], unit)}."
     if part["se"] == 0:
-        return f"{said}No document's score differs, so there is nothing to test with."
+        return f"{sentence}No document's score differs, so there is nothing to test with."
     if verdict == OPEN:
-        found = amount(part["detectable"], unit).lstrip("+")
-        return f"{said}The design finds differences of {found} {unit} or more in four cases of five."
-    return f"{said}All on {'the claimed' if verdict == HOLDS else 'the other'} side of 0."
+        detectable = amount(part["detectable"], unit).lstrip("+")
+        return f"{sentence}The design finds differences of {detectable} {unit} or more in four cases of five."
+    return f"{sentence}All on {'the claimed' if verdict == HOLDS else 'the other'} side of 0."

@@ -92,13 +92,13 @@ def drop_half_line(path: Path) -> None:
     """Take away a last line that a killed process left unfinished; a file that is not there is made, empty."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    whole, newline, rest = path.read_bytes().rpartition(b"\n")
-    if rest:
+    whole, newline, unfinished = path.read_bytes().rpartition(b"\n")
+    if unfinished:
         path.write_bytes(whole + newline)
 
 
 def keep_rows(path: Path, keys: dict[str, str], *, make: Callable[[list[str]], Iterable[dict]]) -> list[dict]:
-    """Rows that are dear to make, from a file that only ever grows: those that it lacks are made and appended.
+    """Rows that take long to make, from a file that only ever grows: those that it lacks are made and appended.
 
     Args:
         keys: by id, a digest of all that the row depends on. A row of another key is left where it is, unread.
@@ -112,9 +112,10 @@ def keep_rows(path: Path, keys: dict[str, str], *, make: Callable[[list[str]], I
     missing = [id_ for id_ in keys if id_ not in rows]
     if missing:
         with path.open("a", encoding="utf-8") as file:
-            for made in make(missing):
-                row = rows[made["id"]] = {"id": made["id"], "key": keys[made["id"]]} | made
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            for row in make(missing):
+                id_ = row["id"]
+                rows[id_] = {"id": id_, "key": keys[id_]} | row
+                file.write(json.dumps(rows[id_], ensure_ascii=False) + "\n")
                 file.flush()
     return [rows[id_] for id_ in keys]
 

@@ -23,19 +23,19 @@ def _graph() -> grimp.ImportGraph:
 
 
 def modules_behind(names: Iterable[str], *, rooms: tuple[str, ...] = NUMBERS) -> set[str]:
-    """The modules of these rooms that the named modules are, or import, directly or not; all names are dotted.
+    """The modules of these rooms that the named modules are, or import from one another; all names are dotted.
 
-    A package stands for all that is in it: lm-eval loads the builders of `tasks` by their file.
+    What a module of another room imports does not count: a figure's looks make no number. A package stands for all that
+    is in it: lm-eval loads the builders of `tasks` by their file.
     """
-    graph, left, known = _graph(), list(names), set()
+    graph, left, behind = _graph(), list(names), set()
     while left:
         name = left.pop()
-        if name in known or name not in graph.modules:
+        if name in behind or name not in graph.modules or not any(_lies_in(name, room) for room in rooms):
             continue
-        known.add(name)
-        packed = graph.find_descendants(name) if name != "sdd_utils" else ()
-        left += [*graph.find_modules_directly_imported_by(name), *packed]
-    return {name for name in known if any(_lies_in(name, room) for room in rooms)}
+        behind.add(name)
+        left += [*graph.find_modules_directly_imported_by(name), *graph.find_descendants(name)]
+    return behind
 
 
 def _lies_in(name: str, room: str) -> bool:

@@ -1,7 +1,8 @@
 """The arms of the comparison: which response of a row each of them learns. Everything else is the same in all arms.
 
-A new arm is one function here, its line in `ARMS`, and its name and look in `plots`. A function takes the training
-rows and the sets that the unpruned model wrote, {name: {row id: row of the set}}, and returns a response per row.
+A new arm is one function here, its line in `ARMS`, and its name and look in `report.figures`. A function takes the
+training rows and the sets that the unpruned model wrote, {name: {row id: row of the set}}, and returns a response per
+row.
 """
 
 import hashlib

@@ -16,7 +16,7 @@ SPLITS = ("train", "test")
 
 
 def data_set_names() -> tuple[str, ...]:
-    """The data sets that `load` knows by name."""
+    """The data sets that `load_rows` knows by name."""
     return (*OFFLINE, *sources.HUB)
 
 
@@ -26,19 +26,19 @@ def load_rows(
     """The first `rows` rows (0: all) of a data set in its fixed order, as dicts with the keys `COLUMNS`.
 
     Rows whose response is empty or longer than `max_response_words` (0: no limit) are left out before they are
-    counted; `dropped` says how many. The train rows also serve as calibration text.
+    counted; `left_out_rows` says how many. The train rows also serve as calibration text.
 
     Args:
         own_data: a user's own sources by name, see `sources.Source`.
 
     Raises:
         ValueError: an unknown data set or split, or the data set has fewer rows.
-        FileNotFoundError, OSError: see `sources.rows`.
+        FileNotFoundError, OSError: see `source_rows.source_rows`.
     """
-    found, _ = _sifted(name, split=split, own_data=own_data, max_response_words=max_response_words)
-    if not 0 <= rows <= len(found) or not found:
-        raise ValueError(f"{rows} rows of {name} {split} cannot be had: ask for 1 to {len(found)}, or 0 for all")
-    return [dict(row) for row in found[: rows or None]]
+    available, _ = _sifted(name, split=split, own_data=own_data, max_response_words=max_response_words)
+    if not 0 <= rows <= len(available) or not available:
+        raise ValueError(f"{rows} rows of {name} {split} cannot be had: ask for 1 to {len(available)}, or 0 for all")
+    return [dict(row) for row in available[: rows or None]]
 
 
 def left_out_rows(
@@ -65,15 +65,15 @@ def _rows(name: str, *, split: str, own_data: dict) -> list[dict]:
         return source_rows.source_rows(name, sources.HUB[name], split=split)
     if name in OFFLINE:
         return OFFLINE[name](split)
-    known = ", ".join([*data_set_names(), *own_data])
-    raise ValueError(f"data set {name!r} is unknown: use one of {known} (study key data_sets)")
+    allowed = ", ".join([*data_set_names(), *own_data])
+    raise ValueError(f"data set {name!r} is unknown: use one of {allowed} (study key data_sets)")
 
 
 def calibration_set(names: list[str], *, rows: int, own_data: dict | None = None) -> list[dict]:
     """`rows` training rows in equal parts per data set, the same number of each.
 
     Raises:
-        ValueError: no data set, fewer rows than data sets, or what `load` raises.
+        ValueError: no data set, fewer rows than data sets, or what `load_rows` raises.
     """
     if not 0 < len(names) <= rows:
         raise ValueError(

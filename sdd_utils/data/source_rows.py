@@ -8,7 +8,6 @@ HF_HOME, HF_TOKEN, HF_HUB_OFFLINE.
 import dataclasses
 import errno
 import functools
-import json
 import random
 import re
 import shutil
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdd_utils import ROOT
-from sdd_utils.base.files import digest, file_sha256
+from sdd_utils.base.files import digest, file_sha256, read_json_lines, write_json_lines
 from sdd_utils.data import sources
 
 VERSION = 1  # raise it when a change of the code changes rows: what was read before then is read anew
@@ -43,8 +42,7 @@ def source_rows(name: str, source: sources.Source, *, split: str) -> list[dict]:
 
 @functools.cache
 def _kept(folder: Path, split: str) -> list[dict]:
-    with (folder / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as file:
-        return [json.loads(line) for line in file]
+    return read_json_lines(folder / f"{split}.jsonl")
 
 
 def _folder(name: str, source: sources.Source) -> Path:
@@ -57,9 +55,8 @@ def _folder(name: str, source: sources.Source) -> Path:
         scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=CACHE))
         try:
             with explain_data_errors(f"data set {name!r} ({source.source})"):
-                for split, found in _split(name, source).items():
-                    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
-                    (scratch / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+                for split, rows in _split(name, source).items():
+                    write_json_lines(scratch / f"{split}.jsonl", rows)
             scratch.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another job of the sweep has read the same rows meanwhile
@@ -84,16 +81,16 @@ def _split(name: str, source: sources.Source) -> dict[str, list[dict]]:
 def _mapped(name: str, source: sources.Source, split: str, *, rows: int) -> list[dict]:
     """Up to `rows` rows of one split (0: all) with this project's columns; ids count them in the source's order."""
     streaming = source.stream and split == "train"
-    found = _load(source, split, streaming=streaming)
-    wanted = {key: getattr(source, key) for key in ("instruction", "context", "response", "answer")}
-    columns = found.column_names or list(next(iter(found), {}))  # a stream may not know them before its first row
-    if missing := [column for column in wanted.values() if column and column not in columns]:
+    loaded = _load(source, split, streaming=streaming)
+    names = {key: getattr(source, key) for key in ("instruction", "context", "response", "answer")}
+    columns = loaded.column_names or list(next(iter(loaded), {}))  # a stream may not know them before its first row
+    if missing := [column for column in names.values() if column and column not in columns]:
         raise ValueError(f"it has no column {missing[0]!r} but {', '.join(columns)}: name the columns in own_data")
     if rows and streaming:
-        found = found.shuffle(seed=SHUFFLE_SEED, buffer_size=STREAM_BUFFER).take(rows)
+        loaded = loaded.shuffle(seed=SHUFFLE_SEED, buffer_size=STREAM_BUFFER).take(rows)
     elif rows:
-        found = found.shuffle(seed=SHUFFLE_SEED).select(range(min(rows, len(found))))
-    return [{"id": f"{name}-{split}-{index:06d}", **_columns(row, wanted)} for index, row in enumerate(found)]
+        loaded = loaded.shuffle(seed=SHUFFLE_SEED).select(range(min(rows, len(loaded))))
+    return [{"id": f"{name}-{split}-{index:06d}", **_columns(row, names)} for index, row in enumerate(loaded)]
 
 
 def _load(source: sources.Source, split: str, *, streaming: bool):
@@ -113,10 +110,10 @@ def _load(source: sources.Source, split: str, *, streaming: bool):
     )
 
 
-def _columns(row: dict, wanted: dict[str, str]) -> dict[str, str]:
-    given = {key: row[column] if column else None for key, column in wanted.items()}
+def _columns(row: dict, names: dict[str, str]) -> dict[str, str]:
+    given = {key: row[column] if column else None for key, column in names.items()}
     values = {key: str("" if value is None else value).strip() for key, value in given.items()}  # 0 is an answer
-    if not wanted["answer"]:
+    if not names["answer"]:
         last = _ANSWER_LINE.findall(values["response"])
         values["answer"] = last[-1] if last else ""
     return values

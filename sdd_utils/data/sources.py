@@ -50,7 +50,7 @@ HUB = {
     "alpaca": Source(
         source="tatsu-lab/alpaca@dce01c9b08f87459cf36a430d809084718273017", context="input", response="output"
     ),
-    # The folder of correct solutions; the repository holds the wrong ones, too. 50k rows are left after the row rule.
+    # The folder of correct solutions; the repository also holds the wrong ones. 50k rows are left after the row rule.
     "openmathinstruct1": Source(
         source="nvidia/OpenMathInstruct-1@4627efae6bd2ddcebb8acac00d513ffd8e00775c",
         instruction="question",

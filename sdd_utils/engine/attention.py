@@ -31,8 +31,8 @@ def attends_to_all(model) -> bool:
 def by_blocks(model) -> Iterator[None]:
     """Let a model on a CPU that attends by SDPA do so by blocks of slots, where a forward pass gives their `masks`."""
     kind = model.config._attn_implementation
-    can = kind == "sdpa" and model.device.type == "cpu"
-    model.set_attn_implementation(BY_BLOCKS if can else kind)
+    supported = kind == "sdpa" and model.device.type == "cpu"
+    model.set_attn_implementation(BY_BLOCKS if supported else kind)
     try:
         yield
     finally:
@@ -92,7 +92,7 @@ def _attend_by_rows(module, query, key, value, mask, *, scaling=None, rows=(), *
     multiplies = query.device.type == "cpu" and query.dtype == torch.bfloat16 and not settings.get("dropout")
     parts = []
     for row in rows:
-        states = [each[:, :, row] for each in (query, key, value)]
+        states = [state[:, :, row] for state in (query, key, value)]
         if multiplies and row.stop - row.start <= SHORT:
             parts.append(_attend_causally(*states, scaling))
         else:

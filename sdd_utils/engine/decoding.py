@@ -5,7 +5,7 @@ is padded, and tokens that all prompts begin with are read once. Prompts are rea
 but their last token, which is the row's first input in the joint steps. On CPUs a step reads a row's newest token and
 its draft; the rows' tokens lie end to end, so a row without a draft multiplies one token only.
 
-Every row has its own seed, so its text does not depend on the rows beside it, but for ties within rounding.
+Every row has its own seed, so its text does not depend on the rows beside it, except for ties within rounding.
 """
 
 import functools
@@ -118,57 +118,57 @@ def decode(
             yield from _decode(model, prompts, batch_size, max_new_tokens, ends, draw, stop)
 
 
-def _decode(model, prompts: dict, batch_size: int, most: int, ends: list, draw: Draw, stop: Callable):
+def _decode(model, prompts: dict, batch_size: int, max_new_tokens: int, ends: list, draw: Draw, stop: Callable):
     waiting = deque(sorted(prompts, key=lambda id_: (-len(prompts[id_]), id_)))
     shared = commonprefix([prompt[:-1] for prompt in prompts.values()])
-    capacity = len(prompts[waiting[0]]) + most
+    capacity = len(prompts[waiting[0]]) + max_new_tokens
     slots = max(1, min(batch_size + READ_ROWS - 1, len(prompts), MOST_TOKENS // capacity))
     cache = SlotCache(model, slots=slots, capacity=capacity)
     _read(model, cache, [shared], first=0, start=0)
     cache.copy(0, slice(1, None), length=len(shared))
     draft = DRAFT if _reads_end_to_end(model) else 0
-    held: list[Row] = []  # the row of each slot; those from `batch_size` on are read ahead
-    while waiting or held:
-        while waiting and len(held) < min(batch_size, slots):
-            group = _group(waiting, prompts, room=slots - len(held), shared=len(shared))
-            _read(model, cache, [row.tokens[len(shared) : -1] for row in group], first=len(held), start=len(shared))
-            held += group
-        active = held[:batch_size]
-        drafts = [row.draft(min(draft, most - row.made - 1)) for row in active]
+    rows: list[Row] = []  # the row of each slot; those from `batch_size` on are read ahead
+    while waiting or rows:
+        while waiting and len(rows) < min(batch_size, slots):
+            group = _group(waiting, prompts, free_slots=slots - len(rows), shared=len(shared))
+            _read(model, cache, [row.tokens[len(shared) : -1] for row in group], first=len(rows), start=len(shared))
+            rows += group
+        active = rows[:batch_size]
+        drafts = [row.draft(min(draft, max_new_tokens - row.n_new - 1)) for row in active]
         chosen = _choose(model, cache, active, drafts, draw)
         for slot in reversed(range(len(active))):  # from behind, so that the row that fills a gap has had its tokens
-            if _goes_on(row := active[slot], chosen[slot], most, ends, stop):
+            if _goes_on(row := active[slot], chosen[slot], max_new_tokens, ends, stop):
                 continue
-            yield row.id, row.text
-            last = held.pop()
+            yield row.id, row.new_tokens
+            last = rows.pop()
             if last is not row:
-                held[slot] = last
-                cache.copy(len(held), slice(slot, slot + 1), length=len(last.tokens))
+                rows[slot] = last
+                cache.copy(len(rows), slice(slot, slot + 1), length=len(last.tokens))
 
 
 def _choose(model, cache: SlotCache, active: list[Row], drafts: list[list[int]], draw: Draw) -> list[list[int]]:
     """One step: the next tokens of every row, one more than those of its draft that were right."""
     inputs = [[row.tokens[-1], *draft] for row, draft in zip(active, drafts, strict=True)]
     logits = _step(model, cache, inputs, [len(row.tokens) - 1 for row in active])
-    places = [(row, number) for row, own in zip(active, inputs, strict=True) for number, _ in enumerate(own)]
-    steps = [row.made + number for row, number in places]
+    places = [(row, number) for row, ids in zip(active, inputs, strict=True) for number in range(len(ids))]
+    steps = [row.n_new + number for row, number in places]
     tokens = iter(draw(logits, [row.id for row, _ in places], steps).tolist())
     return [confirmed(draft, tokens) for draft in drafts]
 
 
-def _goes_on(row: Row, tokens: list[int], most: int, ends: list[int], stop: Callable) -> bool:
+def _goes_on(row: Row, tokens: list[int], max_new_tokens: int, ends: list[int], stop: Callable) -> bool:
     """Extend a row by the tokens up to the one that ends it, if any; whether none does."""
     for token in tokens:
         row.append(token)
-        if token in ends or row.made == most or stop(row.id, row.text):
+        if token in ends or row.n_new == max_new_tokens or stop(row.id, row.new_tokens):
             return False
     return True
 
 
-def _group(waiting: deque[str], prompts: dict[str, list[int]], *, room: int, shared: int) -> list[Row]:
-    """Take the next prompts that are read together, at most `room` of them; the first is the longest."""
+def _group(waiting: deque[str], prompts: dict[str, list[int]], *, free_slots: int, shared: int) -> list[Row]:
+    """Take the next prompts that are read together, at most `free_slots` of them; the first is the longest."""
     longest = len(prompts[waiting[0]]) - shared
-    count = min(len(waiting), room, READ_ROWS, max(1, READ_TOKENS // longest))
+    count = min(len(waiting), free_slots, READ_ROWS, max(1, READ_TOKENS // longest))
     return [Row(id_, len(prompts[id_]), [*prompts[id_]]) for id_ in (waiting.popleft() for _ in range(count))]
 
 

@@ -27,8 +27,8 @@ def engine() -> str:
 
     SDD_ENGINE=transformers or vllm overrides it. Texts of two engines agree up to floating-point ties.
     """
-    found = vllm_installed.engine()
-    return f"{found['name']} {found['version']}" if found else TRANSFORMERS
+    vllm = vllm_installed.engine()
+    return f"{vllm['name']} {vllm['version']}" if vllm else TRANSFORMERS
 
 
 def render(tokenizer, messages: list[dict]) -> str:
@@ -131,11 +131,13 @@ def generate_file(
     keys = text_keys(model, prompts, adapter=adapter, **sampling)
 
     def make(missing: list[str]) -> Iterator[dict]:
-        left, settings = {id_: prompts[id_] for id_ in missing}, {"adapter": adapter, **sampling}
+        missing_prompts, settings = {id_: prompts[id_] for id_ in missing}, {"adapter": adapter, **sampling}
         if engine() == TRANSFORMERS:
-            return generate_texts(*store.load_model(model, adapter=adapter), left, batch_size=batch_size, **sampling)
+            return generate_texts(
+                *store.load_model(model, adapter=adapter), missing_prompts, batch_size=batch_size, **sampling
+            )
         raw = path.with_suffix(f".{digest(keys)}.vllm.jsonl")  # vLLM keeps its own file until all are there
-        return _by_vllm(model, left, path=raw, speculate=speculate, **settings)
+        return _by_vllm(model, missing_prompts, path=raw, speculate=speculate, **settings)
 
     return keep_rows(path, keys, make=make)
 

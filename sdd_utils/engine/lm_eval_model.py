@@ -86,7 +86,7 @@ class SharedContextLM(HFLM):
         scores = [(0.0, False)] * len(requests)
         with tqdm(total=len(groups), desc="choices", disable=disable_tqdm or None) as progress:
             for opening, family in group_by_prefix(
-                groups, room=self.max_length - max(len(own) for *_, own in requests)
+                groups, context_limit=self.max_length - max(len(choice) for *_, choice in requests)
             ):
                 cache = self._read_opening(opening)
                 for start in range(0, len(family), self.batch_size):
@@ -113,13 +113,13 @@ class SharedContextLM(HFLM):
         self, contexts: list[Tokens], choices: list[list[list[int]]], opening: Tokens, cache: DynamicCache
     ) -> list[tuple[float, bool]]:
         """(log-likelihood, is greedy) of every choice, in order; contexts are cut on the left to the model's length."""
-        room = self.max_length - max(len(choice) for group in choices for choice in group)
-        contexts = [list(context)[-room:] for context in contexts]
+        context_limit = self.max_length - max(len(choice) for group in choices for choice in group)
+        contexts = [list(context)[-context_limit:] for context in contexts]
         ids, positions, part = (table.to(self.device) for table in _lay_out_choices(contexts, choices))
-        known, start = len(opening), max(map(len, contexts)) - 1
+        read_before, start = len(opening), max(map(len, contexts)) - 1
         cache = _repeated(cache, len(contexts), self.model.config)
-        if start > known:  # without a mask: what a short context is filled up with lies behind it
-            self.model.base_model(input_ids=ids[:, known:start], past_key_values=cache, use_cache=True)
+        if start > read_before:  # without a mask: what a short context is filled up with lies behind it
+            self.model.base_model(input_ids=ids[:, read_before:start], past_key_values=cache, use_cache=True)
         logits = self.model(
             input_ids=ids[:, start:],
             attention_mask=_mask(part, start=start, dtype=self.model.dtype),
@@ -129,30 +129,30 @@ class SharedContextLM(HFLM):
         ).logits
         scores = []
         for row, group in zip(logits, choices, strict=True):
-            at = 1
+            offset = 1
             for choice in group:
-                scores.append(_choice_score(torch.cat([row[:1], row[at : at + len(choice) - 1]]), choice))
-                at += len(choice) - 1
+                scores.append(_choice_score(torch.cat([row[:1], row[offset : offset + len(choice) - 1]]), choice))
+                offset += len(choice) - 1
         return scores
 
 
-def group_by_prefix(contexts: Iterable[Tokens], *, room: int) -> Iterator[tuple[Tokens, list[Tokens]]]:
+def group_by_prefix(contexts: Iterable[Tokens], *, context_limit: int) -> Iterator[tuple[Tokens, list[Tokens]]]:
     """(opening, contexts that begin with it, the longest first), where an opening that is worth it is read once.
 
     Contexts that share nothing worthwhile come last, together, with an empty opening, as do those that will be cut to
-    `room` tokens. Every context is longer than its opening.
+    `context_limit` tokens. Every context is longer than its opening.
     """
-    alike, rest = defaultdict(list), []
+    alike, unshared = defaultdict(list), []
     for context in contexts:
-        (alike[context[:ALIKE]] if len(context) <= room else rest).append(context)
+        (alike[context[:ALIKE]] if len(context) <= context_limit else unshared).append(context)
     for family in alike.values():
         opening = commonprefix([context[:-1] for context in family])
         if len(opening) * (len(family) - 1) >= WORTHWHILE:
             yield opening, sorted(family, key=_longest_first)
         else:
-            rest += family
-    if rest:
-        yield (), sorted(rest, key=_longest_first)
+            unshared += family
+    if unshared:
+        yield (), sorted(unshared, key=_longest_first)
 
 
 def _longest_first(context: Tokens) -> tuple[int, Tokens]:
@@ -198,10 +198,10 @@ def _mask(part: torch.Tensor, *, start: int, dtype: torch.dtype) -> torch.Tensor
     Returns:
         (rows, 1, tokens - start, tokens)
     """
-    own, places = part[:, start:, None], torch.arange(part.shape[1], device=part.device)
-    here = places[start:, None]
-    seen = (places <= here) & ((part[:, None] == 0) | ((part[:, None] == own) & (own > 0)))
-    seen |= places == here  # padding must see something
+    query_part, positions = part[:, start:, None], torch.arange(part.shape[1], device=part.device)
+    query_positions = positions[start:, None]
+    seen = (positions <= query_positions) & ((part[:, None] == 0) | ((part[:, None] == query_part) & (query_part > 0)))
+    seen |= positions == query_positions  # padding must see something
     return torch.zeros(seen.shape, dtype=dtype, device=part.device).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
 

@@ -35,7 +35,7 @@ def _pays(model: nn.Module) -> bool:
     if first.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     native = torch.float32, *([torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [])
-    return first.dtype in native and sum(each.nbytes for each in model.parameters()) <= MOST_BYTES
+    return first.dtype in native and sum(parameter.nbytes for parameter in model.parameters()) <= MOST_BYTES
 
 
 def _plain(layer: nn.Module) -> bool:

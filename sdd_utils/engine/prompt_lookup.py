@@ -22,28 +22,28 @@ class Row:
     after: dict[tuple[int, ...], int] = field(default_factory=dict)  # where what follows two tokens stands
 
     def __post_init__(self):
-        for at in range(2, self.given):
-            self._note(at)
+        for position in range(2, self.given):
+            self._note(position)
 
     @property
-    def text(self) -> list[int]:
+    def new_tokens(self) -> list[int]:
         return self.tokens[self.given :]
 
     @property
-    def made(self) -> int:
+    def n_new(self) -> int:
         return len(self.tokens) - self.given
 
     def append(self, token: int) -> None:
         self.tokens.append(token)
         self._note(len(self.tokens) - 1)
 
-    def _note(self, at: int) -> None:
-        self.after[tuple(self.tokens[at - 2 : at])] = at
+    def _note(self, position: int) -> None:
+        self.after[tuple(self.tokens[position - 2 : position])] = position
 
     def draft(self, most: int) -> list[int]:
         """At most so many tokens that may come next."""
-        at = self.after.get(tuple(self.tokens[-2:]))
-        return self.tokens[at : at + most] if at else []
+        position = self.after.get(tuple(self.tokens[-2:]))
+        return self.tokens[position : position + most] if position else []
 
 
 def confirmed(draft: list[int], chosen: Iterator[int]) -> list[int]:

@@ -32,13 +32,13 @@ def tensor_index(folder: Path) -> dict[str, TensorLocation]:
     """Every tensor of a checkpoint by name, in the order in which they lie.
 
     Raises:
-        FileNotFoundError: there are no safetensors, with the mend.
+        FileNotFoundError: there are no safetensors, with the fix.
     """
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise FileNotFoundError(f"checkpoint {folder.name} holds no safetensors: make it with 04_sft_vs_self_distill")
-    found = [place for shard in shards for place in _locations_in(shard)]
-    return {place.name: place for place in sorted(found)}
+    locations = [location for shard in shards for location in _locations_in(shard)]
+    return {location.name: location for location in sorted(locations)}
 
 
 def _locations_in(shard: Path) -> Iterator[TensorLocation]:
@@ -61,24 +61,24 @@ def buffers(pieces: int) -> Tensor:
     return torch.empty(pieces, 8 * CHUNK, dtype=torch.uint8)
 
 
-def read_chunks(place: TensorLocation, spaces: Tensor) -> Iterator[Tensor]:
+def read_chunks(location: TensorLocation, spaces: Tensor) -> Iterator[Tensor]:
     """A tensor, flat, piece by piece; each lies in the next of `spaces`, whose memory is used again in turn.
 
     Mapped files cost more in page faults than copies that stay in the processor's cache, and count as memory.
 
     Raises:
-        ValueError: the file ends too early, with the mend.
+        ValueError: the file ends too early, with the fix.
     """
-    left, turns = math.prod(place.shape), cycle(space.view(place.dtype)[:CHUNK] for space in spaces)
-    with place.shard.open("rb", buffering=0) as file:
-        file.seek(place.start)
-        while left:
-            piece = next(turns)[: min(left, CHUNK)]
+    remaining, turns = math.prod(location.shape), cycle(space.view(location.dtype)[:CHUNK] for space in spaces)
+    with location.shard.open("rb", buffering=0) as file:
+        file.seek(location.start)
+        while remaining:
+            piece = next(turns)[: min(remaining, CHUNK)]
             if file.readinto(piece.view(torch.uint8).numpy()) < piece.nbytes:
-                whose = f"checkpoint {place.shard.parent.name}: {place.shard.name}"
-                raise ValueError(f"{whose} ends within {place.name!r}: make it again")
+                whose = f"checkpoint {location.shard.parent.name}: {location.shard.name}"
+                raise ValueError(f"{whose} ends within {location.name!r}: make it again")
             yield piece
-            left -= len(piece)
+            remaining -= len(piece)
 
 
 @contextmanager
@@ -105,5 +105,5 @@ def shard_writer(path: Path, digest, head: bytes) -> Iterator[Callable[[Tensor],
             yield write
         finally:
             torch.set_num_threads(threads)
-        for last in waiting:
-            last.result()
+        for write_job in waiting:
+            write_job.result()

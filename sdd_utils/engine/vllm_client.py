@@ -55,7 +55,7 @@ def generate_texts(
     Rows that the file already has are not generated again; the caller empties it when anything changed.
 
     Args:
-        model: see `models.find`.
+        model: see `store.find_model`.
         prompts: rendered text by id.
         adapter: folder of a LoRA adapter, applied beside the weights.
         dtype: compute dtype, by default `precision.compute_dtype()`.
@@ -74,10 +74,10 @@ def generate_texts(
         RuntimeError: vLLM is not installed or failed, in one sentence with the cause and the place of the log.
     """
     drop_half_line(path)
-    left = prompts.keys() - {row["id"] for row in read_json_lines(path)}
-    if left:
+    missing = prompts.keys() - {row["id"] for row in read_json_lines(path)}
+    if missing:
         settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-        job = {"prompts": {id_: text for id_, text in prompts.items() if id_ in left}, "out": str(path.absolute())}
+        job = {"prompts": {id_: text for id_, text in prompts.items() if id_ in missing}, "out": str(path.absolute())}
         settings |= {"seed": seed, "greedy": [*greedy], "speculate": speculate}
         _run("generate", job | _source(model, adapter, dtype) | settings)
     rows = {row["id"]: row for row in read_json_lines(path)}
@@ -96,7 +96,7 @@ def evaluate(
     """Score a model on every task with lm-eval's own vLLM class.
 
     Args:
-        model, adapter, dtype: see `generate`.
+        model, adapter, dtype: see `generate_texts`.
         tasks: number of documents by task, always the first ones; 0 is all.
         shots: number of few-shot examples by task, where it is not the task's own.
         chat_tasks: the tasks that are asked in the model's chat format.
@@ -106,7 +106,7 @@ def evaluate(
         (only the output type), n-shot, versions, higher_is_better and group_subtasks.
 
     Raises:
-        RuntimeError: see `generate`.
+        RuntimeError: see `generate_texts`.
     """
     return _result(
         "evaluate", _source(model, adapter, dtype) | {"tasks": tasks, "shots": shots, "chat_tasks": chat_tasks}
@@ -185,5 +185,5 @@ def _how(status: int) -> str:
 def _cause(log: Path) -> str:
     """The first error of a log, from which the others follow; its last line if none looks like one."""
     text = log.read_text(encoding="utf-8", errors="replace")
-    found = _CAUSE.search(text)
-    return " ".join(found[1].split()) if found else next(reversed(text.splitlines()), "its log is empty")
+    match = _CAUSE.search(text)
+    return " ".join(match[1].split()) if match else next(reversed(text.splitlines()), "its log is empty")

@@ -1,4 +1,4 @@
-"""Whether vLLM generates here. The sweep asks, too, so nothing is imported that takes long."""
+"""Whether vLLM generates here. The sweep also asks, so nothing is imported that takes long."""
 
 import importlib.metadata
 import os
@@ -21,18 +21,18 @@ def engine() -> dict[str, str] | None:
     wanted = os.environ.get("SDD_ENGINE", "")
     if wanted not in ("", "transformers", "vllm"):
         raise ValueError(f"SDD_ENGINE is {wanted!r}: set it to 'transformers' or 'vllm', or not at all")
-    found = None if wanted == "transformers" else _installed()
-    if wanted == "vllm" and not found:
+    installed = None if wanted == "transformers" else _installed()
+    if wanted == "vllm" and not installed:
         raise RuntimeError(MISSING)
-    return found
+    return installed
 
 
 def _installed() -> dict[str, str] | None:
     if not (VENV / ".installed").is_file():
         return None
     folders = [str(folder) for folder in VENV.glob("lib/python*/site-packages")]
-    found = {d.name.replace("_", "-"): d.version for d in importlib.metadata.distributions(path=folders)}
-    return next(({"name": name, "version": found[name]} for name in _PACKAGES if name in found), None)
+    versions = {d.name.replace("_", "-"): d.version for d in importlib.metadata.distributions(path=folders)}
+    return next(({"name": name, "version": versions[name]} for name in _PACKAGES if name in versions), None)
 
 
 def available() -> bool:

@@ -116,13 +116,16 @@ def _lm_eval_vllm() -> type:
 
 def _slim(results: dict) -> dict:
     """The parts of lm-eval's results that scores are made of, small enough for JSON."""
-    kept = {key: results[key] for key in ("results", "n-shot", "versions", "higher_is_better", "group_subtasks")}
-    kept["configs"] = {task: {"output_type": config["output_type"]} for task, config in results["configs"].items()}
-    kept["samples"] = {
-        task: [{key: s[key] for key in ("doc_id", "filter", "resps", "metrics", *s["metrics"])} for s in samples]
+    slim = {key: results[key] for key in ("results", "n-shot", "versions", "higher_is_better", "group_subtasks")}
+    slim["configs"] = {task: {"output_type": config["output_type"]} for task, config in results["configs"].items()}
+    slim["samples"] = {
+        task: [
+            {key: sample[key] for key in ("doc_id", "filter", "resps", "metrics", *sample["metrics"])}
+            for sample in samples
+        ]
         for task, samples in results["samples"].items()
     }
-    return kept
+    return slim
 
 
 def row_seed(id_: str, seed: int) -> int:

@@ -73,10 +73,10 @@ def find_config(name: str) -> tuple[transformers.PretrainedConfig, str]:
         return _read(shipped), f"sdd_utils/models/configs/{shipped.name} (shipped; the model itself was not looked at)"
     if fetched := _of_hub(name, local_files_only=False):
         return fetched, "its config.json on the hub"
-    known = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.json")))
+    shipped_names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.json")))
     raise FileNotFoundError(
         f"model {name!r} has no config that can be had: go online once, set HF_TOKEN if it is gated, or name a "
-        f"folder, a config.json or one of {known}"
+        f"folder, a config.json or one of {shipped_names}"
     )
 
 
@@ -102,56 +102,25 @@ def shape_of(config: transformers.PretrainedConfig, *, block_size: int, rank: in
     model = without_weights(config)
     text, account = config.get_text_config(), account_of(model)
     head = model.get_output_embeddings()
-    linear = {k: m for k, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    chosen = [m for k, m in linear.items() if targets == "all-linear" or k.rpartition(".")[2] in targets.split(",")]
+    linear = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head
+    }
+    chosen = [
+        layer
+        for name, layer in linear.items()
+        if targets == "all-linear" or name.rpartition(".")[2] in targets.split(",")
+    ]
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Shape(
         parameters=account.parameters,
         matmul=account.matmul,
-        adapter=sum(rank * (m.in_features + m.out_features) for m in chosen),
+        adapter=sum(rank * (layer.in_features + layer.out_features) for layer in chosen),
         layers=account.layers,
         hidden=text.hidden_size,
         vocabulary=text.vocab_size,
-        layer_width=sum(m.in_features + m.out_features for m in linear.values()) / account.layers,
+        layer_width=sum(layer.in_features + layer.out_features for layer in linear.values()) / account.layers,
         kv_width=2 * account.layers * text.num_key_value_heads * width,
     )
-
-
-def architecture_table(config: transformers.PretrainedConfig, block_sizes: list[int]) -> str:
-    """`pruning.accounting_table` for people: billions of parameters, GFLOP per token, cuts in per cent."""
-    rows = [
-        {
-            "n": row["block_size"],
-            "layers": row["layers"],
-            "parameters": f"{row['parameters']:,}",
-            "cut": f"{row['cut_parameters']:.2%}",
-            "GFLOP per token, 2 x parameters": round(row["flops_per_token_2p"] / 1e9, 3),
-            "GFLOP per token, matrix products": round(row["flops_per_token_matmul"] / 1e9, 3),
-            "cut, matrix products": f"{row['cut_matmul']:.2%}",
-        }
-        for row in accounting_table(config, block_sizes)
-    ]
-    return tabulate.tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True, stralign="right")
-
-
-def main() -> int:
-    """Print the table of one model; exit status 2 and one sentence on a wrong name or block size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="hub id, folder, config.json, or the name of a shipped architecture")
-    parser.add_argument("block_sizes", nargs="*", type=int, help="layers to remove (0, the original, always leads)")
-    arguments = parser.parse_args()
-    try:
-        config, origin = find_config(arguments.model)
-        rows = architecture_table(config, [0, *(n for n in arguments.block_sizes if n)])
-    except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{arguments.model}: architecture from {origin}\n\n{rows}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
 
 
 def check_block(*, start: int, block_size: int, depth: int, smallest: int = 0) -> None:
@@ -234,3 +203,40 @@ def accounting_table(config: PretrainedConfig, block_sizes: list[int]) -> list[d
             }
         )
     return rows
+
+
+def architecture_table(config: transformers.PretrainedConfig, block_sizes: list[int]) -> str:
+    """`accounting_table` for people: billions of parameters, GFLOP per token, cuts in per cent."""
+    rows = [
+        {
+            "n": row["block_size"],
+            "layers": row["layers"],
+            "parameters": f"{row['parameters']:,}",
+            "cut": f"{row['cut_parameters']:.2%}",
+            "GFLOP per token, 2 x parameters": round(row["flops_per_token_2p"] / 1e9, 3),
+            "GFLOP per token, matrix products": round(row["flops_per_token_matmul"] / 1e9, 3),
+            "cut, matrix products": f"{row['cut_matmul']:.2%}",
+        }
+        for row in accounting_table(config, block_sizes)
+    ]
+    return tabulate.tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True, stralign="right")
+
+
+def main() -> int:
+    """Print the table of one model; exit status 2 and one sentence on a wrong name or block size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="hub id, folder, config.json, or the name of a shipped architecture")
+    parser.add_argument("block_sizes", nargs="*", type=int, help="layers to remove (0, the original, always leads)")
+    arguments = parser.parse_args()
+    try:
+        config, origin = find_config(arguments.model)
+        table = architecture_table(config, [0, *(n for n in arguments.block_sizes if n)])
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{arguments.model}: architecture from {origin}\n\n{table}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -129,7 +129,7 @@ def load_model(
     """Load a model in evaluation mode, and its tokenizer with a padding token.
 
     Args:
-        name: see `find`.
+        name: see `find_model`.
         adapter: a LoRA adapter to merge into the weights. The sum is made in float32 and rounded once, to `dtype`.
         dtype: compute dtype, by default `precision.compute_dtype()`.
     """

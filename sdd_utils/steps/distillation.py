@@ -45,7 +45,7 @@ def rewrite_messages(row: dict) -> list[dict]:
 def answer_messages(row: dict) -> list[dict]:
     """The conversation that asks the unpruned model for a response of its own, without the reference answer.
 
-    Mathematics gets the rewrite's template but for the reference, so that answers can be checked as rewrites are.
+    Mathematics gets the rewrite's template except the reference, so that answers can be checked as rewrites are.
     """
     ending = answer_check.ENDINGS.get(answer_check.check_of(row))
     if ending is None:
@@ -110,14 +110,14 @@ def ngram_overlap(text: str, reference: str, *, n: int = 8) -> float:
     def grams(words: list[str]) -> list[tuple]:
         return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
-    own, known = grams(text.split()), set(grams(reference.split()))
-    return sum(gram in known for gram in own) / len(own) if own else 0.0
+    text_grams, reference_grams = grams(text.split()), set(grams(reference.split()))
+    return sum(gram in reference_grams for gram in text_grams) / len(text_grams) if text_grams else 0.0
 
 
 def statistics(rows: list[dict], distilled: list[dict]) -> dict:
     """Rates (0..1) and lengths (words) that say what distillation changed.
 
-    `copy` is the share of *all* rows whose training response is word for word the original's although it counts
+    `copy_rate` is the share of *all* rows whose training response is word for word the original's although it counts
     as distilled: where it is high, the two arms train on the same data.
     """
     _check_pairs(rows, distilled)
@@ -129,7 +129,9 @@ def statistics(rows: list[dict], distilled: list[dict]) -> dict:
         "fallback_rate": 1 - len(kept) / len(pairs),
         "copy_rate": sum(copies) / len(pairs),
         "truncation_rate": sum(other["finish"] == "length" for other in distilled) / len(pairs),
-        "overlap_8gram": float(np.mean([ngram_overlap(o["response"], r["response"]) for r, o in kept] or [0.0])),
+        "overlap_8gram": float(
+            np.mean([ngram_overlap(other["response"], row["response"]) for row, other in kept] or [0.0])
+        ),
         "reasons": dict(sorted(Counter(other["reason"] for other in distilled).items())),
         "words_original": [len(row["response"].split()) for row in rows],
         "words_distilled": [len(other["response"].split()) for other in distilled],

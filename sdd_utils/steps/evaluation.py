@@ -51,7 +51,7 @@ def fetch(tasks: dict[str, int]) -> str:
 
     Raises:
         ValueError: an unknown task.
-        FileNotFoundError, OSError: see `sources.rows`.
+        FileNotFoundError, OSError: see `source_rows.source_rows`.
     """
     check_tasks(tasks)
     with source_rows.explain_data_errors(f"documents of {', '.join(tasks)}"):
@@ -100,14 +100,14 @@ def evaluate_model(
     """
     check_tasks(tasks)
     settings = {"shots": shots, "chat_tasks": chat_tasks}
-    chosen = _for_vllm(tasks)
-    found = _score_by_vllm(model, adapter=adapter, tasks=chosen, **settings) if chosen else {}
-    rest = {task: limit for task, limit in tasks.items() if task not in chosen}
-    if rest:
-        found |= score_loaded_model(
-            *store.load_model(model, adapter=adapter), tasks=rest, batch_size=batch_size, **settings
+    by_vllm = _for_vllm(tasks)
+    scores = _score_by_vllm(model, adapter=adapter, tasks=by_vllm, **settings) if by_vllm else {}
+    by_transformers = {task: limit for task, limit in tasks.items() if task not in by_vllm}
+    if by_transformers:
+        scores |= score_loaded_model(
+            *store.load_model(model, adapter=adapter), tasks=by_transformers, batch_size=batch_size, **settings
         )
-    return {task: found[task] for task in tasks}
+    return {task: scores[task] for task in tasks}
 
 
 def _for_vllm(tasks: dict[str, int]) -> dict[str, int]:
@@ -119,24 +119,26 @@ def _for_vllm(tasks: dict[str, int]) -> dict[str, int]:
         return {}
     if torch.cuda.device_count() > 1:
         return tasks
-    known = _manager_for(tasks).task_index
-    return {task: n for task, n in tasks.items() if known[task].cfg.get("output_type") == "generate_until"}
+    index = _manager_for(tasks).task_index
+    return {task: n for task, n in tasks.items() if index[task].cfg.get("output_type") == "generate_until"}
 
 
 def _score_by_vllm(model: str | Path, *, adapter: Path | None, tasks: dict, **settings) -> dict[str, dict]:
     results = vllm_client.evaluate(model, adapter=adapter, tasks=tasks, **settings)
-    asked = {task: {"limit": limit, "chat": task in settings["chat_tasks"]} for task, limit in tasks.items()}
-    return {task: _task_score(results[task], task=task, engine=generation.engine(), **asked[task]) for task in tasks}
+    asked_for = {task: {"limit": limit, "chat": task in settings["chat_tasks"]} for task, limit in tasks.items()}
+    return {
+        task: _task_score(results[task], task=task, engine=generation.engine(), **asked_for[task]) for task in tasks
+    }
 
 
 def score_loaded_model(
     model, tokenizer, *, tasks: dict, shots: dict, chat_tasks: list, batch_size: int
 ) -> dict[str, dict]:
-    """`evaluate` for a model that is loaded, by transformers."""
+    """`evaluate_model` for a model that is loaded, by transformers."""
     manager = _manager_for(tasks)
     # Whether a text starts with a BOS token is the tokenizer's to say: Llama's adds one, SmolLM2's does not.
     wrapped = SharedContextLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device))
-    found = {}
+    scores = {}
     for task, limit in tasks.items():
         chat = task in chat_tasks
         # After every call lm-eval would ask pip for all packages; records name the versions themselves.
@@ -152,8 +154,8 @@ def score_loaded_model(
                 log_samples=True,
                 verbosity="ERROR",
             )
-        found[task] = _task_score(results, task=task, limit=limit, chat=chat, engine=generation.TRANSFORMERS)
-    return found
+        scores[task] = _task_score(results, task=task, limit=limit, chat=chat, engine=generation.TRANSFORMERS)
+    return scores
 
 
 _OF_HUNDRED = ("bleu", "chrf", "ter", "rouge")  # these run to 100 and stand beside the average of scores in 0..1
@@ -164,11 +166,11 @@ def _task_score(results: dict, *, task: str, limit: int, chat: bool, engine: str
     values = {key: value for key, value in results["results"][task].items() if "," in key and "stderr" not in key}
     metric, filter_ = _primary(task, values)
     leaves = list(results["samples"])  # the task itself, or the tasks of a group
-    samples = [s for leaf in leaves for s in results["samples"][leaf] if s["filter"] == filter_]
+    samples = [sample for leaf in leaves for sample in results["samples"][leaf] if sample["filter"] == filter_]
     documents = [sample[metric] for sample in samples]
     rising = results["higher_is_better"][leaves[0]].get(metric) and not metric.startswith(_OF_HUNDRED)
     choice = results["configs"][leaves[0]]["output_type"] == "multiple_choice"
-    found = {
+    score = {
         "metric": metric,
         "filter": filter_,
         **_estimate(documents),
@@ -184,9 +186,9 @@ def _task_score(results: dict, *, task: str, limit: int, chat: bool, engine: str
         "documents": documents,
     }
     if metric == "word_perplexity":
-        found |= {"metric": "nll_per_word", "higher_is_better": False, "documents": [[-ll, n] for ll, n in documents]}
-        found |= _ratio_estimate(found["documents"])
-    return found
+        score |= {"metric": "nll_per_word", "higher_is_better": False, "documents": [[-ll, n] for ll, n in documents]}
+        score |= _ratio_estimate(score["documents"])
+    return score
 
 
 def _chance(samples: list[dict], documents: list) -> float:
@@ -197,7 +199,7 @@ def _chance(samples: list[dict], documents: list) -> float:
 def _primary(task: str, values: dict) -> tuple[str, str]:
     keys = [tuple(key.split(",", 1)) for key in values]
     filters = (_LEADERBOARD_FILTERS[task],) if task in _LEADERBOARD_FILTERS else _PREFERRED_FILTERS
-    ranked = [(m, f) for m in _PREFERRED for f in filters if (m, f) in keys]
+    ranked = [(metric, filter_) for metric in _PREFERRED for filter_ in filters if (metric, filter_) in keys]
     return ranked[0] if ranked else keys[0]
 
 

@@ -37,10 +37,10 @@ def answer_questions(
         rendered conversation, and the id of a sampled answer ends with `SAMPLED`.
     """
     tokenizer = load_tokenizer(model)
-    asked = questions | {id_ + SAMPLED: text for id_, text in questions.items()}
-    prompts = {id_: render(tokenizer, [{"role": "user", "content": text}]) for id_, text in asked.items()}
+    texts_asked = questions | {id_ + SAMPLED: text for id_, text in questions.items()}
+    prompts = {id_: render(tokenizer, [{"role": "user", "content": text}]) for id_, text in texts_asked.items()}
     texts = generate_file(model, prompts, path=path, adapter=adapter, greedy=[*questions], **settings)
-    rows = [text | {"question": asked[text["id"]], "prompt": prompts[text["id"]]} for text in texts]
+    rows = [text | {"question": texts_asked[text["id"]], "prompt": prompts[text["id"]]} for text in texts]
     return {"greedy": rows[: len(questions)], "sampled": rows[len(questions) :]}
 
 
@@ -56,7 +56,7 @@ def measure_fidelity(original, model, tokenizer, answers: dict[str, list[dict]])
 
     Args:
         original, model: two loaded models of one vocabulary.
-        answers: rows from `answer` by data set.
+        answers: rows from `read_answers` by data set.
 
     Returns:
         by data set: {nll, kl, tokens, documents: [[nll_sum, kl_sum, n_tokens], ...]}, means and sums in nats, a
@@ -65,7 +65,7 @@ def measure_fidelity(original, model, tokenizer, answers: dict[str, list[dict]])
     Raises:
         ValueError: no answer of a data set has a token.
     """
-    found = {}
+    fidelity = {}
     with packed_linear.packed_linears(original), packed_linear.packed_linears(model):
         for data_set, rows in answers.items():
             rows = tqdm(rows, desc=f"fidelity on {data_set}", unit="answer", disable=None)
@@ -73,8 +73,8 @@ def measure_fidelity(original, model, tokenizer, answers: dict[str, list[dict]])
             nll, kl, tokens = map(sum, zip(*documents, strict=True))
             if not tokens:
                 raise ValueError(f"every answer of the original to {data_set} is empty: raise answer_prompts")
-            found[data_set] = {"nll": nll / tokens, "kl": kl / tokens, "tokens": tokens, "documents": documents}
-    return found
+            fidelity[data_set] = {"nll": nll / tokens, "kl": kl / tokens, "tokens": tokens, "documents": documents}
+    return fidelity
 
 
 def response_nll(
@@ -96,7 +96,7 @@ def response_nll(
     prompts = [render(tokenizer, [{"role": "user", "content": question_of(row)}]) for row in rows]
     depends_on = [store.identity(store.find_model(str(model))), precision.dtype_name(), VERSION]
     pairs = {name: list(zip(prompts, texts, strict=True)) for name, texts in sets.items()}
-    keys = {name: [digest(pair, depends_on) for pair in own] for name, own in pairs.items()}
+    keys = {name: [digest(pair, depends_on) for pair in set_pairs] for name, set_pairs in pairs.items()}
     by_key = {key: pair for name in sets for key, pair in zip(keys[name], pairs[name], strict=True)}
 
     def make(missing: list[str]) -> Iterator[dict]:
@@ -108,7 +108,7 @@ def response_nll(
                 yield {"id": key, "nll": _mean_nll(loaded, *_tokens(tokenizer, row))}
 
     nll = {row["id"]: row["nll"] for row in keep_rows(path, {key: key for key in by_key}, make=make)}
-    return {name: [nll[key] for key in own] for name, own in keys.items()}
+    return {name: [nll[key] for key in set_keys] for name, set_keys in keys.items()}
 
 
 @torch.inference_mode()
@@ -129,9 +129,9 @@ def _document(original, model, prompt: list[int], answered: list[int]) -> list[f
     if not answered:
         return [0.0, 0.0, 0]
     ids = torch.tensor([prompt + answered])
-    theirs, ours = (_log_probs(one, ids, len(answered)) for one in (original, model))
-    nll = _token_nll(ours, answered).sum()
-    kl = functional.kl_div(ours, theirs, log_target=True, reduction="sum")
+    expected, log_probs = (_log_probs(reader, ids, len(answered)) for reader in (original, model))
+    nll = _token_nll(log_probs, answered).sum()
+    kl = functional.kl_div(log_probs, expected, log_target=True, reduction="sum")
     return [float(nll), float(kl), len(answered)]
 
 

@@ -51,12 +51,12 @@ def paired_sets(
     the responses.
     """
     encoded = _encoded(tokenizer, rows, sets, arms)
-    longest = [max(len(own[i]["input_ids"]) for own in encoded.values()) for i in range(len(rows))]
+    longest = [max(len(arm_rows[i]["input_ids"]) for arm_rows in encoded.values()) for i in range(len(rows))]
     fitting = [row for row, length in zip(rows, longest, strict=True) if length <= max_length]
     if not fitting:
         raise ValueError(f"no training row fits into max_length = {max_length} tokens: raise max_length")
     # Once more, for an arm may give a row's response in view of the other rows.
-    return {arm: Dataset.from_list(own) for arm, own in _encoded(tokenizer, fitting, sets, arms).items()}
+    return {arm: Dataset.from_list(arm_rows) for arm, arm_rows in _encoded(tokenizer, fitting, sets, arms).items()}
 
 
 def _encoded(tokenizer, rows: list[dict], sets: dict, arms: list[str]) -> dict[str, list[dict]]:
@@ -68,7 +68,7 @@ def _encoded(tokenizer, rows: list[dict], sets: dict, arms: list[str]) -> dict[s
 
 def token_budget(sets: dict[str, Dataset], *, epochs: int) -> int:
     """Tokens with loss of the arm that has fewest: where all arms stop if their trained tokens shall be equal."""
-    return epochs * min(sum(map(sum, own["completion_mask"])) for own in sets.values())
+    return epochs * min(sum(map(sum, data["completion_mask"])) for data in sets.values())
 
 
 def finetune(
@@ -125,5 +125,5 @@ def _key(folder: Path, data: Dataset, settings: dict) -> str:
 def _finished(adapter: Path, key: str) -> dict | None:
     """The report of an adapter that was trained with just these settings, if there is one."""
     report = adapter / "training.json"
-    found = json.loads(report.read_text()) if report.is_file() else {}
-    return found["report"] if found.get("key") == key else None
+    saved = json.loads(report.read_text()) if report.is_file() else {}
+    return saved["report"] if saved.get("key") == key else None

@@ -131,8 +131,8 @@ def checkpoints(job: dict, *, processes: int) -> Path:
 
 def newest(place: Path) -> str | None:
     """The last complete checkpoint; one that was being written when the process died has another name."""
-    found = max(place.glob("complete-*"), key=lambda folder: int(folder.name.split("-")[1]), default=None)
-    return found and str(found)
+    checkpoint = max(place.glob("complete-*"), key=lambda folder: int(folder.name.split("-")[1]), default=None)
+    return checkpoint and str(checkpoint)
 
 
 class KeepNewest(TrainerCallback):
@@ -216,12 +216,12 @@ def _arguments(place: Path, settings: dict, *, processes: int) -> SFTConfig:
 
 def _save(trainer: SFTTrainer, scheduled: Dataset, job: dict, rows: int) -> dict:
     """Put the adapter and its report in their place, then drop every checkpoint that led there."""
-    adapter, trained = Path(job["adapter"]), [*map(sum, scheduled["completion_mask"])]
+    adapter, with_loss = Path(job["adapter"]), [*map(sum, scheduled["completion_mask"])]
     report = {
         "rows": rows,
         "steps": trainer.state.global_step,
-        "trained_tokens": sum(trained),
-        "seen_tokens": sum(len(ids) for ids, own in zip(scheduled["input_ids"], trained, strict=True) if own),
+        "trained_tokens": sum(with_loss),
+        "seen_tokens": sum(len(ids) for ids, count in zip(scheduled["input_ids"], with_loss, strict=True) if count),
         "loss": [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry],
     }
     weights = trainer.accelerator.get_state_dict(trainer.model)  # gathers the shards: every process takes part

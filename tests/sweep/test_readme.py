@@ -40,6 +40,18 @@ def test_make_targets_and_studies_of_a_page_exist(page):
             load_study(name)
 
 
+def test_the_architecture_page_lists_every_module_and_no_other():
+    page = PAGES["architecture.md"]
+    rooms = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##)", page, flags=re.MULTILINE | re.DOTALL))
+    listed = {room: {name for row in text.splitlines() for name in re.findall(r"`(\w+)`", row.partition(" | ")[0])}
+              for room, text in rooms.items()}  # fmt: skip
+    modules = {
+        folder.parent.name: {path.stem for path in folder.parent.glob("*.py")} - {"__init__"}
+        for folder in (ROOT / "sdd_utils").glob("*/__init__.py")
+    }
+    assert listed == modules
+
+
 def test_the_readme_names_the_commands_that_most_readers_need():
     assert {"reproduce", "test", "figures"} <= set(re.findall(r"make ([a-z]+)", README))
 

@@ -1,5 +1,6 @@
 """A rule's jobs run again when code that makes their numbers is edited, and only then."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -66,11 +67,11 @@ def test_every_rule_has_a_file_that_reruns_it_and_one_that_does_not():
 @pytest.mark.parametrize("edited", RUN_AGAIN)
 def test_editing_a_file_runs_the_jobs_again_that_depend_on_it(repository, edited):
     path = repository / edited
-    before = path.read_text()
+    before, times = path.read_text(), path.stat()
     try:
         path.write_text(before.replace('"metadata"', '"metadata" ', 1) if path.suffix == ".ipynb" else before + "\n#\n")
         printed = dry_run(repository, "--dry-run", "--quiet", "rules")
     finally:
         path.write_text(before)
-        dry_run(repository, "--touch")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert set(re.findall(r"^(\w+) +\d+$", printed, re.M)) - {"total", "all"} == RUN_AGAIN[edited]
