@@ -56,7 +56,10 @@ def _score_difference(pairs: list[Pair], tasks: list[str], *, null: float = 0.0,
     """Mean over cells and tasks of the difference in score, first minus second of each pair."""
     seeds = _shared_seeds(pairs)
     values = [
-        [document_values([first[seed] for seed in seeds], task, minus=[second[seed] for seed in seeds]) for task in tasks]
+        [
+            document_values([first[seed] for seed in seeds], task, minus=[second[seed] for seed in seeds])
+            for task in tasks
+        ]
         for first, second in pairs
     ]
     return estimate(stacked(values), null=null, level=level)
@@ -100,11 +103,11 @@ def largest_gain(records: list[dict], *, null: float = 0.0) -> dict:
     """
     pairs, tasks = _arm_pairs(records), averaged_tasks(model_grid.original_scores(records))
     level = 1 - 0.05 / len(pairs)
-    found = {cell: _score_difference([pair], tasks, null=null, level=level) for cell, pair in pairs.items()}
-    best = max(found, key=lambda cell: found[cell]["estimate"])
-    short = [one["p"] if one["estimate"] < null else 1.0 for one in found.values()]
-    p = max(short) if null else min(1.0, found[best]["p"] * len(pairs))
-    return found[best] | {"p": p, "where": f"{_cells([best])}, the best of {len(pairs)}"}
+    gains = {cell: _score_difference([pair], tasks, null=null, level=level) for cell, pair in pairs.items()}
+    best = max(gains, key=lambda cell: gains[cell]["estimate"])
+    short = [gain["p"] if gain["estimate"] < null else 1.0 for gain in gains.values()]
+    p = max(short) if null else min(1.0, gains[best]["p"] * len(pairs))
+    return gains[best] | {"p": p, "where": f"{_cells([best])}, the best of {len(pairs)}"}
 
 
 def gain_over_loss(records: list[dict], *, null: float = 0.0) -> dict:
@@ -131,11 +134,11 @@ def merge_over_parent(records: list[dict], *, parent: float, null: float = 0.0) 
     cells: dict[tuple, Pair] = {}
     for record in of_step(records, "merging"):
         params, points = record["params"], record["metrics"]["points"]
-        middle = min(points, key=lambda point: abs(point["t"] - 0.5))
+        middle = model_grid.middle_point(points)
         cell = cells.setdefault((params["block_size"], params["data_set"], params["other_data_set"]), ({}, {}))
         for end in (point for point in points if point["t"] == parent):
             cell[0][params["seed"]], cell[1][params["seed"]] = middle["scores"], end["scores"]
-    if not any(ours for ours, _ in cells.values()):
+    if not any(merged for merged, _ in cells.values()):
         raise Missing("no merge was scored together with its parents (study keys 'merge_pairs', 'slerp_t')")
     estimated = _recovery_difference(list(cells.values()), model_grid.original_scores(records), null=null)
     merges = "; ".join(f"n = {n} of {a} and {b}" for n, a, b in sorted(cells))
@@ -144,10 +147,8 @@ def merge_over_parent(records: list[dict], *, parent: float, null: float = 0.0) 
 
 def over_no_ft(records: list[dict], *, data_set: str, task: str, null: float = 0.0) -> dict:
     """Score on one task of SFT on one data set minus that of No FT, over block sizes."""
-    untuned = {r["params"]["block_size"]: r["metrics"]["scores"] for r in of_step(records, "pruning")}
-    tuned = {
-        n: s for (arm, n, name), s in model_grid.main_comparison(records).items() if (arm, name) == ("sft", data_set)
-    }
+    untuned, models = model_grid.untuned_scores(records), model_grid.main_comparison(records)
+    tuned = {n: by_seed for (arm, n, name), by_seed in models.items() if (arm, name) == ("sft", data_set)}
     if not tuned:
         raise Missing(f"this study does not fine-tune on {data_set}")
     if any(task not in scores for scores in untuned.values()):
@@ -162,8 +163,8 @@ def in_domain(records: list[dict], *, domains: dict[str, list], rank: int, null:
     Args:
         domains: the tasks of each data set's own domain, by data set.
     """
-    known = {model_grid.lora_of(record) for record in of_step(records, "finetuning")}
-    wide = [lora for lora in known if (lora[0] or 0) >= rank and lora[2] == "all-linear"]
+    capacities = {model_grid.lora_of(record) for record in of_step(records, "finetuning")}
+    wide = [lora for lora in capacities if (lora[0] or 0) >= rank and lora[2] == "all-linear"]
     if not wide:
         raise Missing(f"no fine-tuning has rank {rank} or more on all linear layers")
     averaged, lora = averaged_tasks(model_grid.original_scores(records)), max(wide)
@@ -172,23 +173,24 @@ def in_domain(records: list[dict], *, domains: dict[str, list], rank: int, null:
     if not cells:
         raise Missing("the study names no in-domain task of a data set that was fine-tuned on at this capacity")
     seeds = _shared_seeds(list(cells.values()))
-    found = estimate(_in_domain_values(cells, domains, seeds), null=null)
     tasks = sorted({task for _, data_set in cells for task in domains[data_set]})
-    return found | {"where": f"rank {lora[0]}, {_cells(cells)}, tasks {', '.join(tasks)}"}
+    estimated = estimate(_in_domain_values(cells, domains, tasks=tasks, seeds=seeds), null=null)
+    return estimated | {"where": f"rank {lora[0]}, {_cells(cells)}, tasks {', '.join(tasks)}"}
 
 
-def _in_domain_values(cells: dict[tuple, Pair], domains: dict[str, list], seeds: list[int]) -> list[np.ndarray]:
+def _in_domain_values(
+    cells: dict[tuple, Pair], domains: dict[str, list], *, tasks: list[str], seeds: list[int]
+) -> list[np.ndarray]:
     """Per task (cells, seeds, documents) differences, scaled so that a task's cells without it count with 0."""
-    tasks = sorted({task for _, data_set in cells for task in domains[data_set]})
-    found = []
+    values = []
     for task in tasks:
-        values = []
+        differences = []
         for (_, data_set), pair in cells.items():
-            ours, theirs = ([model[seed] for seed in seeds] for model in pair)
+            first, second = ([model[seed] for seed in seeds] for model in pair)
             weight = len(tasks) / len(domains[data_set]) * (task in domains[data_set])
-            values.append(weight * document_values(ours, task, minus=theirs))
-        found.append(np.stack(values))
-    return found
+            differences.append(weight * document_values(first, task, minus=second))
+        values.append(np.stack(differences))
+    return values
 
 
 def divergence_difference(records: list[dict], *, null: float = 0.0) -> dict:
@@ -207,16 +209,16 @@ def divergence_difference(records: list[dict], *, null: float = 0.0) -> dict:
 
 def _per_token(pair: list[dict[int, dict]], seeds: list[int]) -> list[np.ndarray]:
     """Per data set (seeds, answers) values whose mean is the difference of KL per token, a ratio of sums linearised."""
-    found = []
+    values = []
     for name in pair[0][seeds[0]]["fidelity"]:
-        ours, theirs = (
+        first, second = (
             np.array([model[seed]["fidelity"][name]["documents"] for seed in seeds], dtype=float) for model in pair
         )
-        tokens = ours[..., 2]
-        kl = ours[..., 1] - theirs[..., 1]
+        tokens = first[..., 2]
+        kl = first[..., 1] - second[..., 1]
         ratio = kl.sum() / tokens.sum()
-        found.append(ratio + (kl - ratio * tokens) / tokens.mean())
-    return found
+        values.append(ratio + (kl - ratio * tokens) / tokens.mean())
+    return values
 
 
 def cosine(records: list[dict], *, arm: str, minus: str | None = None, how: str = "greedy", null: float = 0.0) -> dict:
@@ -229,8 +231,8 @@ def cosine(records: list[dict], *, arm: str, minus: str | None = None, how: str 
     for record in of_step(records, "embedding_similarity"):
         cosines, params = cosines_by_arm(record, how), record["params"]
         if {arm, minus} - {None} <= set(cosines):
-            ours, theirs = (np.array(cosines[name]["similarities"]) if name else 0.0 for name in (arm, minus))
-            cells.setdefault((params["block_size"], params["data_set"]), {})[params["seed"]] = ours - theirs
+            first, second = (np.array(cosines[name]["similarities"]) if name else 0.0 for name in (arm, minus))
+            cells.setdefault((params["block_size"], params["data_set"]), {})[params["seed"]] = first - second
     if not cells:
         raise Missing("the records hold no embedding similarity of these arms")
     seeds = _shared_seeds([(cell, cell) for cell in cells.values()])

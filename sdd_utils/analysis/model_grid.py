@@ -150,9 +150,7 @@ def rows_by_model(rows: list[dict]) -> dict[tuple, dict]:
 
 def _scores_by_model(records: list[dict]) -> dict[tuple, dict[int, dict]]:
     """Scores of every model by seed, by (arm, block size, data set); an untrained model has the one seed 0."""
-    models = {
-        ("no_ft" if n else "original", n, ""): {0: scores} for n, scores in untuned_scores(records).items()
-    }
+    models = {("no_ft" if n else "original", n, ""): {0: scores} for n, scores in untuned_scores(records).items()}
     models |= {key: scores_of(by_seed) for key, by_seed in main_comparison(records).items()}
     for record in of_step(records, "merging"):
         params, middle = record["params"], middle_point(record["metrics"]["points"])

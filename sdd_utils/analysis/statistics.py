@@ -12,9 +12,9 @@ documents covers too much or too little here (docs/log.md): it counts the intera
 three seeds as known. The mean over its standard error is referred to the mixture of the two parts' t distributions
 instead, each weighted with its share of the variance. That was chosen by simulation: with Satterthwaite's degrees of
 freedom for the sum three seeds cover 92-95 %, and p-values near 0.006 come up to four times too often; with the
-mixture they cover 95-97 %, and small p-values come no more often than they should (tests/analysis/test_statistics.py). Two seeds
-are too few for either: coverage can fall to 92 %. With one seed nothing is known of seeds, and the interval speaks of
-documents only.
+mixture they cover 95-97 %, and small p-values come no more often than they should (see
+tests/analysis/test_statistics.py). Two seeds are too few for either: coverage can fall to 92 %. With one seed nothing
+is known of seeds, and the interval speaks of documents only.
 
 Several cells share their documents but not their trainings: seed 0 of one cell and seed 0 of another train other
 layers on other rows, so each training counts as a draw of its own, and Satterthwaite's rule adds the cells' degrees of

@@ -96,15 +96,17 @@ def _why(part: dict, unit: str, verdict: str) -> str:
     """What was measured, and why that decides it, or does not."""
     if part["p"] is None:
         return f"{part['what'].capitalize()}, {part['where']}: {100 * part['estimate']:.2f} %, counted, not estimated."
-    sentence = f"{part['what'][0].upper()}{part['what'][1:]}, {part['where']}: {with_interval(part, unit)}, "
-    sentence += f"p = {part['p']:.2g} ({part['p_holm']:.2g} after Holm's correction). "
+    start = f"{part['what'][0].upper()}{part['what'][1:]}, {part['where']}: {with_interval(part, unit)}, "
+    start += f"p = {part['p']:.2g} ({part['p_holm']:.2g} after Holm's correction). "
     if part["seeds"] < SEEDS_NEEDED:
-        return f"{sentence}Training seeds: {part['seeds']}; fewer than {SEEDS_NEEDED} do not show how far another moves it."
+        return (
+            f"{start}Training seeds: {part['seeds']}; fewer than {SEEDS_NEEDED} do not show how far another moves it."
+        )
     if verdict == FAILS and _too_small(part):
-        return f"{sentence}Significantly less than the published {amount(part['side'] * part['size'], unit)}."
+        return f"{start}Significantly less than the published {amount(part['side'] * part['size'], unit)}."
     if part["se"] == 0:
-        return f"{sentence}No document's score differs, so there is nothing to test with."
+        return f"{start}No document's score differs, so there is nothing to test with."
     if verdict == OPEN:
         detectable = amount(part["detectable"], unit).lstrip("+")
-        return f"{sentence}The design finds differences of {detectable} {unit} or more in four cases of five."
-    return f"{sentence}All on {'the claimed' if verdict == HOLDS else 'the other'} side of 0."
+        return f"{start}The design finds differences of {detectable} {unit} or more in four cases of five."
+    return f"{start}All on {'the claimed' if verdict == HOLDS else 'the other'} side of 0."

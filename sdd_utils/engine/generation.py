@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jinja2
 import transformers
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from sdd_utils.base import precision
 from sdd_utils.base.files import digest, file_sha256, keep_rows

@@ -8,7 +8,7 @@ from os.path import commonprefix
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers.cache_utils import DynamicCache
 
 from sdd_utils.engine import decoding, generation, packed_linear

@@ -168,7 +168,7 @@ def _with_intervals(axis: Axes, points: list[tuple], **look) -> None:
 
 
 def distillation_summary(statistics: dict) -> Figure:
-    """What became of the rewrites, how the responses' length changed, and how likely the unpruned model finds them.
+    """What became of the rewrites, how the responses' length changed, and how likely the original model finds them.
 
     Args:
         statistics: {rows, reasons: {reason: rows}, words_original, words_distilled: words per response,
@@ -184,7 +184,7 @@ def distillation_summary(statistics: dict) -> Figure:
     _before_after(lengths, statistics["words_original"], statistics["words_distilled"])
     lengths.set(xlabel="words in a response", title="Length of the responses")
     _before_after(losses, statistics["nll"]["original"], statistics["nll"]["distilled"])
-    losses.set(xlabel="NLL (nats per token)", title="NLL, unpruned model")
+    losses.set(xlabel="NLL (nats per token)", title="NLL under the original model")
     return drawn
 
 
@@ -305,8 +305,11 @@ def slerp_curve(points: list[dict], angles: list[float], *, names: tuple[str, st
     scores.set(xlabel=f"t (0: {names[0]}, 1: {names[1]})", ylabel="recovery (95 % interval)")
     scores.set_title("Recovery along the path")
     scores.legend(**_BELOW, ncols=3)
-    sns.histplot(np.degrees(angles), bins=30, color=COLOURS["merged"], alpha=1, legend=False, ax=histogram)
-    limit = np.degrees(np.arccos(threshold))
+    degrees, limit = np.degrees(angles), np.degrees(np.arccos(threshold))
+    bins = np.linspace(
+        0, 1.05 * max(limit, degrees.max()), 40
+    )  # from 0 to beyond the limit, so bars show how near it is
+    sns.histplot(degrees, bins=bins, color=COLOURS["merged"], alpha=1, legend=False, ax=histogram)
     histogram.axvline(limit, color="black", ls="--", label=f"below {limit:.2g}° SLERP is LERP")
     histogram.set(xlabel="angle between the parents (degrees)", ylabel="tensors", title="Angle of each tensor")
     histogram.legend(**_BELOW)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sdd_utils.analysis.answer_shift import cosines_by_arm
-from sdd_utils.base.records import of_step
+from sdd_utils.analysis.model_grid import untuned_scores
 from sdd_utils.report import figures
 
 
@@ -16,7 +16,7 @@ def job_figures(named: dict[str, dict]) -> Iterator[tuple[str, Figure]]:
     Args:
         named: a study's records by file name.
     """
-    no_ft = {r["params"]["block_size"]: r["metrics"]["scores"] for r in of_step(named.values(), "pruning")}
+    no_ft = untuned_scores(named.values())
     for file, record in named.items():
         name, step = file.removesuffix(".json"), record["step"]
         job = name.removeprefix(f"{step}-")

@@ -52,7 +52,7 @@ def build_page(report: StudyReport, summary: dict) -> Path:
         arms=[NAMES[arm] for arm in _arms(summary["metrics"]["grid"])],
         compared=_compared(report),
         claims=[claim | _drawn(claim) for claim in report.claims],
-        figures={name: (said, _embedded(path)) for name, said, path in _figures(folder)},
+        figures={name: (caption, _embedded(path)) for name, caption, path in _figures(folder)},
         records={step: _of_step(named, step) for step in dict.fromkeys(r["step"] for r in named.values())},
         notebooks={path.stem for path in (folder / "notebooks").glob("*.ipynb")},
     )
@@ -62,8 +62,8 @@ def build_page(report: StudyReport, summary: dict) -> Path:
 
 
 def _figures(folder: Path):
-    paths = ((name, said, folder / "figures" / f"{name}.png") for name, said in FIGURES.items())
-    return [found for found in paths if found[2].is_file()]
+    paths = ((name, caption, folder / "figures" / f"{name}.png") for name, caption in FIGURES.items())
+    return [figure for figure in paths if figure[2].is_file()]
 
 
 def _embedded(path: Path) -> str:
@@ -76,32 +76,32 @@ def _of_step(records: dict[str, dict], step: str) -> list[str]:
 
 def _facts(records: dict[str, dict]) -> dict:
     """What the study ran on: its model, seeds, commits, devices and the time of all jobs."""
-    made = [record["provenance"] for record in records.values()]
+    provenances = [record["provenance"] for record in records.values()]
     return {
         "model": next(record["params"]["model"] for record in of_step(records.values(), "pruning")),
         "seeds": sorted({record["params"]["seed"] for record in of_step(records.values(), "finetuning")}),
-        "commits": sorted({one["commit"][:8] for one in made}),
-        "dirty": any(one["dirty"] for one in made),
-        "devices": sorted({device_of(one) for one in made}),
-        "hours": sum(one["wall_s"] for one in made) / 3600,
+        "commits": sorted({provenance["commit"][:8] for provenance in provenances}),
+        "dirty": any(provenance["dirty"] for provenance in provenances),
+        "devices": sorted({device_of(provenance) for provenance in provenances}),
+        "hours": sum(provenance["wall_s"] for provenance in provenances) / 3600,
     }
 
 
 def _arms(grid: list[dict]) -> list[str]:
-    found = {row["arm"] for row in grid} - {"original", "merged"}
-    return [arm for arm in NAMES if arm in found]
+    shown = {row["arm"] for row in grid} - {"original", "merged"}
+    return [arm for arm in NAMES if arm in shown]
 
 
 def _recovery_rows(report: StudyReport, metrics: dict) -> list[dict]:
     """The recovery table's rows: each number with its interval and the files that it comes from."""
-    by_key = {(row["arm"], row["block_size"], row["data_set"]): row for row in metrics["grid"]}
+    by_model = model_grid.rows_by_model(metrics["grid"])
     rows = []
     for entry in metrics["differences"]:
         n, data_set = entry["block_size"], entry["data_set"]
         tuned = _main_files(report, block_size=n, data_set=data_set)
         cells = []
         for arm in _arms(metrics["grid"]):
-            row = by_key.get((arm, n, "" if arm == "no_ft" else data_set))
+            row = by_model.get((arm, n, "" if arm == "no_ft" else data_set))
             files = _files(report.named, "pruning", block_size=n) if arm == "no_ft" else tuned
             cells.append(row and row | {"files": files})
         rows.append({"n": n, "data_set": data_set, "cells": cells, "difference": entry, "files": tuned})
@@ -121,11 +121,11 @@ def _main_files(report: StudyReport, **params) -> list[str]:
 
 def _compared(report: StudyReport) -> list[dict]:
     """Rows of the paper-vs-ours table with the files that our number comes from."""
-    beside, rows = model_grid.nearest_cut(report.records), []
+    n, rows = model_grid.nearest_cut(report.records), []
     for row in tables.comparison_rows(report.records, report.rows):
         step = _STEPS.get(row["key"].split("_")[0], "pruning")
         at_cut = row["key"].startswith(("recovery", "layers", "parameters", "cut"))
-        only = {"block_size": beside} if at_cut else {}
+        only = {"block_size": n} if at_cut else {}
         rows.append(row | {"files": _files(report.named, step, **only)})
     return rows
 

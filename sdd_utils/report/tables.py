@@ -1,6 +1,6 @@
 """Tables over a study's records, and the paper's published numbers beside them.
 
-Nothing here computes a score: every cell comes from a record, every published number from `paper.py`.
+Nothing here computes a score: every cell comes from a record, every published number from `published.py`.
 """
 
 from pathlib import Path
@@ -23,7 +23,9 @@ from sdd_utils.report.figures import NAMES
 
 def score_cells(scores: dict[str, dict]) -> dict[str, str]:
     """Each task's score and standard error, as text."""
-    return {f"{t} ({s['metric']})": f"{s['value']:.3f} ± {s['stderr']:.3f}" for t, s in scores.items()}
+    return {
+        f"{task} ({score['metric']})": f"{score['value']:.3f} ± {score['stderr']:.3f}" for task, score in scores.items()
+    }
 
 
 def pooled_similarities(records: list[dict], how: str) -> dict[str, np.ndarray]:
@@ -100,9 +102,9 @@ def merging_table(records: list[dict]) -> pd.DataFrame:
     for record in of_step(records, "merging"):
         params, metrics = record["params"], record["metrics"]
         line = {"n": params["block_size"], "t = 0": params["data_set"], "t = 1": params["other_data_set"]}
-        line |= {f"recovery, t = {p['t']:g}": _recovery_of(p, original) for p in metrics["points"]}
-        line |= {f"LERP, t = {p['t']:g}": "-" for p in metrics["points"] if 0 < p["t"] < 1}
-        line |= {f"LERP, t = {p['t']:g}": _recovery_of(p, original) for p in metrics["lerp_points"]}
+        line |= {f"recovery, t = {point['t']:g}": _recovery_of(point, original) for point in metrics["points"]}
+        line |= {f"LERP, t = {point['t']:g}": "-" for point in metrics["points"] if 0 < point["t"] < 1}
+        line |= {f"LERP, t = {point['t']:g}": _recovery_of(point, original) for point in metrics["lerp_points"]}
         line["trained on both"] = _recovery_of(metrics["mixture"], original)
         lines.append(line | {"seed": params["seed"], "LERP share": percent(metrics["lerp_share"])})
     return pd.DataFrame(lines)
@@ -118,7 +120,7 @@ def recovery_cell(part: dict | None) -> str:
 
 
 def scaling_table(rows: list[dict]) -> pd.DataFrame:
-    """Recovery by data set, block size and number of training rows, an arm per column (see `grid.scaling`)."""
+    """Recovery by data set, block size and number of training rows, an arm per column (see `model_grid.scaling`)."""
     by_key: dict[tuple, dict] = {}
     for row in rows:
         cells = by_key.setdefault((row["data_set"], row["block_size"], row["rows"]), {})
@@ -131,19 +133,24 @@ def provenance_table(records: list[dict]) -> pd.DataFrame:
     """Per step: jobs, wall time, peak memory, and where and from which commit they ran."""
     lines = []
     for step in dict.fromkeys(record["step"] for record in records):
-        made = [record["provenance"] for record in of_step(records, step)]
+        provenances = [record["provenance"] for record in of_step(records, step)]
         lines.append(
             {
                 "step": step,
-                "jobs": len(made),
-                "wall time, s (sum)": round(sum(p["wall_s"] for p in made)),
-                "peak memory, MB (max)": max(p["peak_rss_mb"] for p in made),
-                "threads": ", ".join(sorted({str(p["threads"]) for p in made})),
-                "device": ", ".join(sorted({device_of(p) for p in made})),
-                "commit": ", ".join(sorted({p["commit"][:8] + ("+" if p["dirty"] else "") for p in made})),
+                "jobs": len(provenances),
+                "wall time, s (sum)": round(sum(provenance["wall_s"] for provenance in provenances)),
+                "peak memory, MB (max)": max(provenance["peak_rss_mb"] for provenance in provenances),
+                "threads": ", ".join(sorted({str(provenance["threads"]) for provenance in provenances})),
+                "device": ", ".join(sorted({device_of(provenance) for provenance in provenances})),
+                "commit": ", ".join(sorted(set(map(_commit, provenances)))),
             }
         )
     return pd.DataFrame(lines)
+
+
+def _commit(provenance: dict) -> str:
+    """The commit in short, with a plus where files were changed since."""
+    return provenance["commit"][:8] + ("+" if provenance["dirty"] else "")
 
 
 def comparison_rows(records: list[dict], rows: list[dict]) -> list[dict]:
@@ -152,20 +159,7 @@ def comparison_rows(records: list[dict], rows: list[dict]) -> list[dict]:
     Those at n = 6 stand beside the fine-tuned block size that cuts the share of parameters nearest to the paper's,
     and embedding similarity on OpenMathInstruct beside that on such a set, where the study has one.
     """
-    tuned = [row for row in rows if row["arm"] in ("sft", "self_data_ft")]
-    n = nearest_cut(records)
-    ours = {f"recovery_{arm}": _range_of(tuned, arm=arm, n=n) for arm in ("sft", "self_data_ft")}
-    like = [r for r in of_step(records, "embedding_similarity") if "openmath" in r["params"]["data_set"]] or records
-    for arm in ("sft", "self_data_ft"):
-        mean = comparisons.cosine(like, arm=arm)
-        low, high = mean["interval"]
-        ours[f"embedding_{arm}"] = f"{mean['estimate']:.2f} [{low:.2f}, {high:.2f}] ({mean['where']})"
-    gain = comparisons.largest_gain(records)
-    ours["gain"] = f"{points(gain['estimate'], gain['interval'])} ({gain['where']})"
-    pruned = next(r for r in of_step(records, "pruning") if r["params"]["block_size"] == n)["metrics"]["accounting"]
-    ours["layers_n6"] = f"{pruned['layers']} layers (n = {n})"
-    ours["parameters_n6"] = f"{pruned['parameters'] / 1e9:.3f} billion (n = {n})"
-    ours["cut_n6"] = f"{percent(pruned['cut_parameters'])} (n = {n}; matmul count {percent(pruned['cut_matmul'])})"
+    ours = _our_numbers(records, rows)
     return [
         {
             "key": published.key,
@@ -178,15 +172,33 @@ def comparison_rows(records: list[dict], rows: list[dict]) -> list[dict]:
     ]
 
 
+def _our_numbers(records: list[dict], rows: list[dict]) -> dict[str, str]:
+    """Our number beside each published one, as text, by the published one's key."""
+    n = nearest_cut(records)
+    numbers = {f"recovery_{arm}": _range_of(rows, arm=arm, n=n) for arm in ("sft", "self_data_ft")}
+    like = [r for r in of_step(records, "embedding_similarity") if "openmath" in r["params"]["data_set"]] or records
+    for arm in ("sft", "self_data_ft"):
+        mean = comparisons.cosine(like, arm=arm)
+        low, high = mean["interval"]
+        numbers[f"embedding_{arm}"] = f"{mean['estimate']:.2f} [{low:.2f}, {high:.2f}] ({mean['where']})"
+    gain = comparisons.largest_gain(records)
+    numbers["gain"] = f"{points(gain['estimate'], gain['interval'])} ({gain['where']})"
+    pruned = {r["params"]["block_size"]: r["metrics"]["accounting"] for r in of_step(records, "pruning")}[n]
+    numbers["layers_n6"] = f"{pruned['layers']} layers (n = {n})"
+    numbers["parameters_n6"] = f"{pruned['parameters'] / 1e9:.3f} billion (n = {n})"
+    numbers["cut_n6"] = f"{percent(pruned['cut_parameters'])} (n = {n}; matmul count {percent(pruned['cut_matmul'])})"
+    return numbers
+
+
 def comparison_table(records: list[dict], rows: list[dict]) -> pd.DataFrame:
     """`comparison_rows` without their keys."""
     return pd.DataFrame(comparison_rows(records, rows)).drop(columns="key")
 
 
-def _range_of(tuned: list[dict], *, arm: str, n: int) -> str:
+def _range_of(rows: list[dict], *, arm: str, n: int) -> str:
     """Recovery of one arm at one block size, each data set with its interval."""
-    own = [row for row in tuned if row["arm"] == arm and row["block_size"] == n]
-    return "; ".join(f"{row['data_set']} {percent(row['recovery'], row['interval'])}" for row in own) + f" (n = {n})"
+    of_arm = [row for row in rows if row["arm"] == arm and row["block_size"] == n]
+    return "; ".join(f"{row['data_set']} {percent(row['recovery'], row['interval'])}" for row in of_arm) + f" (n = {n})"
 
 
 def recovery_table(rows: list[dict], original: dict[str, dict]) -> pd.DataFrame:
@@ -195,13 +207,13 @@ def recovery_table(rows: list[dict], original: dict[str, dict]) -> pd.DataFrame:
     Beside the difference stand its p-value, corrected over the table's rows (Holm), and the smallest difference that
     the design finds with 80 % power.
     """
-    by_key = {(row["arm"], row["block_size"], row["data_set"]): row for row in rows}
+    by_model = model_grid.rows_by_model(rows)
     lines = []
     for entry in differences(rows, original):
         n, data_set = entry["block_size"], entry["data_set"]
         cells = {"n": n, "fine-tuned on": data_set}
         for arm in ("no_ft", *arms_in(rows)):
-            row = by_key.get((arm, n, "" if arm == "no_ft" else data_set))
+            row = by_model.get((arm, n, "" if arm == "no_ft" else data_set))
             cells[NAMES[arm]] = percent(row["recovery"], row["interval"]) if row else "-"
         cells["Self-Data FT - SFT (points)"] = points(entry["difference"], entry["interval"])
         cells |= {"p (Holm)": f"{entry['p_holm']:.2g}", "detectable (points)": f"{100 * entry['detectable']:.1f}"}
@@ -246,14 +258,14 @@ def score_table(rows: list[dict]) -> pd.DataFrame:
 def fidelity_table(records: list[dict]) -> pd.DataFrame:
     """NLL and KL on the original's answers, nats per token, a line per model and a pair of columns per data set.
 
-    Several seeds are averaged, and their number is told.
+    Several seeds are averaged, and their number is reported.
     """
-    found = model_grid.main_comparison(records)
+    models = model_grid.main_comparison(records)
     for record in of_step(records, "pruning"):
         n = record["params"]["block_size"]
-        found[("no_ft" if n else "original", n, "")] = {0: record["metrics"]}
+        models[("no_ft" if n else "original", n, "")] = {0: record["metrics"]}
     lines = []
-    for (arm, n, data_set), by_seed in sorted(found.items(), key=model_grid.in_order):
+    for (arm, n, data_set), by_seed in sorted(models.items(), key=model_grid.in_order):
         per_seed = list(by_seed.values())
         line = {"n": n, "model": NAMES[arm], "fine-tuned on": data_set or "-", "seeds": len(per_seed)}
         for name in per_seed[0]["fidelity"]:
@@ -268,15 +280,15 @@ def domain_table(rows: list[dict]) -> pd.DataFrame:
     """Recovery in and out of the training domain, and forgetting in points; a line per fine-tuned model.
 
     Args:
-        rows: see `domains.with_domains`.
+        rows: see `forgetting.with_domains`.
     """
     lines = []
     for row in rows:
         if "forgetting" not in row:
             continue
-        own = row["in_domain"]
+        inside = row["in_domain"]
         line = {"n": row["block_size"], "model": NAMES[row["arm"]], "fine-tuned on": row["data_set"]}
-        line |= {"own tasks": ", ".join(own["tasks"]) if own else "-", "recovery there": recovery_cell(own)}
+        line |= {"own tasks": ", ".join(inside["tasks"]) if inside else "-", "recovery there": recovery_cell(inside)}
         line |= {"recovery elsewhere": recovery_cell(row["out_of_domain"]), "forgotten, points": "-"}
         if row["forgetting"]:
             line["forgotten, points"] = points(row["forgetting"]["value"], row["forgetting"]["interval"])
@@ -285,7 +297,7 @@ def domain_table(rows: list[dict]) -> pd.DataFrame:
 
 
 def capacity_table(rows: list[dict]) -> pd.DataFrame:
-    """Recovery by data set, block size and LoRA capacity, an arm per column (see `grid.capacities`)."""
+    """Recovery by data set, block size and LoRA capacity, an arm per column (see `model_grid.capacities`)."""
     by_key: dict[tuple, dict] = {}
     for row in rows:
         key = tuple(row[name] for name in ("data_set", "block_size", "rank", "alpha", "targets"))
@@ -296,11 +308,11 @@ def capacity_table(rows: list[dict]) -> pd.DataFrame:
 
 def training_table(records: list[dict]) -> pd.DataFrame:
     """What each arm learnt from at the study's own LoRA capacity: rows, steps and response tokens, means over seeds."""
-    lines, found = [], model_grid.finetuned_models(records)
-    for arm, n, data_set, rows in sorted(found, key=lambda key: (*key[1:], list(NAMES).index(key[0]))):
-        trained = [metrics["training"] for metrics in found[arm, n, data_set, rows].values()]
-        line = {"n": n, "model": NAMES[arm], "fine-tuned on": data_set, "seeds": len(trained), "rows": rows}
-        means = {name: float(np.mean([one[key] for one in trained])) for name, key in _TRAINED.items()}
+    lines, models = [], model_grid.finetuned_models(records)
+    for arm, n, data_set, rows in sorted(models, key=lambda key: (*key[1:], list(NAMES).index(key[0]))):
+        trainings = [metrics["training"] for metrics in models[arm, n, data_set, rows].values()]
+        line = {"n": n, "model": NAMES[arm], "fine-tuned on": data_set, "seeds": len(trainings), "rows": rows}
+        means = {name: float(np.mean([training[key] for training in trainings])) for name, key in _TRAINED.items()}
         lines.append(line | {name: f"{value:.0f}" for name, value in means.items()})
     return pd.DataFrame(lines)
 

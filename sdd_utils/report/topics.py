@@ -29,6 +29,7 @@ class Topic:
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
     text: str = ""
+    show_tables: bool = True  # not where the text says all that they do
 
 
 class StudyReport:
@@ -62,7 +63,8 @@ class StudyReport:
     def show(self, name: str) -> None:
         """Write a topic's tables and figures, and display them with its text."""
         topic = self.write(name)
-        for part in (*topic.tables.values(), *topic.figures.values()):
+        shown = [table.style.hide() for table in topic.tables.values()] if topic.show_tables else []
+        for part in (*shown, *topic.figures.values()):
             display(part)
         if topic.text:
             display(Markdown(topic.text))
@@ -143,9 +145,9 @@ def _shift(report: StudyReport) -> Topic:
 
 def _claims(report: StudyReport) -> Topic:
     answers = report.claims
-    said = [f"**{answer['claim']}** *{answer['verdict'].capitalize()}.* {answer['why']}" for answer in answers]
-    shown = {"claims": tables.claims_table(answers), "headline_claims": tables.headline_claims_table(answers)}
-    return Topic(tables=shown, text="\n\n".join(said))
+    sentences = [f"**{answer['claim']}** *{answer['verdict'].capitalize()}.* {answer['why']}" for answer in answers]
+    claim_tables = {"claims": tables.claims_table(answers), "headline_claims": tables.headline_claims_table(answers)}
+    return Topic(tables=claim_tables, text="\n\n".join(sentences), show_tables=False)
 
 
 def _table(name: str, make: Callable[[StudyReport], pd.DataFrame]) -> Callable[[StudyReport], Topic]:

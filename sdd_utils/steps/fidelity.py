@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from sdd_utils.base import precision
 from sdd_utils.base.files import digest, keep_rows, read_json_lines

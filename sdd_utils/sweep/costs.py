@@ -62,209 +62,213 @@ def load_machine(name: str) -> SimpleNamespace:
     return SimpleNamespace(name=name, **machines[name])
 
 
-def read_seconds(s: CostModel, n: int, tokens: float) -> float:
+def read_seconds(costs: CostModel, n: int, tokens: float) -> float:
     """Seconds of forward passes."""
-    return 2 * s.shapes[n].matmul * tokens / s.machine.read_flops
+    return 2 * costs.shapes[n].matmul * tokens / costs.machine.read_flops
 
 
-def train_seconds(s: CostModel, n: int, tokens: float) -> float:
+def train_seconds(costs: CostModel, n: int, tokens: float) -> float:
     """Seconds of forward and backward passes through a frozen base."""
-    return (6 if s.machine.checkpointing else 4) * s.shapes[n].matmul * tokens / s.machine.train_flops
+    return (6 if costs.machine.checkpointing else 4) * costs.shapes[n].matmul * tokens / costs.machine.train_flops
 
 
-def start_seconds(s: CostModel, *models: int) -> float:
+def start_seconds(costs: CostModel, *models: int) -> float:
     """Seconds of starting a job and of reading, or writing, the checkpoints of these block sizes."""
-    loads = (s.machine.load_seconds + s.bytes_of(n) / s.machine.disk_bandwidth for n in models)
-    return s.machine.job_seconds + sum(loads)
+    loads = (costs.machine.load_seconds + costs.bytes_of(n) / costs.machine.disk_bandwidth for n in models)
+    return costs.machine.job_seconds + sum(loads)
 
 
-def resident(s: CostModel, *models: int) -> float:
+def resident(costs: CostModel, *models: int) -> float:
     """Bytes of a process that holds the weights of these block sizes at once."""
-    return s.machine.process_bytes + sum(map(s.bytes_of, models))
+    return costs.machine.process_bytes + sum(map(costs.bytes_of, models))
 
 
-def decode_seconds(s: CostModel, n: int, *, rows: int, context: float, new: float, batch: int) -> float:
+def decode_seconds(costs: CostModel, n: int, *, rows: int, context: float, new: float, batch: int) -> float:
     """Seconds of reading `rows` prompts of `context` tokens and generating `new` tokens for each.
 
     `batch` rows are decoded at once where the machine has no continuous batching."""
-    batch = s.machine.sequences or batch
-    rounds = max(rows / batch, 1) if s.machine.sequences else ceil(rows / batch)
-    cached = cache_bytes(s, n, min(rows, batch) * (context + new / 2))
-    return read_seconds(s, n, rows * (context + new)) + rounds * new * (s.bytes_of(n) + cached) / s.machine.bandwidth
+    batch = costs.machine.sequences or batch
+    rounds = max(rows / batch, 1) if costs.machine.sequences else ceil(rows / batch)
+    cached = cache_bytes(costs, n, min(rows, batch) * (context + new / 2))
+    step_seconds = (costs.bytes_of(n) + cached) / costs.machine.bandwidth
+    return read_seconds(costs, n, rows * (context + new)) + rounds * new * step_seconds
 
 
-def cache_bytes(s: CostModel, n: int, tokens: float) -> float:
+def cache_bytes(costs: CostModel, n: int, tokens: float) -> float:
     """Bytes of the keys and values of `tokens` tokens."""
-    return tokens * s.shapes[n].kv_width * s.machine.dtype_bytes
+    return tokens * costs.shapes[n].kv_width * costs.machine.dtype_bytes
 
 
-def evaluation(s: CostModel, n: int) -> Estimate:
+def evaluation(costs: CostModel, n: int) -> Estimate:
     """One model on all tasks; memory is what comes on top of the weights."""
     read = generated = seconds = memory = 0.0
-    for task in s.study.tasks:
-        known, documents, context = task_lengths(task), documents_of(s.study, task), context_of(s.study, task)
-        new, at_once = known.get("decode", 0), min(s.study.evaluation_batch, documents)
-        seconds += decode_seconds(s, n, rows=documents, context=context, new=new, batch=s.study.evaluation_batch)
+    study, batch = costs.study, costs.study.evaluation_batch
+    for task in study.tasks:
+        length, documents, context = task_lengths(task), documents_of(study, task), context_of(study, task)
+        new, at_once = length.get("decode", 0), min(batch, documents)
+        seconds += decode_seconds(costs, n, rows=documents, context=context, new=new, batch=batch)
         read, generated = read + documents * context, generated + documents * new
-        cached = cache_bytes(s, n, at_once * known["requests"] * (context + new))
-        logits = at_once * context * s.shapes[n].vocabulary * 8 if known["kind"] == "rolling" else 0
-        memory = max(memory, cached + logits + layer_bytes(s, n, at_once * context))
+        cached = cache_bytes(costs, n, at_once * length["requests"] * (context + new))
+        logits = at_once * context * costs.shapes[n].vocabulary * 8 if length["kind"] == "rolling" else 0
+        memory = max(memory, cached + logits + layer_bytes(costs, n, at_once * context))
     return Estimate(read=read, generated=generated, seconds=seconds, memory=memory)
 
 
-def layer_bytes(s: CostModel, n: int, tokens: float) -> float:
+def layer_bytes(costs: CostModel, n: int, tokens: float) -> float:
     """Bytes of what one layer computes: its linear maps' inputs and outputs, half as much again for the rest."""
-    return tokens * 1.5 * s.shapes[n].layer_width * s.machine.dtype_bytes
+    return tokens * 1.5 * costs.shapes[n].layer_width * costs.machine.dtype_bytes
 
 
-def training_memory(s: CostModel, n: int) -> list[tuple[str, str, float]]:
+def training_memory(costs: CostModel, n: int) -> list[tuple[str, str, float]]:
     """(what, arithmetic, bytes) of fine-tuning, with all rows of an optimiser step at once, each `max_length` long."""
-    own, tokens, width = s.shapes[n], s.study.batch_size * s.study.max_length, s.machine.dtype_bytes
-    layer = f"{tokens:,} tokens x 1.5 x {own.layer_width:,.0f} values x {width} bytes"
-    kept = f"{own.layers} layers x {layer}", own.layers * layer_bytes(s, n, tokens)
-    if s.machine.checkpointing:
+    shape, tokens, width = costs.shapes[n], costs.study.batch_size * costs.study.max_length, costs.machine.dtype_bytes
+    layer = f"{tokens:,} tokens x 1.5 x {shape.layer_width:,.0f} values x {width} bytes"
+    kept = f"{shape.layers} layers x {layer}", shape.layers * layer_bytes(costs, n, tokens)
+    if costs.machine.checkpointing:
         kept = (
-            f"{own.layers} layers x {tokens:,} tokens x {own.hidden:,} inputs x {width} bytes",
-            own.layers * tokens * own.hidden * width,
+            f"{shape.layers} layers x {tokens:,} tokens x {shape.hidden:,} inputs x {width} bytes",
+            shape.layers * tokens * shape.hidden * width,
         )
-    rows, words = min(tokens, HEAD_TILE[0]), min(own.vocabulary, HEAD_TILE[1])
-    head = f"2 x {rows:,} x {words:,} logits x {width} bytes + {tokens:,} tokens x {own.hidden:,} x 4 bytes"
+    rows, words = min(tokens, HEAD_TILE[0]), min(shape.vocabulary, HEAD_TILE[1])
+    head = f"2 x {rows:,} x {words:,} logits x {width} bytes + {tokens:,} tokens x {shape.hidden:,} x 4 bytes"
     return [
-        ("weights", f"{own.parameters:,} parameters x {width} bytes", s.bytes_of(n)),
-        ("LoRA, gradients, Adam", f"{own.adapter:,} parameters x (4 + 4 + 8) bytes", own.adapter * 16),
+        ("weights", f"{shape.parameters:,} parameters x {width} bytes", costs.bytes_of(n)),
+        ("LoRA, gradients, Adam", f"{shape.adapter:,} parameters x (4 + 4 + 8) bytes", shape.adapter * 16),
         ("kept for backward", *kept),
-        ("one layer at work", layer, layer_bytes(s, n, tokens)),
-        ("LM head, in tiles", head, 2 * rows * words * width + tokens * own.hidden * 4),
-        ("process", f"stated for {s.machine.name}", s.machine.process_bytes),
+        ("one layer at work", layer, layer_bytes(costs, n, tokens)),
+        ("LM head, in tiles", head, 2 * rows * words * width + tokens * shape.hidden * 4),
+        ("process", f"stated for {costs.machine.name}", costs.machine.process_bytes),
     ]
 
 
-def fidelity(s: CostModel, n: int, *, models: int = 1) -> Estimate:
+def fidelity(costs: CostModel, n: int, *, models: int = 1) -> Estimate:
     """The original and, one after the other, so many models of one size read all of the original's answers."""
-    asked = [set_lengths(name)["prompt"] + s.study.answer_tokens for name in s.study.data_sets]
-    read = s.study.answer_prompts * sum(asked)
-    seconds = read_seconds(s, 0, read) + read_seconds(s, n, read)
-    logits = 4 * s.study.answer_tokens * s.shapes[n].vocabulary * 4  # two distributions and as much for the arithmetic
-    loads = start_seconds(s, 0, *[n] * models) - s.machine.job_seconds
-    return Estimate(read=2 * models * read, seconds=loads + models * seconds, memory=resident(s, 0, n) + logits)
+    lengths = [set_lengths(name)["prompt"] + costs.study.answer_tokens for name in costs.study.data_sets]
+    read = costs.study.answer_prompts * sum(lengths)
+    seconds = read_seconds(costs, 0, read) + read_seconds(costs, n, read)
+    # Two distributions, and as much for the arithmetic.
+    logits = 4 * costs.study.answer_tokens * costs.shapes[n].vocabulary * 4
+    loads = start_seconds(costs, 0, *[n] * models) - costs.machine.job_seconds
+    return Estimate(read=2 * models * read, seconds=loads + models * seconds, memory=resident(costs, 0, n) + logits)
 
 
-def similarity(s: CostModel) -> Estimate:
+def similarity(costs: CostModel) -> Estimate:
     """One pass of the original over the calibration set."""
-    sets, longest = [set_lengths(name) for name in s.study.calibration_sets], s.study.max_length
-    read = s.study.calibration_rows * sum(min(own["prompt"] + own["response"], longest) for own in sets) / len(sets)
-    memory = resident(s, 0) + layer_bytes(s, 0, s.study.calibration_batch * longest)
-    return Estimate(read=read, seconds=start_seconds(s, 0) + read_seconds(s, 0, read), memory=memory)
+    sets, longest = [set_lengths(name) for name in costs.study.calibration_sets], costs.study.max_length
+    lengths = [min(length["prompt"] + length["response"], longest) for length in sets]
+    read = costs.study.calibration_rows * sum(lengths) / len(sets)
+    memory = resident(costs, 0) + layer_bytes(costs, 0, costs.study.calibration_batch * longest)
+    return Estimate(read=read, seconds=start_seconds(costs, 0) + read_seconds(costs, 0, read), memory=memory)
 
 
-def pruned(s: CostModel, block_size: int) -> Estimate:
+def pruned(costs: CostModel, block_size: int) -> Estimate:
     """Load the original, cut, save, load the checkpoint while the original is still there, score and compare it.
 
     Block size 0 also answers the held-out questions.
     """
-    scored, compared = evaluation(s, block_size), fidelity(s, block_size)
-    answered = Estimate() if block_size else _answering(s)
+    scored, compared = evaluation(costs, block_size), fidelity(costs, block_size)
+    answered = Estimate() if block_size else _answering(costs)
     return Estimate(
         read=scored.read + compared.read + answered.read,
         generated=scored.generated + answered.generated,
-        seconds=start_seconds(s, 0, block_size, block_size) + scored.seconds + compared.seconds + answered.seconds,
-        memory=max(resident(s, 0, block_size) + scored.memory, compared.memory, answered.memory),
-        disk=s.bytes_of(block_size),
+        seconds=start_seconds(costs, 0, block_size, block_size) + scored.seconds + compared.seconds + answered.seconds,
+        memory=max(resident(costs, 0, block_size) + scored.memory, compared.memory, answered.memory),
+        disk=costs.bytes_of(block_size),
     )
 
 
-def _answering(s: CostModel) -> Estimate:
+def _answering(costs: CostModel) -> Estimate:
     """The original, loaded once per data set, answers the held-out questions, greedily and by sampling."""
-    asked, new, batch = 2 * s.study.answer_prompts, s.study.answer_tokens, s.study.generation_batch
-    contexts = [set_lengths(name)["prompt"] for name in s.study.data_sets]
-    decoding = sum(decode_seconds(s, 0, rows=asked, context=own, new=new, batch=batch) for own in contexts)
-    at_once = min(asked, s.machine.sequences or batch)
+    asked, new, batch = 2 * costs.study.answer_prompts, costs.study.answer_tokens, costs.study.generation_batch
+    contexts = [set_lengths(name)["prompt"] for name in costs.study.data_sets]
+    decoding = sum(decode_seconds(costs, 0, rows=asked, context=context, new=new, batch=batch) for context in contexts)
+    at_once = min(asked, costs.machine.sequences or batch)
     return Estimate(
         read=asked * sum(contexts),
         generated=asked * new * len(contexts),
-        seconds=decoding + start_seconds(s, *[0] * len(contexts)) - s.machine.job_seconds,
-        memory=resident(s, 0) + cache_bytes(s, 0, at_once * (max(contexts) + new)),
+        seconds=decoding + start_seconds(costs, *[0] * len(contexts)) - costs.machine.job_seconds,
+        memory=resident(costs, 0) + cache_bytes(costs, 0, at_once * (max(contexts) + new)),
     )
 
 
-def distillation(s: CostModel, data_set: str) -> Estimate:
+def distillation(costs: CostModel, data_set: str) -> Estimate:
     """The original writes every row anew, once per set; in fixed batches every row takes the steps of the longest."""
-    batch, sets, new = s.study.generation_batch, len(sets_of(s.study.arms)), rewritten(s.study, data_set)
-    rows, lengths = rows_of(s.study, data_set), set_lengths(data_set)
+    batch, sets, new = costs.study.generation_batch, len(sets_of(costs.study.arms)), rewritten(costs.study, data_set)
+    rows, lengths = rows_of(costs.study, data_set), set_lengths(data_set)
     context = lengths["rewrite_prompt"]
-    steps = new if s.machine.sequences else s.study.rewrite_tokens
-    at_once = min(rows, s.machine.sequences or batch)
-    cached = cache_bytes(s, 0, at_once * (context + s.study.rewrite_tokens))
-    decoding = decode_seconds(s, 0, rows=rows, context=context, new=steps, batch=batch)
+    steps = new if costs.machine.sequences else costs.study.rewrite_tokens
+    at_once = min(rows, costs.machine.sequences or batch)
+    cached = cache_bytes(costs, 0, at_once * (context + costs.study.rewrite_tokens))
+    decoding = decode_seconds(costs, 0, rows=rows, context=context, new=steps, batch=batch)
     return Estimate(
         read=sets * rows * context,
         generated=sets * rows * new,
-        seconds=start_seconds(s, *[0] * (sets + 1)) + sets * decoding,
-        memory=resident(s, 0) + cached + layer_bytes(s, 0, at_once * context),
+        seconds=start_seconds(costs, *[0] * (sets + 1)) + sets * decoding,
+        memory=resident(costs, 0) + cached + layer_bytes(costs, 0, at_once * context),
         disk=sets * rows * (lengths["response"] + 2 * new) * 5,  # text: about 5 bytes a token
     )
 
 
-def finetuning(s: CostModel, *, block_size: int, data_set: str, rows: int) -> Estimate:
+def finetuning(costs: CostModel, *, block_size: int, data_set: str, rows: int) -> Estimate:
     """Every arm: train an adapter, load the model again with it merged in, score it and compare it."""
-    known, scored, arms = set_lengths(data_set), evaluation(s, block_size), len(s.study.arms)
-    compared = fidelity(s, block_size, models=arms)
-    responses = [response_of(s.study, data_set, arm) for arm in s.study.arms]
-    trained = s.study.epochs * rows * sum(min(known["prompt"] + r, s.study.max_length) for r in responses)
-    training = sum(size for _, _, size in training_memory(s, block_size))
-    start = start_seconds(s, *[block_size] * 2 * arms)
+    lengths, scored, arms = set_lengths(data_set), evaluation(costs, block_size), len(costs.study.arms)
+    compared = fidelity(costs, block_size, models=arms)
+    responses = [response_of(costs.study, data_set, arm) for arm in costs.study.arms]
+    trained = costs.study.epochs * rows * sum(min(lengths["prompt"] + r, costs.study.max_length) for r in responses)
+    training = sum(size for _, _, size in training_memory(costs, block_size))
+    start = start_seconds(costs, *[block_size] * 2 * arms)
     return Estimate(
         read=arms * scored.read + compared.read,
         trained=trained,
         generated=arms * scored.generated,
-        seconds=start + train_seconds(s, block_size, trained) + arms * scored.seconds + compared.seconds,
-        memory=max(training, resident(s, block_size) + scored.memory, compared.memory),
-        disk=arms * 4 * s.shapes[block_size].adapter,
+        seconds=start + train_seconds(costs, block_size, trained) + arms * scored.seconds + compared.seconds,
+        memory=max(training, resident(costs, block_size) + scored.memory, compared.memory),
+        disk=arms * 4 * costs.shapes[block_size].adapter,
     )
 
 
-def merging(s: CostModel, *, block_size: int, data_sets: tuple[str, str]) -> Estimate:
+def merging(costs: CostModel, *, block_size: int, data_sets: tuple[str, str]) -> Estimate:
     """Both parents written out, and each point between them merged twice, by SLERP and by LERP, loaded and scored.
 
     The folders are deleted. LERP costs nothing where every tensor falls back to it, which is not known before.
     """
-    points, scored = 2 * sum(0 < t < 1 for t in s.study.slerp_t), evaluation(s, block_size)
+    points, scored = 2 * sum(0 < t < 1 for t in costs.study.slerp_t), evaluation(costs, block_size)
     passes = 4 + 4 * points  # read and write each parent; per point read two, write one, load it
-    mixed = _mixture(s, block_size, data_sets) if s.study.train_on_mixture else Estimate()
+    mixed = _mixture(costs, block_size, data_sets) if costs.study.train_on_mixture else Estimate()
     return Estimate(
         read=points * scored.read + mixed.read,
         trained=mixed.trained,
         generated=points * scored.generated + mixed.generated,
-        seconds=start_seconds(s, *[block_size] * passes) + points * scored.seconds + mixed.seconds,
-        memory=max(resident(s, block_size, block_size) + scored.memory, mixed.memory),
-        disk=3 * s.bytes_of(block_size),
+        seconds=start_seconds(costs, *[block_size] * passes) + points * scored.seconds + mixed.seconds,
+        memory=max(resident(costs, block_size, block_size) + scored.memory, mixed.memory),
+        disk=3 * costs.bytes_of(block_size),
     )
 
 
-def _mixture(s: CostModel, n: int, data_sets: tuple[str, str]) -> Estimate:
+def _mixture(costs: CostModel, n: int, data_sets: tuple[str, str]) -> Estimate:
     """Train one adapter on half the rows of either set and score it, within another job."""
-    scored, rows = evaluation(s, n), min(rows_of(s.study, name) for name in data_sets)
-    lengths = [set_lengths(name)["prompt"] + response_of(s.study, name, "self_data_ft") for name in data_sets]
-    trained = s.study.epochs * rows * sum(min(length, s.study.max_length) for length in lengths) / 2
-    loads = start_seconds(s, n, n) - s.machine.job_seconds
+    scored, rows = evaluation(costs, n), min(rows_of(costs.study, name) for name in data_sets)
+    lengths = [set_lengths(name)["prompt"] + response_of(costs.study, name, "self_data_ft") for name in data_sets]
+    trained = costs.study.epochs * rows * sum(min(length, costs.study.max_length) for length in lengths) / 2
+    loads = start_seconds(costs, n, n) - costs.machine.job_seconds
     return Estimate(
         read=scored.read,
         trained=trained,
         generated=scored.generated,
-        seconds=loads + train_seconds(s, n, trained) + scored.seconds,
-        memory=max(sum(size for _, _, size in training_memory(s, n)), resident(s, n) + scored.memory),
+        seconds=loads + train_seconds(costs, n, trained) + scored.seconds,
+        memory=max(sum(size for _, _, size in training_memory(costs, n)), resident(costs, n) + scored.memory),
     )
 
 
-def embedding_similarity(s: CostModel, *, block_size: int, data_set: str) -> Estimate:
+def embedding_similarity(costs: CostModel, *, block_size: int, data_set: str) -> Estimate:
     """Greedy and sampled answers of every arm, decoded together, each as long as may be."""
-    context, batch, asked = set_lengths(data_set)["prompt"], s.study.generation_batch, 2 * s.study.answer_prompts
-    new, answering = s.study.answer_tokens, [block_size] * len(s.study.arms)
-    decoding = sum(decode_seconds(s, n, rows=asked, context=context, new=new, batch=batch) for n in answering)
-    cached = cache_bytes(s, block_size, min(asked, s.machine.sequences or batch) * (context + new))
+    asked, new, batch = 2 * costs.study.answer_prompts, costs.study.answer_tokens, costs.study.generation_batch
+    context, answering = set_lengths(data_set)["prompt"], [block_size] * len(costs.study.arms)
+    decoding = sum(decode_seconds(costs, n, rows=asked, context=context, new=new, batch=batch) for n in answering)
+    cached = cache_bytes(costs, block_size, min(asked, costs.machine.sequences or batch) * (context + new))
     return Estimate(
         read=len(answering) * asked * context,
         generated=len(answering) * asked * new,
-        seconds=start_seconds(s, *answering) + decoding,
-        memory=resident(s, block_size) + cached,
+        seconds=start_seconds(costs, *answering) + decoding,
+        memory=resident(costs, block_size) + cached,
     )

@@ -49,24 +49,24 @@ def _agrees(params: dict, job: Job, study) -> bool:
     return all(params[name] == value for name, value in (keys | job.parameters).items() if name in params)
 
 
-def job_cost(s: CostModel, job: Job) -> Estimate:
+def job_cost(costs: CostModel, job: Job) -> Estimate:
     """What one job costs."""
     n, data_set = job.parameters.get("block_size", 0), job.parameters.get("data_set")
     match job.step:
         case "similarity":
-            return similarity(s)
+            return similarity(costs)
         case "pruning":
-            return pruned(s, n)
+            return pruned(costs, n)
         case "distillation":
-            return distillation(s, data_set)
+            return distillation(costs, data_set)
         case "finetuning":
-            rows = job.parameters["train_rows"] or token_lengths.rows_of(s.study, data_set)
-            return finetuning(s, block_size=n, data_set=data_set, rows=rows)
+            rows = job.parameters["train_rows"] or token_lengths.rows_of(costs.study, data_set)
+            return finetuning(costs, block_size=n, data_set=data_set, rows=rows)
         case "merging":
-            return merging(s, block_size=n, data_sets=(data_set, job.parameters["other_data_set"]))
+            return merging(costs, block_size=n, data_sets=(data_set, job.parameters["other_data_set"]))
         case "embedding_similarity":
-            return embedding_similarity(s, block_size=n, data_set=data_set)
-    return Estimate(seconds=s.machine.job_seconds, memory=s.machine.process_bytes)
+            return embedding_similarity(costs, block_size=n, data_set=data_set)
+    return Estimate(seconds=costs.machine.job_seconds, memory=costs.machine.process_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,38 +79,40 @@ class Row:
     left: Estimate
 
 
-def plan_rows(s: CostModel, records: list[dict]) -> dict[str, Row]:
+def plan_rows(costs: CostModel, records: list[dict]) -> dict[str, Row]:
     """The plan by step."""
-    every = [(job, job_cost(s, job), is_done(job, records, s.study)) for job in study_jobs(s.study)]
-    found = {}
+    every = [(job, job_cost(costs, job), is_done(job, records, costs.study)) for job in study_jobs(costs.study)]
+    rows = {}
     for step in NOTEBOOKS:
-        own = [(cost, done) for job, cost, done in every if job.step == step]
-        left = [cost for cost, done in own if not done]
-        found[step] = Row(
-            jobs=len(own),
-            done=len(own) - len(left),
-            whole=total([cost for cost, _ in own], step=step, machine=s.machine),
-            left=total(left, step=step, machine=s.machine),
+        step_jobs = [(cost, done) for job, cost, done in every if job.step == step]
+        left = [cost for cost, done in step_jobs if not done]
+        rows[step] = Row(
+            jobs=len(step_jobs),
+            done=len(step_jobs) - len(left),
+            whole=total([cost for cost, _ in step_jobs], step=step, machine=costs.machine),
+            left=total(left, step=step, machine=costs.machine),
         )
-    return found
+    return rows
 
 
-def total(costs: list[Estimate], *, step: str, machine) -> Estimate:
+def total(estimates: list[Estimate], *, step: str, machine) -> Estimate:
     """Several jobs of a step: sums; of memory the largest; of disk what lies there at once."""
-    sums = {name: sum(getattr(cost, name) for cost in costs) for name in ("read", "trained", "generated", "seconds")}
-    disk = sorted((cost.disk for cost in costs), reverse=True)
+    sums = {
+        name: sum(getattr(cost, name) for cost in estimates) for name in ("read", "trained", "generated", "seconds")
+    }
+    disk = sorted((cost.disk for cost in estimates), reverse=True)
     # a merge deletes its folders: only those of the jobs that run side by side lie there together
     kept = disk[: machine.jobs_at_once] if step == "merging" else disk
-    return Estimate(**sums, memory=max((cost.memory for cost in costs), default=0), disk=sum(kept))
+    return Estimate(**sums, memory=max((cost.memory for cost in estimates), default=0), disk=sum(kept))
 
 
-def plan_table(s: CostModel, plan: dict[str, Row]) -> str:
+def plan_table(costs: CostModel, plan: dict[str, Row]) -> str:
     """The plan as text, totals last."""
-    unit = s.machine.unit
+    unit = costs.machine.unit
     lines = [_line(step, row.jobs, row.done, row.whole, row.left, unit) for step, row in plan.items()]
     whole = [row.whole for row in plan.values()]
-    together = total(whole, step="", machine=s.machine)
-    left = total([row.left for row in plan.values()], step="", machine=s.machine)
+    together = total(whole, step="", machine=costs.machine)
+    left = total([row.left for row in plan.values()], step="", machine=costs.machine)
     count, done = sum(row.jobs for row in plan.values()), sum(row.done for row in plan.values())
     lines.append(_line("all", count, done, together, left, unit))
     return tabulate.tabulate(lines, headers="keys", tablefmt="simple", disable_numparse=True, colalign=ALIGN)
@@ -138,17 +140,17 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
-def memory_table(s: CostModel) -> str:
+def memory_table(costs: CostModel) -> str:
     """The arithmetic of fine-tuning's memory: in words for the middle block size, in GB for each."""
-    sizes = sorted({job.parameters["block_size"] for job in study_jobs(s.study) if job.step == "finetuning"})
+    sizes = sorted({job.parameters["block_size"] for job in study_jobs(costs.study) if job.step == "finetuning"})
     middle = sizes[len(sizes) // 2]
-    columns = {n: training_memory(s, n) for n in sizes}
+    columns = {n: training_memory(costs, n) for n in sizes}
     lines = [
         {"": what, f"arithmetic at n = {middle}": how, **{f"n = {n}": f"{columns[n][i][2] / GB:.2f}" for n in sizes}}
         for i, (what, how, _) in enumerate(columns[middle])
     ]
     sums = {f"n = {n}": f"{sum(size for _, _, size in columns[n]) / GB:.2f}" for n in sizes}
-    last = {"": "together", f"arithmetic at n = {middle}": f"of {s.machine.memory / GB:.0f} GB", **sums}
+    last = {"": "together", f"arithmetic at n = {middle}": f"of {costs.machine.memory / GB:.0f} GB", **sums}
     align = ("left", "left", *["right"] * len(sizes))
     return tabulate.tabulate([*lines, last], headers="keys", tablefmt="simple", disable_numparse=True, colalign=align)
 
@@ -156,7 +158,7 @@ def memory_table(s: CostModel) -> str:
 def cost_model(study, *, hardware: str | None) -> tuple[CostModel, str]:
     """Everything the estimates need, and where the architecture is from."""
     if hardware:
-        load_machine(hardware)  # a wrong name is told before anything is counted
+        load_machine(hardware)  # a wrong name is reported before anything is counted
     config, origin = architecture.find_config(study.model)
     sizes = {0, *study.block_sizes}
     shapes = {
@@ -166,47 +168,50 @@ def cost_model(study, *, hardware: str | None) -> tuple[CostModel, str]:
     return CostModel(study=study, machine=load_machine(name), shapes=shapes), origin
 
 
-def notes(s: CostModel, plan: dict[str, Row]) -> list[str]:
+def notes(costs: CostModel, plan: dict[str, Row]) -> list[str]:
     """What a reader should know beside the table."""
-    machine, whole = s.machine, [row.whole for row in plan.values()]
+    machine, whole = costs.machine, [row.whole for row in plan.values()]
     largest, hours = max(cost.memory for cost in whole), sum(row.left.seconds for row in plan.values()) / HOUR
-    fits, room = largest <= machine.memory, f"{machine.memory / GB:.0f} GB"
-    said = [
+    fits, memory = largest <= machine.memory, f"{machine.memory / GB:.0f} GB"
+    lines = [
         f"still to do: {short(hours)} {machine.unit}, {short(hours / machine.jobs_at_once)} h with "
         f"{machine.jobs_at_once} job(s) at once",
-        f"largest memory: {short(largest / GB)} GB {'fits' if fits else 'does NOT fit'} into {room}"
+        f"largest memory: {short(largest / GB)} GB {'fits' if fits else 'does NOT fit'} into {memory}"
         f"{'' if fits else ': lower the batch sizes or max_length'}",
-        f"disk: {short(sum(cost.disk for cost in whole) / GB)} GB, and {short(2 * s.shapes[0].parameters / GB)} GB "
+        f"disk: {short(sum(cost.disk for cost in whole) / GB)} GB, and {short(2 * costs.shapes[0].parameters / GB)} GB "
         "for the model itself (2 bytes a parameter)",
     ]
     if machine.dtype_bytes < 4:
-        said.append(f"host memory: {short(4 * s.shapes[0].parameters / GB)} GB a job: adapters are merged in float32")
-    unknown = [name for name in s.study.data_sets if name not in token_lengths.lengths()["data_sets"]]
-    unknown += [name for name in s.study.tasks if name not in token_lengths.lengths()["tasks"]]
+        lines.append(
+            f"host memory: {short(4 * costs.shapes[0].parameters / GB)} GB a job: adapters are merged in float32"
+        )
+    unknown = [name for name in costs.study.data_sets if name not in token_lengths.lengths()["data_sets"]]
+    unknown += [name for name in costs.study.tasks if name not in token_lengths.lengths()["tasks"]]
     if unknown:
         like = f"data sets are taken to be like {token_lengths.LIKE_SET}, tasks like {token_lengths.LIKE_TASK}"
-        said.append(f"never measured: {', '.join(unknown)}; {like}")
-    return said
+        lines.append(f"never measured: {', '.join(unknown)}; {like}")
+    return lines
 
 
-def plan_report(name: str, s: CostModel, records: list[dict], *, origin: str) -> str:
+def plan_report(name: str, costs: CostModel, records: list[dict], *, origin: str) -> str:
     """The whole output."""
-    plan, own = plan_rows(s, records), s.shapes[0]
+    plan, shape = plan_rows(costs, records), costs.shapes[0]
     heads = [
-        f"study {name}: {s.study.model}, {own.parameters / GB:.3f} billion parameters, {own.layers} layers",
+        f"study {name}: {costs.study.model}, {shape.parameters / GB:.3f} billion parameters, {shape.layers} layers",
         f"architecture: {origin}",
-        f"hardware: {s.machine.name}; {s.machine.basis}",
+        f"hardware: {costs.machine.name}; {costs.machine.basis}",
         "token lengths: sdd_utils/sweep/token_lengths.yaml; throughput: sdd_utils/sweep/throughput.yaml",
     ]
     tails = [
-        *notes(s, plan),
+        *notes(costs, plan),
         f"prefetch: make prefetch STUDY={name}",
         f"run:      make reproduce STUDY={name}",
         f"left out: {LEFT_OUT}",
     ]
-    memory = f"Memory of fine-tuning, GB: {s.study.batch_size} rows of {s.study.max_length} tokens at once, LoRA r "
-    memory += f"{s.study.lora_rank} on {s.study.lora_targets}; shorter rows or gradient accumulation need less"
-    return "\n".join([*heads, "", plan_table(s, plan), "", memory, "", memory_table(s), "", *tails])
+    study = costs.study
+    memory = f"Memory of fine-tuning, GB: {study.batch_size} rows of {study.max_length} tokens at once, LoRA r "
+    memory += f"{study.lora_rank} on {study.lora_targets}; shorter rows or gradient accumulation need less"
+    return "\n".join([*heads, "", plan_table(costs, plan), "", memory, "", memory_table(costs), "", *tails])
 
 
 def main() -> int:
@@ -217,10 +222,10 @@ def main() -> int:
     parser.add_argument("--hardware", help="an entry of sdd_utils/sweep/throughput.yaml (default by the model's size)")
     arguments = parser.parse_args()
     try:
-        s, origin = cost_model(load_study(arguments.study), hardware=arguments.hardware)
+        costs, origin = cost_model(load_study(arguments.study), hardware=arguments.hardware)
         run = arguments.run or f"work/{Path(arguments.study).stem}"
         records = read_records(Run.at(run).records)
-        print(plan_report(arguments.study, s, records, origin=origin))
+        print(plan_report(arguments.study, costs, records, origin=origin))
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

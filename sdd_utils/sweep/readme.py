@@ -29,11 +29,12 @@ def fill_page(page: str, *, root: Path = ROOT) -> str:
 
 def plan_in_brief(name: str) -> str:
     """Time and disk of a whole study in a few words."""
-    s, _ = plan.cost_model(load_study(name), hardware=None)
-    whole = [row.whole for row in plan.plan_rows(s, []).values()]
-    hours = sum(cost.seconds for cost in whole) / plan.HOUR / s.machine.jobs_at_once
-    disk = sum(cost.disk for cost in whole) + 2 * s.shapes[0].parameters  # the model's own folder: 2 bytes a parameter
-    return f"{plan.short(hours)} h ({s.machine.name}), {plan.short(disk / plan.GB)} GB"
+    costs, _ = plan.cost_model(load_study(name), hardware=None)
+    whole = [row.whole for row in plan.plan_rows(costs, []).values()]
+    hours = sum(cost.seconds for cost in whole) / plan.HOUR / costs.machine.jobs_at_once
+    model_folder = 2 * costs.shapes[0].parameters  # 2 bytes a parameter
+    disk = sum(cost.disk for cost in whole) + model_folder
+    return f"{plan.short(hours)} h ({costs.machine.name}), {plan.short(disk / plan.GB)} GB"
 
 
 if __name__ == "__main__":

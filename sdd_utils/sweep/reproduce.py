@@ -62,8 +62,8 @@ def _check_profile(profile: str) -> None:
         raise FileNotFoundError(f"profile {profile!r} has no config.yaml: name a folder such as profiles/slurm")
     executor = (yaml.safe_load(file.read_text()) or {}).get("executor", "local")
     if executor != "local" and not find_spec(f"snakemake_executor_plugin_{executor.replace('-', '_')}"):
-        mend = "run 'make install PROFILE=slurm'" if executor == "slurm" else "install its Snakemake executor plugin"
-        raise ValueError(f"profile {profile!r} needs the executor {executor!r}, which is not installed: {mend}")
+        fix = "run 'make install PROFILE=slurm'" if executor == "slurm" else "install its Snakemake executor plugin"
+        raise ValueError(f"profile {profile!r} needs the executor {executor!r}, which is not installed: {fix}")
 
 
 @contextmanager
@@ -91,10 +91,10 @@ def _this_machine() -> list[str]:
 def _has_gpu() -> bool:
     """Whether jobs will see a GPU; asking torch would take seconds."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    found = shutil.which("nvidia-smi")
-    return (
-        bool(found) and not hidden and subprocess.run([found, "-L"], capture_output=True, check=False).returncode == 0
-    )
+    nvidia_smi = shutil.which("nvidia-smi")
+    if hidden or not nvidia_smi:
+        return False
+    return subprocess.run([nvidia_smi, "-L"], capture_output=True, check=False).returncode == 0
 
 
 def _snakemake(study: str, *, run: str, publish: str, further: list[str]) -> int:

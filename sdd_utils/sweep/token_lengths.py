@@ -31,20 +31,20 @@ def rows_of(study, data_set: str) -> int:
 
 def documents_of(study, task: str) -> int:
     """Documents of a task; 0 in the study means all, and a number counts for each part (MMLU: each subject)."""
-    known = task_lengths(task)
-    return min(study.tasks[task] * known["parts"], known["documents"]) or known["documents"]
+    length = task_lengths(task)
+    return min(study.tasks[task] * length["parts"], length["documents"]) or length["documents"]
 
 
 def context_of(study, task: str) -> float:
     """Mean tokens that are read for one document of a task, few-shot examples and choices included."""
-    known = task_lengths(task)
-    return known["read"] + study.shots.get(task, known["default_shots"]) * known["example"]
+    length = task_lengths(task)
+    return length["read"] + study.shots.get(task, length["default_shots"]) * length["example"]
 
 
 def rewritten(study, data_set: str) -> float:
     """Mean tokens of a rewrite."""
-    known, growth = set_lengths(data_set), lengths()["growth"]
-    return min(known["response"] * growth["maths" if known["maths"] else "general"], study.rewrite_tokens)
+    length, growth = set_lengths(data_set), lengths()["growth"]
+    return min(length["response"] * growth["maths" if length["maths"] else "general"], study.rewrite_tokens)
 
 
 def response_of(study, data_set: str, arm: str) -> float:

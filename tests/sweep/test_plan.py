@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -277,7 +278,8 @@ def test_wrong_names_get_one_sentence(arguments, said, monkeypatch, capsys):
 
 def test_architecture_table_reads_any_config(model_folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["architecture", str(model_folder / "config.json"), "2"])
-    assert architecture.main() == 0
+    with pytest.raises(SystemExit, match="^0$"):
+        runpy.run_path(architecture.__file__, run_name="__main__")
     parameters = json.loads((model_folder / "config.json").read_text())["num_hidden_layers"]
     assert f"|   0 |        {parameters} |" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["architecture", "nobody"])
