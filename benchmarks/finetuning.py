@@ -4,7 +4,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 

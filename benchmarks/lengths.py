@@ -1,4 +1,4 @@
-"""Measure the token lengths that `make plan` estimates from: `python benchmarks/lengths.py > sdd_utils/sweep/token_lengths.yaml`.
+"""Measure the token lengths that `make plan` estimates from; the output is `sdd_utils/sweep/token_lengths.yaml`.
 
 Data sets and stock tasks come from the hub (HF_ENDPOINT and HF_HOME are respected), the offline ones out of this
 package; every text is tokenised with one tokenizer, SmolLM2's. What the hub copy at hand does not hold in full, and

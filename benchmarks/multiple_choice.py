@@ -2,7 +2,6 @@
 
 import lm_eval
 import numpy as np
-import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 

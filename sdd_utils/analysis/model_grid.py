@@ -201,8 +201,12 @@ def differences(rows: list[dict], original: dict[str, dict]) -> list[dict]:
 
 def without_documents(rows: list[dict]) -> list[dict]:
     """The grid without the per-document scores, which the jobs' own records keep."""
-    brief = [{key: value for key, value in row.items() if key != "by_seed"} for row in rows]
     return [
-        row | {"scores": {t: {k: v for k, v in s.items() if k != "documents"} for t, s in row["scores"].items()}}
-        for row in brief
+        _without(row, "by_seed")
+        | {"scores": {task: _without(score, "documents") for task, score in row["scores"].items()}}
+        for row in rows
     ]
+
+
+def _without(mapping: dict, key: str) -> dict:
+    return {name: value for name, value in mapping.items() if name != key}

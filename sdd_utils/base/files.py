@@ -57,9 +57,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         yield scratch
         scratch.chmod(0o755)
+        former = scratch.with_name(f"{scratch.name}-former")
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(former)  # not removed before the new one is in its place
         scratch.rename(folder)
+        shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -92,9 +94,8 @@ def drop_half_line(path: Path) -> None:
     """Take away a last line that a killed process left unfinished; a file that is not there is made, empty."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    whole, newline, unfinished = path.read_bytes().rpartition(b"\n")
-    if unfinished:
-        path.write_bytes(whole + newline)
+    whole, newline, _ = path.read_bytes().rpartition(b"\n")
+    os.truncate(path, len(whole) + len(newline))  # in place: a kill now loses nothing
 
 
 def keep_rows(path: Path, keys: dict[str, str], *, make: Callable[[list[str]], Iterable[dict]]) -> list[dict]:

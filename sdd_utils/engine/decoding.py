@@ -72,8 +72,8 @@ def sampler(
         if 0 < top_k < scores.shape[-1]:  # a sort of the whole vocabulary, as top-p needs it, would cost half a step
             scores, tokens = scores.topk(top_k)
         cumulative = warp(None, scores).softmax(dim=-1).double().cumsum(dim=-1)
-        at = torch.tensor([uniform(id_)[step] for id_, step in zip(ids, steps, strict=True)], dtype=torch.float64)
-        chosen = torch.searchsorted(cumulative, at.to(cumulative.device)[:, None] * cumulative[:, -1:], right=True)
+        levels = torch.tensor([uniform(id_)[step] for id_, step in zip(ids, steps, strict=True)], dtype=torch.float64)
+        chosen = torch.searchsorted(cumulative, levels.to(cumulative.device)[:, None] * cumulative[:, -1:], right=True)
         chosen = chosen.clamp(max=scores.shape[-1] - 1)
         chosen = (chosen if tokens is None else tokens.gather(1, chosen))[:, 0]
         if certain.isdisjoint(ids):

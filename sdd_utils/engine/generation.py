@@ -53,8 +53,8 @@ def render(tokenizer, messages: list[dict]) -> str:
 
 def _without_system(messages: list[dict]) -> list[dict]:
     """The same conversation for a template that knows no system turn: its text opens the user's turn."""
-    system, user, *rest = messages
-    return [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]
+    system, user, *later = messages
+    return [user | {"content": f"{system['content']}\n\n{user['content']}"}, *later]
 
 
 def generate_texts(

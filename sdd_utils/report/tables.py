@@ -12,7 +12,7 @@ from sdd_utils.analysis import comparisons, model_grid
 from sdd_utils.analysis.answer_shift import cosines_by_arm
 from sdd_utils.analysis.model_grid import differences, nearest_cut, original_scores
 from sdd_utils.analysis.published import NUMBERS
-from sdd_utils.analysis.statistics import averaged_tasks, recovered
+from sdd_utils.analysis.statistics import recovered
 from sdd_utils.analysis.verdicts import OPEN, with_interval
 from sdd_utils.base.files import write_text
 from sdd_utils.base.number_format import percent, points
@@ -159,14 +159,14 @@ def comparison_rows(records: list[dict], rows: list[dict]) -> list[dict]:
     Those at n = 6 stand beside the fine-tuned block size that cuts the share of parameters nearest to the paper's,
     and embedding similarity on OpenMathInstruct beside that on such a set, where the study has one.
     """
-    ours = _our_numbers(records, rows)
+    our_numbers = _our_numbers(records, rows)
     return [
         {
             "key": published.key,
             "what": published.what,
             "paper": f"{published.value:g} {published.unit}",
             "source": published.source,
-            "ours": ours.get(published.key, "-"),
+            "ours": our_numbers.get(published.key, "-"),
         }
         for published in NUMBERS
     ]
@@ -176,9 +176,8 @@ def _our_numbers(records: list[dict], rows: list[dict]) -> dict[str, str]:
     """Our number beside each published one, as text, by the published one's key."""
     n = nearest_cut(records)
     numbers = {f"recovery_{arm}": _range_of(rows, arm=arm, n=n) for arm in ("sft", "self_data_ft")}
-    like = [r for r in of_step(records, "embedding_similarity") if "openmath" in r["params"]["data_set"]] or records
     for arm in ("sft", "self_data_ft"):
-        mean = comparisons.cosine(like, arm=arm)
+        mean = comparisons.cosine(nearest_similarities(records), arm=arm)
         low, high = mean["interval"]
         numbers[f"embedding_{arm}"] = f"{mean['estimate']:.2f} [{low:.2f}, {high:.2f}] ({mean['where']})"
     gain = comparisons.largest_gain(records)
@@ -193,6 +192,12 @@ def _our_numbers(records: list[dict], rows: list[dict]) -> dict[str, str]:
 def comparison_table(records: list[dict], rows: list[dict]) -> pd.DataFrame:
     """`comparison_rows` without their keys."""
     return pd.DataFrame(comparison_rows(records, rows)).drop(columns="key")
+
+
+def nearest_similarities(records: list[dict]) -> list[dict]:
+    """The records of 06 on a set like the paper's OpenMathInstruct, where the study has one, else all of them."""
+    similarities = of_step(records, "embedding_similarity")
+    return [record for record in similarities if "openmath" in record["params"]["data_set"]] or similarities
 
 
 def _range_of(rows: list[dict], *, arm: str, n: int) -> str:
@@ -219,11 +224,6 @@ def recovery_table(rows: list[dict], original: dict[str, dict]) -> pd.DataFrame:
         cells |= {"p (Holm)": f"{entry['p_holm']:.2g}", "detectable (points)": f"{100 * entry['detectable']:.1f}"}
         lines.append(cells)
     return pd.DataFrame(lines)
-
-
-def averaged(records: list[dict]) -> str:
-    """The tasks that the average is over, as text."""
-    return ", ".join(averaged_tasks(original_scores(records)))
 
 
 def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:

@@ -185,10 +185,13 @@ def _task_score(results: dict, *, task: str, limit: int, chat: bool, engine: str
         "all": values,
         "documents": documents,
     }
-    if metric == "word_perplexity":
-        score |= {"metric": "nll_per_word", "higher_is_better": False, "documents": [[-ll, n] for ll, n in documents]}
-        score |= _ratio_estimate(score["documents"])
-    return score
+    return score | _nll_per_word(documents) if metric == "word_perplexity" else score
+
+
+def _nll_per_word(documents: list) -> dict:
+    """What changes in a score when a perplexity, per document (log-likelihood, words), becomes nats per word."""
+    pairs = [[-log_likelihood, words] for log_likelihood, words in documents]
+    return {"metric": "nll_per_word", "higher_is_better": False, "documents": pairs} | _ratio_estimate(pairs)
 
 
 def _chance(samples: list[dict], documents: list) -> float:

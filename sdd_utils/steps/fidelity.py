@@ -72,7 +72,9 @@ def measure_fidelity(original, model, tokenizer, answers: dict[str, list[dict]])
             documents = [_document(original, model, *_tokens(tokenizer, row)) for row in rows]
             nll, kl, tokens = map(sum, zip(*documents, strict=True))
             if not tokens:
-                raise ValueError(f"every answer of the original to {data_set} is empty: raise answer_prompts")
+                raise ValueError(
+                    f"every answer of the original to {data_set} is empty: use an instruct model, or other data_sets"
+                )
             fidelity[data_set] = {"nll": nll / tokens, "kl": kl / tokens, "tokens": tokens, "documents": documents}
     return fidelity
 

@@ -179,13 +179,15 @@ def pruned(costs: CostModel, block_size: int) -> Estimate:
 
 def _answering(costs: CostModel) -> Estimate:
     """The original, loaded once per data set, answers the held-out questions, greedily and by sampling."""
-    asked, new, batch = 2 * costs.study.answer_prompts, costs.study.answer_tokens, costs.study.generation_batch
+    answers, new, batch = 2 * costs.study.answer_prompts, costs.study.answer_tokens, costs.study.generation_batch
     contexts = [set_lengths(name)["prompt"] for name in costs.study.data_sets]
-    decoding = sum(decode_seconds(costs, 0, rows=asked, context=context, new=new, batch=batch) for context in contexts)
-    at_once = min(asked, costs.machine.sequences or batch)
+    decoding = sum(
+        decode_seconds(costs, 0, rows=answers, context=context, new=new, batch=batch) for context in contexts
+    )
+    at_once = min(answers, costs.machine.sequences or batch)
     return Estimate(
-        read=asked * sum(contexts),
-        generated=asked * new * len(contexts),
+        read=answers * sum(contexts),
+        generated=answers * new * len(contexts),
         seconds=decoding + start_seconds(costs, *[0] * len(contexts)) - costs.machine.job_seconds,
         memory=resident(costs, 0) + cache_bytes(costs, 0, at_once * (max(contexts) + new)),
     )
@@ -262,13 +264,13 @@ def _mixture(costs: CostModel, n: int, data_sets: tuple[str, str]) -> Estimate:
 
 def embedding_similarity(costs: CostModel, *, block_size: int, data_set: str) -> Estimate:
     """Greedy and sampled answers of every arm, decoded together, each as long as may be."""
-    asked, new, batch = 2 * costs.study.answer_prompts, costs.study.answer_tokens, costs.study.generation_batch
+    answers, new, batch = 2 * costs.study.answer_prompts, costs.study.answer_tokens, costs.study.generation_batch
     context, answering = set_lengths(data_set)["prompt"], [block_size] * len(costs.study.arms)
-    decoding = sum(decode_seconds(costs, n, rows=asked, context=context, new=new, batch=batch) for n in answering)
-    cached = cache_bytes(costs, block_size, min(asked, costs.machine.sequences or batch) * (context + new))
+    decoding = sum(decode_seconds(costs, n, rows=answers, context=context, new=new, batch=batch) for n in answering)
+    cached = cache_bytes(costs, block_size, min(answers, costs.machine.sequences or batch) * (context + new))
     return Estimate(
-        read=len(answering) * asked * context,
-        generated=len(answering) * asked * new,
+        read=len(answering) * answers * context,
+        generated=len(answering) * answers * new,
         seconds=start_seconds(costs, *answering) + decoding,
         memory=resident(costs, block_size) + cached,
     )

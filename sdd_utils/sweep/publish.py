@@ -15,7 +15,7 @@ def publish(run: Path, *, out: Path, names: list[str]) -> None:
     Args:
         names: the stems of the records; each has a notebook of the same name.
     """
-    for folder in ("records", "notebooks", "figures"):
+    for folder in ("records", "notebooks", "figures", "tables"):
         shutil.rmtree(out / folder, ignore_errors=True)
         (out / folder).mkdir(parents=True)
     for name in names:

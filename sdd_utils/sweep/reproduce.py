@@ -24,27 +24,19 @@ from sdd_utils.study.schema import load_study
 
 def main() -> int:
     """Parse the command line, run, print; the exit status is Snakemake's."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", nargs="?", default="embedded", help="name of a file under studies/, or a path")
-    parser.add_argument("--run", help="folder of checkpoints, sets and records (default work/<study>)")
-    parser.add_argument("--publish", help="folder of tables, figures and pages (default results/<study>)")
-    parser.add_argument("--profile", help="Snakemake profile of a cluster, e.g. profiles/slurm (default: this machine)")
-    arguments, further = parser.parse_known_args()
+    arguments, further = _parser().parse_known_args()
     try:
-        for name, keys in load_study(arguments.study).own_data.items():
-            sources.local_file(sources.own_source(name, keys), name=name)
-        if arguments.profile:
-            _check_profile(arguments.profile)
+        _check(arguments)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     name = Path(arguments.study).stem
     run, publish = arguments.run or f"work/{name}", arguments.publish or f"results/{name}"
+    where = ["--profile", arguments.profile] if arguments.profile else _this_machine()
     with _lock(ROOT / run) as free:
         if not free:
             print(f"error: another run of study {name!r} is going on in {run}: wait for it to end", file=sys.stderr)
             return 2
-        where = ["--profile", arguments.profile] if arguments.profile else _this_machine()
         try:
             status = _snakemake(arguments.study, run=run, publish=publish, further=[*where, *further])
         except KeyboardInterrupt:
@@ -53,6 +45,23 @@ def main() -> int:
     if status == 0:
         _print_results(ROOT / publish)
     return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", default="embedded", help="name of a file under studies/, or a path")
+    parser.add_argument("--run", help="folder of checkpoints, sets and records (default work/<study>)")
+    parser.add_argument("--publish", help="folder of tables, figures and pages (default results/<study>)")
+    parser.add_argument("--profile", help="Snakemake profile of a cluster, e.g. profiles/slurm (default: this machine)")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise ValueError or FileNotFoundError, in one sentence, before anything is started."""
+    for name, keys in load_study(arguments.study).own_data.items():
+        sources.local_file(sources.own_source(name, keys), name=name)
+    if arguments.profile:
+        _check_profile(arguments.profile)
 
 
 def _check_profile(profile: str) -> None:

@@ -95,7 +95,7 @@ def test_greedy_answers_are_the_likeliest_tokens(model, tokenizer, model_folder,
 
 
 def test_silence_and_missing_answers_are_told(model, tokenizer, answers, tmp_path):
-    with pytest.raises(ValueError, match="every answer of the original to d is empty: raise answer_prompts"):
+    with pytest.raises(ValueError, match="every answer of the original to d is empty: use an instruct model"):
         fidelity.measure_fidelity(model, model, tokenizer, {"d": answers[2:]})
     with pytest.raises(FileNotFoundError, match="d.jsonl does not exist yet: run the notebook that makes it"):
         fidelity.read_answers(tmp_path / "d.jsonl")

@@ -37,7 +37,7 @@ def online(hub, tmp_path_factory):
 
 
 def run(module, *arguments, environment, seconds=1500):
-    command = [sys.executable, "-m", f"sdd_utils.{module}", *map(str, arguments)]
+    command = [sys.executable, "-m", f"sdd_utils.sweep.{module}", *map(str, arguments)]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False
     )
