@@ -1,4 +1,4 @@
-"""What a study may say beyond types and bounds, and how a mistake is told: one sentence with value, rule and fix.
+"""What a study may say beyond types and bounds, and how a mistake is reported: one sentence with value, rule and fix.
 
 Bounds that need a model, such as its number of layers, are checked where the model is known.
 """

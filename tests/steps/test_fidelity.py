@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tiny_llama
 
-from sdd_utils.base.files import write_json_lines
+from sdd_utils.base.files import read_json_lines, write_json_lines
 from sdd_utils.steps import fidelity
 
 ROWS = [
@@ -73,6 +73,18 @@ def test_a_model_has_no_divergence_from_itself(model, tokenizer, answers):
     assert found["nll"] == pytest.approx(
         sum(plain(model, model, tokenizer, row)[0] for row in answers[:2]) / found["tokens"]
     )
+
+
+def test_greedy_and_sampled_answers_to_a_question_stand_at_the_same_place(model_folder, tmp_path):
+    """Rows finish in an order of their own, the longest first: what is read side by side must not follow it."""
+    settings = {"path": tmp_path / "texts.jsonl", "temperature": 2.0, "max_new_tokens": 6, "batch_size": 2}
+    answers = fidelity.answer_questions(model_folder, QUESTIONS, **settings)
+    finished = [row["id"] for row in read_json_lines(tmp_path / "texts.jsonl")]
+    assert finished != [*QUESTIONS, *(f"{id_} sampled" for id_ in QUESTIONS)]
+    path = write_json_lines(tmp_path / "d.jsonl", answers["greedy"] + answers["sampled"])
+    greedy, sampled = (fidelity.read_answers(path, sampled=choice) for choice in (False, True))
+    assert [row["id"] for row in greedy] == [*QUESTIONS]
+    assert [row["id"] for row in sampled] == [f"{id_} sampled" for id_ in QUESTIONS]
 
 
 def test_greedy_answers_are_the_likeliest_tokens(model, tokenizer, model_folder, tmp_path):
