@@ -206,9 +206,12 @@ def write_manifest(folder: Path, *, weights: dict[str, str], parent: str, recipe
 
 
 def identity(folder: Path) -> dict:
-    """What a checkpoint's weights are: the hashes of its manifest, or its place if it has none."""
+    """What a checkpoint's weights are: the hashes of its manifest, or else its place and its files' sizes and times."""
     manifest = folder / "manifest.json"
-    return json.loads(manifest.read_text())["sha256"] if manifest.is_file() else {"folder": folder.as_posix()}
+    if manifest.is_file():
+        return json.loads(manifest.read_text())["sha256"]
+    files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in folder.glob("*.safetensors")}
+    return {"folder": folder.as_posix(), "files": files}
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """Where a model comes from, and what is said when it cannot be had."""
 
+import os
 import shutil
 from fnmatch import fnmatch
 
@@ -63,3 +64,15 @@ def test_a_template_that_prints_the_date_prints_one_day(model_folder, tmp_path):
         said = loaded.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
         assert said == "  Today is 26 Jul 2024. Hello"
         loaded.save_pretrained(folder)
+
+
+def test_weights_that_changed_in_their_place_are_other_weights(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    before = store.identity(folder)
+    assert store.identity(folder) == before
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[::-1])  # as long as before
+    os.utime(weights, ns=(0, 0))
+    assert store.identity(folder) != before
+    (folder / "manifest.json").write_text('{"sha256": {"model.safetensors": "abc"}}')
+    assert store.identity(folder) == {"model.safetensors": "abc"}
