@@ -1,5 +1,6 @@
 # make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] ·
-# make figures [STUDY=…] · make page [STUDY=…] · make vllm · make test · make bench · make lab · make clean
+# make figures [STUDY=…] · make page [STUDY=…] · make readme · make vllm · make test · make lint · make bench ·
+# make lab · make install · make clean
 STUDY ?= embedded
 # A folder under profiles/ that says where jobs run; empty: this machine.
 PROFILE ?=
@@ -47,8 +48,9 @@ lint: install
 lab: install
 	$(VENV)/bin/jupyter lab notebooks
 
-# Copies the studies' tables as they are present, and the plans' estimates, into README and docs.
+# Copies tables as they are present, the plans' estimates and the table of study keys into README and docs.
 readme: install
+	$(PY) -m sdd_utils.study.schema --write
 	$(PY) -m sdd_utils.sweep.readme
 
 install: $(VENV)/.installed $(if $(PROFILE),$(VENV)/.slurm)

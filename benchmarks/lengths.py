@@ -100,7 +100,8 @@ def measure_task(tokenizer, name: str) -> dict:
     example = (_tokens(tokenizer, parts, shots=shots)[0] - read) / shots if shots else 0.0
     found = {"documents": size, "parts": count, "kind": kind, "default_shots": default, "read": round(read, 1)}
     found |= {"example": round(example, 1), "requests": round(requests, 1)}
-    found |= {"decode": DECODED[name]} if kind == "generate" else {}
+    if kind == "generate":
+        found["decode"] = DECODED.get(name) or parts[0].config.generation_kwargs["max_gen_toks"]
     return found | {"measured_on": documents, "measured_shots": shots}
 
 

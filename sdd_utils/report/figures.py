@@ -143,8 +143,11 @@ def score_bars(scores: dict[str, dict[str, dict]]) -> Figure:
                 edgecolor="white", width=min(0.3 * len(scores), 0.8), ax=axis)  # fmt: skip
     for bars, arm in zip(list(axis.containers), scores, strict=True):
         _finish_bars(axis, bars, [scores[arm][task] for task in tasks], arm=arm)
-    chance, places = [first[task]["chance"] for task in tasks], np.arange(len(tasks))
-    axis.hlines(chance, places - 0.45, places + 0.45, colors="black", linestyles="--", lw=1.2, label="chance")
+    chance = np.array([(place, first[task]["chance"]) for place, task in enumerate(tasks) if first[task]["chance"]])
+    if len(chance):
+        places, scores_of_guessing = chance.T
+        look = {"colors": "black", "linestyles": "--", "lw": 1.2, "label": "chance"}
+        axis.hlines(scores_of_guessing, places - 0.45, places + 0.45, **look)
     axis.set(xlabel="task", ylabel="score, 0 to 1 (95 % interval)", ylim=(0, None), title="Score per task")
     axis.legend(**_BELOW, ncols=min(len(scores) + 1, 4))
     return drawn

@@ -39,6 +39,9 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = ROOT / "results" / arguments.study if "/" not in arguments.study else ROOT / arguments.study
     try:
+        if not (folder / "records").is_dir():
+            fix = f"run 'make reproduce STUDY={arguments.study}' first"
+            raise FileNotFoundError(f"{folder} holds no records: {fix}, or name a study of results/")
         redraw(folder, pages=arguments.pages)
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

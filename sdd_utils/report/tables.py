@@ -126,7 +126,14 @@ def scaling_table(rows: list[dict]) -> pd.DataFrame:
         cells = by_key.setdefault((row["data_set"], row["block_size"], row["rows"]), {})
         cells[NAMES[row["arm"]]] = percent(row["recovery"], row["interval"])
     keys = ("fine-tuned on", "n", "rows")
-    return pd.DataFrame(dict(zip(keys, key, strict=True)) | cells for key, cells in sorted(by_key.items()))
+    return pd.DataFrame(
+        dict(zip(keys, key, strict=True)) | _in_arm_order(cells) for key, cells in sorted(by_key.items())
+    )
+
+
+def _in_arm_order(cells: dict[str, str]) -> dict[str, str]:
+    """Cells by an arm's name, in the order that all tables have."""
+    return {name: cells[name] for name in NAMES.values() if name in cells}
 
 
 def provenance_table(records: list[dict]) -> pd.DataFrame:
@@ -227,12 +234,16 @@ def recovery_table(rows: list[dict], original: dict[str, dict]) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:
-    """Write a table as Markdown and as CSV."""
-    write_text(folder / f"{name}.md", table.to_markdown(index=False) + "\n")
+    """Write a table as Markdown, cell by cell as they are ("0.870" keeps its zero), and as CSV."""
+    numeric = [pd.to_numeric(table[column], errors="coerce").notna().all() for column in table]
+    align = ["right" if right else "left" for right in numeric]
+    markdown = table.to_markdown(index=False, disable_numparse=True, colalign=align)
+    write_text(folder / f"{name}.md", markdown + "\n")
     write_text(folder / f"{name}.csv", table.to_csv(index=False))
 
 
 HEADLINE_CLAIMS = 5
+UNTRAINED = ("original", "no_ft")  # no training, so no training seed
 _TRAINED = {"steps": "steps", "response tokens": "trained_tokens"}
 
 
@@ -248,7 +259,7 @@ def score_table(rows: list[dict]) -> pd.DataFrame:
     lines = [guessed | {"average": "-", "recovery": "-"}]
     for row in rows:
         cells = {"n": row["block_size"], "model": NAMES[row["arm"]], "fine-tuned on": row["data_set"] or "-"}
-        cells |= {"seeds": row["seeds"], **score_cells(row["scores"])}
+        cells |= {"seeds": "-" if row["arm"] in UNTRAINED else row["seeds"], **score_cells(row["scores"])}
         lines.append(
             cells | {"average": f"{row['average']:.3f}", "recovery": percent(row["recovery"], row["interval"])}
         )
@@ -267,7 +278,8 @@ def fidelity_table(records: list[dict]) -> pd.DataFrame:
     lines = []
     for (arm, n, data_set), by_seed in sorted(models.items(), key=model_grid.in_order):
         per_seed = list(by_seed.values())
-        line = {"n": n, "model": NAMES[arm], "fine-tuned on": data_set or "-", "seeds": len(per_seed)}
+        line = {"n": n, "model": NAMES[arm], "fine-tuned on": data_set or "-"}
+        line["seeds"] = "-" if arm in UNTRAINED else len(per_seed)
         for name in per_seed[0]["fidelity"]:
             for measure in ("nll", "kl"):
                 mean = np.mean([metrics["fidelity"][name][measure] for metrics in per_seed])
@@ -303,7 +315,7 @@ def capacity_table(rows: list[dict]) -> pd.DataFrame:
         key = tuple(row[name] for name in ("data_set", "block_size", "rank", "alpha", "targets"))
         by_key.setdefault(key, {})[NAMES[row["arm"]]] = percent(row["recovery"], row["interval"])
     keys = ("fine-tuned on", "n", "rank", "alpha", "targets")
-    return pd.DataFrame(dict(zip(keys, key, strict=True)) | cells for key, cells in by_key.items())
+    return pd.DataFrame(dict(zip(keys, key, strict=True)) | _in_arm_order(cells) for key, cells in by_key.items())
 
 
 def training_table(records: list[dict]) -> pd.DataFrame:

@@ -106,8 +106,7 @@ class Study(BaseModel, frozen=True):
 
     # Fine-tuning
     arms: Distinct[Literal[tuple(ARMS)]] = Field(
-        description="what is learnt: original responses (sft), rewrites (self_data_ft), the original model's own "
-        "answers without sight of the responses (self_generated_ft), half originals and half rewrites (mixed_ft)"
+        description="what is learnt. " + " ".join(f"`{name}`: {arm.__doc__}" for name, arm in ARMS.items())
     )
     equal_tokens: bool = Field(
         description="true stops every arm at the trained tokens of the shortest one, in the same order of rows; "

@@ -10,7 +10,7 @@ LIKE_SET, LIKE_TASK = "alpaca", "arc_easy"  # stand in for a data set or task wh
 
 @cache
 def lengths() -> dict:
-    """`lengths.yaml`, as measured by benchmarks/lengths.py."""
+    """`token_lengths.yaml`, as measured by benchmarks/lengths.py."""
     return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 

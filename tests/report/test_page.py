@@ -92,9 +92,9 @@ def test_redrawing_gives_the_committed_tables_and_every_link_leads_somewhere(fol
     """`make figures`: from the records alone, what a run published."""
     redraw.redraw(folder)
     for path in sorted((STUDY / "tables").iterdir()):
-        assert (folder / "tables" / path.name).read_text() == path.read_text(), path.name
+        assert (folder / "tables" / path.name).read_text() == path.read_text(), f"{path.name}: run 'make figures'"
     committed, drawn = (sorted(path.name for path in (place / "figures").iterdir()) for place in (STUDY, folder))
-    assert drawn == committed
+    assert drawn == committed, "run 'make figures' and commit what it draws"
     tags = Found()
     tags.feed((folder / "index.html").read_text(encoding="utf-8"))
     local = [link for link in tags.links if not link.startswith("https://arxiv.org/")]
