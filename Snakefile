@@ -6,6 +6,7 @@ read from the import graph: editing one of them reruns its jobs, and editing a s
 """
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -17,25 +18,26 @@ from sdd_utils.base.records import NOTEBOOKS
 from sdd_utils.data.sources import local_file, own_source
 from sdd_utils.study.jobs import study_jobs
 from sdd_utils.study.notebook_parameters import parameters_of
-from sdd_utils.study.schema import load_study
+from sdd_utils.study.schema import load_study, name_of
 
-STUDY = config.get("study", "embedded")
-S = load_study(STUDY)
-NAME = Path(STUDY).stem
+STUDY = str(config.get("study", "embedded"))
+S, NAME = load_study(STUDY), name_of(STUDY)
 RUN = config.get("run", f"work/{NAME}")
 PUBLISH = config.get("publish", f"results/{NAME}")
 RECORDS, LOGS = f"{RUN}/records", f"{RUN}/notebooks"
 JOBS = {job.name: job for job in study_jobs(S)}
+# What else decides numbers: another precision or engine that is asked for runs the jobs again.
+ENVIRONMENT = {name: os.environ.get(name, "") for name in ("SDD_DTYPE", "SDD_ENGINE")}
 OWN_FILES = [str(path) for name, keys in S.own_data.items() if (path := local_file(own_source(name, keys)))]
 
 localrules: all, model  # on a cluster, where Snakemake runs: that machine has the network
 
 
-def code(step, *, rooms=NUMBERS):
-    """The files of code that a step's numbers depend on."""
+def code(step, *more, rooms=NUMBERS):
+    """The files of code that a step's numbers depend on: behind its notebook, and behind these modules."""
     notebook = f"notebooks/{NOTEBOOKS[step]}.ipynb"
     cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    return [notebook, *map(str, files_behind(modules_of_notebook(cells), rooms=rooms))]
+    return [notebook, *map(str, files_behind({*modules_of_notebook(cells), *more}, rooms=rooms))]
 
 
 def of(step):
@@ -60,8 +62,8 @@ def execute(step):
     return f"{sys.executable} -m sdd_utils.sweep.run_notebook {NOTEBOOKS[step]} {{log:q}} {{params.values:q}} {{threads}}"
 
 
-rule all:
-    input: f"{RECORDS}/results.json"
+rule all:  # every record, so that one which was deleted is made again
+    input: [f"{RECORDS}/{name}.json" for name in JOBS]
 
 rule model:
     output: touch(f"{RUN}/model.found")
@@ -73,7 +75,7 @@ rule similarity:
     input: code("similarity"), OWN_FILES, rules.model.output
     output: f"{RECORDS}/similarity.json"
     log: f"{LOGS}/similarity.ipynb"
-    params: values=parameters("similarity")
+    params: values=parameters("similarity"), environment=ENVIRONMENT
     message: "01 similarity"
     resources: mem_mb=3000
     shell: execute("similarity")
@@ -82,7 +84,7 @@ rule pruning:
     input: code("pruning"), OWN_FILES, needed("pruning")
     output: f"{RECORDS}/pruning-{of('pruning')}.json", f"{RUN}/checkpoints/{{job}}/manifest.json"
     log: f"{LOGS}/pruning-{{job}}.ipynb"
-    params: values=lambda w: parameters(f"pruning-{w.job}")
+    params: values=lambda w: parameters(f"pruning-{w.job}"), environment=ENVIRONMENT
     message: "02 pruning, {wildcards.job}"
     priority: 2  # most waits for it
     resources: mem_mb=3000
@@ -92,7 +94,7 @@ rule distillation:
     input: code("distillation"), OWN_FILES, rules.model.output
     output: f"{RECORDS}/distillation-{of('distillation')}.json"
     log: f"{LOGS}/distillation-{{job}}.ipynb"
-    params: values=lambda w: parameters(f"distillation-{w.job}")
+    params: values=lambda w: parameters(f"distillation-{w.job}"), environment=ENVIRONMENT
     message: "03 self-data distillation of {wildcards.job}"
     resources: mem_mb=3000
     shell: execute("distillation")
@@ -101,7 +103,7 @@ rule finetuning:
     input: code("finetuning"), OWN_FILES, needed("finetuning")
     output: f"{RECORDS}/finetuning-{of('finetuning')}.json"
     log: f"{LOGS}/finetuning-{{job}}.ipynb"
-    params: values=lambda w: parameters(f"finetuning-{w.job}")
+    params: values=lambda w: parameters(f"finetuning-{w.job}"), environment=ENVIRONMENT
     message: "04 fine-tuning of each arm, {wildcards.job}"
     priority: 1  # takes longest, so the short jobs fill the end of a run
     resources: mem_mb=4000
@@ -111,7 +113,7 @@ rule merging:
     input: code("merging"), OWN_FILES, needed("merging")
     output: f"{RECORDS}/merging-{of('merging')}.json"
     log: f"{LOGS}/merging-{{job}}.ipynb"
-    params: values=lambda w: parameters(f"merging-{w.job}")
+    params: values=lambda w: parameters(f"merging-{w.job}"), environment=ENVIRONMENT
     message: "05 merges, {wildcards.job}"
     resources: mem_mb=3000
     shell: execute("merging")
@@ -120,13 +122,14 @@ rule embedding_similarity:
     input: code("embedding_similarity"), needed("embedding_similarity")
     output: f"{RECORDS}/embedding_similarity-{of('embedding_similarity')}.json"
     log: f"{LOGS}/embedding_similarity-{{job}}.ipynb"
-    params: values=lambda w: parameters(f"embedding_similarity-{w.job}")
+    params: values=lambda w: parameters(f"embedding_similarity-{w.job}"), environment=ENVIRONMENT
     message: "06 embedding similarity, {wildcards.job}"
     resources: mem_mb=3000
     shell: execute("embedding_similarity")
 
 rule results:
-    input: code("results", rooms=("data.arms", "analysis", "report")), "sdd_utils/report/page.html",
+    input: code("results", "sdd_utils.report.redraw", rooms=("base.number_format", "data.arms", "analysis", "report")),
+        "sdd_utils/report/page.html",
         [f"{RECORDS}/{name}.json" for name in JOBS["results"].needs]
     output: f"{RECORDS}/results.json"
     log: f"{LOGS}/results.ipynb"

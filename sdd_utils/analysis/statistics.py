@@ -38,14 +38,16 @@ def average_score(scores: dict[str, dict]) -> float:
 
 def recovery(scores: dict[str, dict], original: dict[str, dict]) -> float:
     """Average score over the original's average score (arXiv 2410.09982); 1 is full recovery."""
-    base = average_score(original)
-    _check_solved(base)
-    return average_score(scores) / base
+    _check_solved(original)
+    return average_score(scores) / average_score(original)
 
 
-def _check_solved(base: float) -> None:
-    """Raise ValueError where the original's average score is 0."""
-    if base == 0:
+def _check_solved(original: dict[str, dict]) -> None:
+    """Raise ValueError where there is no average score of the original, or where it is 0."""
+    documents = [original[task]["documents"] for task in averaged_tasks(original)]
+    if not documents:
+        raise ValueError("no task enters the average: recovery needs one that is scored in 0..1 where more is better")
+    if not any(map(any, documents)):
         raise ValueError("the original model scores 0 on every task: recovery needs tasks that it can solve")
 
 
@@ -159,9 +161,9 @@ def recovery_values(scores: list[dict], original: dict[str, dict], *, minus: lis
     Raises:
         ValueError: the original scores 0 everywhere.
     """
+    _check_solved(original)
     reference = [document_values([original], task) for task in averaged_tasks(original)]
     base = float(np.mean([task.mean() for task in reference]))
-    _check_solved(base)
     values = [document_values(scores, task, minus=minus) for task in averaged_tasks(original)]
     ratio = float(np.mean([task.mean() for task in values])) / base
     return [ratio + (task - ratio * expected) / base for task, expected in zip(values, reference, strict=True)]

@@ -80,7 +80,7 @@ def read_json_lines(path: Path) -> list[dict]:
             rows += [json.loads(line)] if line else []
         except ValueError as error:
             raise ValueError(
-                f"{path.name}, line {number} is not complete JSON: run the notebook that makes it again"
+                f"{path.name}, line {number} is not complete JSON: delete that line and run the same command again"
             ) from error
     return rows
 

@@ -319,15 +319,21 @@ def read_record(path: Path) -> dict:
         )
     fix = f"delete it and run notebooks/{made_by}.ipynb, or 'make reproduce' for all"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path.name} is not complete JSON: {fix}") from error
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not complete JSON, or holds NaN or infinity: {fix}") from error
     version = record.get("schema") if isinstance(record, dict) else None
     if version != SCHEMA:
         raise ValueError(f"{path.name} has record schema {version or 1}, this version reads {SCHEMA}: {fix}")
+    if path.stem.split("-")[0] != record["step"]:
+        raise ValueError(f"{path.name} is a record of step {record['step']!r}, not of the one it is named after: {fix}")
     if wrong := _difference(record):
         raise ValueError(f"{path.name} does not follow record schema {SCHEMA} ({wrong}): {fix}")
     return record
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
 
 
 def read_records(folder: Path) -> list[dict]:

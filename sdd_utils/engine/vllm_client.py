@@ -24,11 +24,11 @@ from tqdm import tqdm
 from sdd_utils import ROOT
 from sdd_utils.base import precision
 from sdd_utils.base.files import drop_half_line, read_json_lines
-from sdd_utils.engine import vllm_installed
+from sdd_utils.engine import vllm_installed, vllm_process
 from sdd_utils.models import store
 
 WORK = ROOT / "work" / "vllm"
-PROCESS = "sdd_utils.engine.vllm_process"
+PROCESS = vllm_process.__name__
 # An error as a traceback ends, behind whatever names the process; with the line below it, where that is indented.
 _CAUSE = re.compile(
     r"^(?:\(.*?\) )*(?:ERROR .*?\] |\[rank\d+\]: )?(\w[\w.]*(?:Error|Exception): .+(?:\n[ \t]+\S.*)?)$", re.M

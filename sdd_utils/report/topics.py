@@ -35,6 +35,8 @@ class Topic:
 class StudyReport:
     """All that a study's records say.
 
+    Raises ValueError where the records were computed in different precisions: their scores do not compare.
+
     Args:
         records: by file name; one of step `results`, which this makes, is left out.
         in_domain: the tasks of each data set's domain, by data set.
@@ -44,6 +46,7 @@ class StudyReport:
     def __init__(self, records: dict[str, dict], *, in_domain: dict[str, list], folder: Path):
         self.named = {name: record for name, record in records.items() if record["step"] != "results"}
         self.records, self.in_domain, self.folder = list(self.named.values()), in_domain, folder
+        _check_precision(self.named)
 
     @cached_property
     def original(self) -> dict[str, dict]:
@@ -97,6 +100,16 @@ class StudyReport:
         differences = model_grid.differences(self.rows, self.original)
         shift = answer_shift.shift_correlation(answer_shift.shift_points(self.records))
         return {"grid": model_grid.without_documents(self.rows), "differences": differences, "shift": shift}
+
+
+def _check_precision(records: dict[str, dict]) -> None:
+    """Raise ValueError unless one precision computed all records."""
+    names = {record["provenance"]["dtype"]: name for name, record in records.items()}
+    if len(names) > 1:
+        examples = ", ".join(f"{dtype} ({name})" for dtype, name in sorted(names.items()))
+        raise ValueError(
+            f"the records are of several precisions, {examples}: delete those of one, and run the study again"
+        )
 
 
 def _recovery(report: StudyReport) -> Topic:

@@ -49,7 +49,11 @@ def paired_sets(
 
     A row that is longer than `max_length` tokens in one arm leaves all: otherwise the arms would differ in more than
     the responses.
+
+    Raises:
+        ValueError: a generated set lacks a row, or no row fits.
     """
+    _check_rows(rows, sets)
     encoded = _encoded(tokenizer, rows, sets, arms)
     longest = [max(len(arm_rows[i]["input_ids"]) for arm_rows in encoded.values()) for i in range(len(rows))]
     fitting = [row for row, length in zip(rows, longest, strict=True) if length <= max_length]
@@ -57,6 +61,16 @@ def paired_sets(
         raise ValueError(f"no training row fits into max_length = {max_length} tokens: raise max_length")
     # Once more, for an arm may give a row's response in view of the other rows.
     return {arm: Dataset.from_list(arm_rows) for arm, arm_rows in _encoded(tokenizer, fitting, sets, arms).items()}
+
+
+def _check_rows(rows: list[dict], sets: dict[str, dict[str, dict]]) -> None:
+    for name, written in sets.items():
+        missing = [row["id"] for row in rows if row["id"] not in written]
+        if missing:
+            fix = "run notebooks/03_self_data_distillation.ipynb with as many rows first"
+            raise ValueError(
+                f"the {name} set lacks {len(missing)} of {len(rows)} rows, the first is {missing[0]!r}: {fix}"
+            )
 
 
 def _encoded(tokenizer, rows: list[dict], sets: dict, arms: list[str]) -> dict[str, list[dict]]:

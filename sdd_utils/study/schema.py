@@ -32,6 +32,7 @@ Value = TypeVar("Value")
 Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 Distinct = Annotated[list[Value], AfterValidator(rules.distinct)]  # a list that names nothing twice
 Some = Annotated[Distinct[Value], Field(min_length=1)]  # the same, and not empty
 OrEmpty = Annotated[Value, WrapValidator(lambda value, check: value if value == {} else check(value))]
@@ -112,7 +113,7 @@ class Study(BaseModel, frozen=True):
         description="true stops every arm at the trained tokens of the shortest one, in the same order of rows; "
         "false trains all on all rows"
     )
-    seeds: Some[Count] = Field(
+    seeds: Some[Seed] = Field(
         description="one fine-tuning of each arm per seed; with fewer than three, claims about training stay "
         "inconclusive [ours]"
     )
@@ -171,6 +172,11 @@ def path_of(study: str) -> Path:
         known = ", ".join(sorted(p.stem for p in STUDIES.glob("*.yaml")))
         raise FileNotFoundError(f"study {study!r} is unknown: use one of {known}, or the path of a YAML file")
     return path
+
+
+def name_of(study: str) -> str:
+    """The name of a study's folders and records: that of its file, points included (`paper-llama3.1-8b`)."""
+    return path_of(study).stem
 
 
 def load_study(study: str) -> Study:

@@ -7,15 +7,15 @@ loaded, downloaded or converted. How the numbers come about: `sdd_utils/sweep/co
 import argparse
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import tabulate
 
+from sdd_utils.base import precision
 from sdd_utils.base.records import NOTEBOOKS, read_records
 from sdd_utils.models import architecture
 from sdd_utils.study.jobs import Job, study_jobs
 from sdd_utils.study.paths import Run
-from sdd_utils.study.schema import load_study
+from sdd_utils.study.schema import load_study, name_of
 from sdd_utils.sweep import token_lengths
 from sdd_utils.sweep.costs import (
     CostModel,
@@ -222,8 +222,9 @@ def main() -> int:
     parser.add_argument("--hardware", help="an entry of sdd_utils/sweep/throughput.yaml (default by the model's size)")
     arguments = parser.parse_args()
     try:
+        precision.wanted_dtype()
         costs, origin = cost_model(load_study(arguments.study), hardware=arguments.hardware)
-        run = arguments.run or f"work/{Path(arguments.study).stem}"
+        run = arguments.run or f"work/{name_of(arguments.study)}"
         records = read_records(Run.at(run).records)
         print(plan_report(arguments.study, costs, records, origin=origin))
     except (FileNotFoundError, ValueError) as error:

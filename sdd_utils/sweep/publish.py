@@ -15,6 +15,8 @@ def publish(run: Path, *, out: Path, names: list[str]) -> None:
     Args:
         names: the stems of the records; each has a notebook of the same name.
     """
+    if out.resolve() == run.resolve():
+        raise ValueError(f"{out} is the run itself, whose folders publishing would empty: name another folder")
     for folder in ("records", "notebooks", "figures", "tables"):
         shutil.rmtree(out / folder, ignore_errors=True)
         (out / folder).mkdir(parents=True)

@@ -8,6 +8,7 @@ import argparse
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,27 +19,32 @@ from pathlib import Path
 import yaml
 
 from sdd_utils import ROOT
+from sdd_utils.base import precision
 from sdd_utils.data import sources
-from sdd_utils.study.schema import load_study
+from sdd_utils.engine import vllm_installed
+from sdd_utils.study.schema import load_study, name_of
+
+GRACE = 5  # seconds in which a process ends that an interrupt of the terminal has reached
 
 
 def main() -> int:
     """Parse the command line, run, print; the exit status is Snakemake's."""
     arguments, further = _parser().parse_known_args()
     try:
+        name = name_of(arguments.study)
+        run, publish = arguments.run or f"work/{name}", arguments.publish or f"results/{name}"
         _check(arguments)
-    except (ValueError, FileNotFoundError) as error:
+        _check_apart(ROOT / run, ROOT / publish)
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    name = Path(arguments.study).stem
-    run, publish = arguments.run or f"work/{name}", arguments.publish or f"results/{name}"
     where = ["--profile", arguments.profile] if arguments.profile else _this_machine()
-    with _lock(ROOT / run) as free:
-        if not free:
+    with _lock(ROOT / run) as lock:
+        if lock is None:
             print(f"error: another run of study {name!r} is going on in {run}: wait for it to end", file=sys.stderr)
             return 2
         try:
-            status = _snakemake(arguments.study, run=run, publish=publish, further=[*where, *further])
+            status = _snakemake(arguments.study, run=run, publish=publish, further=[*where, *further], lock=lock)
         except KeyboardInterrupt:
             print(f"interrupted: what is done stays in {run}, the same command goes on from there", file=sys.stderr)
             return 130  # what a shell returns for a process that an interrupt ended
@@ -57,11 +63,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise ValueError or FileNotFoundError, in one sentence, before anything is started."""
+    """Raise an error, in one sentence, before anything is started."""
+    precision.wanted_dtype()
+    vllm_installed.engine()
     for name, keys in load_study(arguments.study).own_data.items():
         sources.local_file(sources.own_source(name, keys), name=name)
     if arguments.profile:
         _check_profile(arguments.profile)
+
+
+def _check_apart(run: Path, publish: Path) -> None:
+    """Publishing empties folders of its own: they must not be those of the run, or of the repository."""
+    run, publish = run.resolve(), publish.resolve()
+    if run.is_relative_to(publish) or publish.is_relative_to(run) or ROOT.is_relative_to(publish):
+        raise ValueError(
+            f"--publish {publish} holds the run or the repository, or lies in the run: name another folder"
+        )
 
 
 def _check_profile(profile: str) -> None:
@@ -76,16 +93,19 @@ def _check_profile(profile: str) -> None:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """A lock on a run's folder that the system releases when the process ends, however it ends; False if taken."""
+def _lock(folder: Path) -> Iterator[int | None]:
+    """A lock on a run's folder, as a file descriptor; None if it is taken.
+
+    The system releases it when the last process that holds the descriptor ends, however it ends.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
         except BlockingIOError:
-            free = False
-        yield free
+            yield None
+        else:
+            yield file.fileno()
 
 
 def _this_machine() -> list[str]:
@@ -106,11 +126,28 @@ def _has_gpu() -> bool:
     return subprocess.run([nvidia_smi, "-L"], capture_output=True, check=False).returncode == 0
 
 
-def _snakemake(study: str, *, run: str, publish: str, further: list[str]) -> int:
+def _snakemake(study: str, *, run: str, publish: str, further: list[str], lock: int) -> int:
+    """Run Snakemake to its end, also after an interrupt: it ends its jobs first. It holds the lock as well."""
+    if study.endswith((".yaml", ".yml")):
+        study = str(Path(study).resolve())  # Snakemake runs in the repository's folder
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete", "--keep-going"]
     command += ["--quiet", "reason", "host"]
     command += ["--config", f"study={study}", f"run={run}", f"publish={publish}", *further]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    process = subprocess.Popen(command, cwd=ROOT, pass_fds=(lock,))
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        _end(process)
+        raise
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Wait for a process that an interrupt of the terminal has reached as well, or else hand it on."""
+    try:
+        process.wait(timeout=GRACE)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        process.wait()
 
 
 def _print_results(publish: Path) -> None:

@@ -18,6 +18,8 @@ def test_recovery_is_the_ratio_of_averages_and_leaves_losses_out():
     assert recovery(original, original) == 1
     with pytest.raises(ValueError, match="scores 0 on every task"):
         recovery(original, {"a": score([0, 0])})
+    with pytest.raises(ValueError, match="no task enters the average"):
+        recovery(original, {"nll": original["nll"]})
 
 
 def test_intervals_cover_the_truth():

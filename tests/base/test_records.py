@@ -79,12 +79,24 @@ def test_a_record_that_was_changed_by_hand_is_refused(path):
         read_record(path)
 
 
+def test_a_record_under_the_name_of_another_step_is_refused(path):
+    other = path.rename(path.with_name("pruning-n4.json"))
+    with pytest.raises(ValueError, match=r"pruning-n4.json is a record of step 'similarity', not of the one"):
+        read_record(other)
+
+
+def test_a_record_with_nan_is_refused(path):
+    path.write_text(path.read_text().replace("0.25", "NaN"))
+    with pytest.raises(ValueError, match="similarity.json is not complete JSON, or holds NaN or infinity: delete it"):
+        read_record(path)
+
+
 def test_missing_and_broken_records_name_the_fix(tmp_path):
     path = tmp_path / "pruning-n4.json"
     with pytest.raises(FileNotFoundError, match=r"n4.json does not exist yet: run notebooks/02_pruning.ipynb first"):
         read_record(path)
     path.write_text('{"step": ')
-    with pytest.raises(ValueError, match="not complete JSON: delete it and run notebooks/02_pruning.ipynb"):
+    with pytest.raises(ValueError, match="not complete JSON, or holds NaN or infinity: delete it and run notebooks/02"):
         read_record(path)
 
 

@@ -101,6 +101,13 @@ def test_redrawing_gives_the_committed_tables_and_every_link_leads_somewhere(fol
     assert [link for link in local if not (folder / link).exists()] == []
 
 
+def test_records_of_two_precisions_are_not_compared(folder):
+    path = folder / "records" / "pruning-n4.json"
+    path.write_text(path.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
+    with pytest.raises(ValueError, match=r"several precisions, bfloat16 \(.*\), float32 \(pruning-n4.json\): delete"):
+        redraw.redraw(folder)
+
+
 def test_pages_of_notebooks_need_no_network(folder, tmp_path):
     notebooks = tmp_path / "notebooks"
     notebooks.mkdir()

@@ -176,3 +176,11 @@ def test_an_adapter_depends_on_the_code_that_trains_it_and_on_the_precision(mode
         monkeypatch.setattr(finetuning, "code_digest", lambda *_, digest=digest, **__: digest)
         keys.append(finetuning._key(model_folder, sets["sft"], SETTINGS))
     assert len(set(keys)) == 3
+
+
+def test_more_rows_than_were_distilled_are_one_sentence(tokenizer):
+    more = [*ROWS, ROWS[0] | {"id": "new"}]
+    with pytest.raises(
+        ValueError, match="the distilled set lacks 1 of 7 rows, the first is 'new': run notebooks/03_self"
+    ):
+        finetuning.paired_sets(tokenizer, more, {"distilled": SETS["distilled"]}, arms=TWO, max_length=500)

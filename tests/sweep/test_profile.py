@@ -39,26 +39,72 @@ def test_profile_survives_failed_and_preempted_jobs():
 
 
 def started(monkeypatch, tmp_path, *further):
-    """The Snakemake command that `reproduce` would start."""
+    """What `reproduce` returns, and the Snakemake commands that it would start."""
     commands = []
 
-    def run(command, **_):
-        commands.append(command)
-        return subprocess.CompletedProcess(command, returncode=1)
+    class Process:
+        def __init__(self, command, **_):
+            commands.append(command)
 
-    monkeypatch.setattr(reproduce.subprocess, "run", run)
+        def wait(self, timeout=None):
+            return 1
+
+    monkeypatch.setattr(reproduce.subprocess, "Popen", Process)
     monkeypatch.setattr(sys, "argv", ["reproduce", "embedded", "--run", str(tmp_path / "run"), *further])
     return reproduce.main(), commands
 
 
-def test_an_interrupt_is_told_in_a_sentence(monkeypatch, tmp_path, capsys):
-    def run(command, **_):
-        raise KeyboardInterrupt
+def test_an_interrupt_is_told_in_a_sentence_when_all_has_ended(monkeypatch, tmp_path, capsys):
+    waits = []
 
-    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    class Process:
+        def __init__(self, command, **_):
+            pass
+
+        def wait(self, timeout=None):
+            waits.append(timeout)
+            if len(waits) == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce.subprocess, "Popen", Process)
     monkeypatch.setattr(sys, "argv", ["reproduce", "embedded", "--run", str(tmp_path / "run")])
     assert reproduce.main() == 130
+    assert len(waits) == 2
     assert "the same command goes on from there" in capsys.readouterr().err
+
+
+def test_an_interrupt_of_the_command_alone_is_handed_on(monkeypatch):
+    monkeypatch.setattr(reproduce, "GRACE", 0.1)
+    program = "import time; print('ready', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process.stdout.readline()
+    reproduce._end(process)
+    assert process.returncode != 0
+
+
+def test_a_run_is_locked_as_long_as_a_process_that_it_started_lives(tmp_path):
+    with reproduce._lock(tmp_path) as lock:
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=(lock,))
+    with reproduce._lock(tmp_path) as lock:
+        assert lock is None
+    child.kill()
+    child.wait()
+    with reproduce._lock(tmp_path) as lock:
+        assert lock is not None
+
+
+@pytest.mark.parametrize("publish", ["{run}", "{run}/published", "{run}/..", "."])
+def test_results_are_not_published_into_the_run_or_the_repository(monkeypatch, tmp_path, capsys, publish):
+    run = tmp_path / "run"
+    assert started(monkeypatch, tmp_path, "--publish", publish.format(run=run)) == (2, [])
+    assert "name another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "value"), [("SDD_DTYPE", "fp16"), ("SDD_ENGINE", "sglang")])
+def test_a_wrong_environment_is_one_sentence_before_anything_starts(monkeypatch, tmp_path, capsys, name, value):
+    monkeypatch.setenv(name, value)
+    assert started(monkeypatch, tmp_path) == (2, [])
+    assert capsys.readouterr().err.startswith(f"error: {name} is {value!r}: set it to")
 
 
 def test_this_machine_does_not_limit_what_a_profile_asks_for(monkeypatch, tmp_path):

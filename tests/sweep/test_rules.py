@@ -32,9 +32,11 @@ RUN_AGAIN = {
 }
 
 
-def dry_run(repository, *arguments):
+def dry_run(repository, *arguments, **environment):
     command = [sys.executable, "-m", "snakemake", "--nolock", "--cores", "1", "--quiet", "host", *arguments]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=repository, env=os.environ | environment, capture_output=True, text=True, check=True
+    )
     return done.stdout + done.stderr
 
 
@@ -70,8 +72,29 @@ def test_editing_a_file_runs_the_jobs_again_that_depend_on_it(repository, edited
     before, times = path.read_text(), path.stat()
     try:
         path.write_text(before.replace('"metadata"', '"metadata" ', 1) if path.suffix == ".ipynb" else before + "\n#\n")
-        printed = dry_run(repository, "--dry-run", "--quiet", "rules")
+        assert planned(repository) == RUN_AGAIN[edited]
     finally:
         path.write_text(before)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert set(re.findall(r"^(\w+) +\d+$", printed, re.M)) - {"total", "all"} == RUN_AGAIN[edited]
+
+
+def planned(repository, *arguments, **environment):
+    """The rules whose jobs a dry run would start."""
+    printed = dry_run(repository, "--dry-run", "--quiet", "rules", *arguments, **environment)
+    return set(re.findall(r"^(\w+) +\d+$", printed, re.M)) - {"total", "all"}
+
+
+def test_a_deleted_record_is_made_again(repository):
+    record = repository / "work" / "embedded" / "records" / "merging-n4-gsm_symbolic+pydoc-s0.json"
+    kept = record.read_text()
+    record.unlink()
+    assert "merging" in planned(repository)
+    record.write_text(kept)
+    dry_run(repository, "--touch")
+    assert planned(repository) == set()
+
+
+def test_a_study_with_a_point_in_its_name_has_folders_of_its_own(repository):
+    printed = dry_run(repository, "--dry-run", "--config", "study=paper-llama3.1-8b")
+    assert "work/paper-llama3.1-8b/records/similarity.json" in printed
+    assert "results/paper-llama3.1-8b" in printed

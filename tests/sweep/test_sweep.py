@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -110,6 +111,9 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
     again = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0
     assert "Nothing to be done" in again.stdout + again.stderr
+    other = os.environ | {"SDD_DTYPE": "bfloat16"}  # asked for, so nothing of the former precision may stay
+    dry = subprocess.run([*run, "--dry-run"], cwd=ROOT, env=other, capture_output=True, text=True, check=True)
+    assert all(re.search(rf"^{step} +{count}$", dry.stdout + dry.stderr, re.M) for step, count in EXPECTED.items())
 
 
 # By step: the notebook that makes its records, and what it keeps for a rerun, which must not be found again here.
