@@ -21,7 +21,7 @@ LAPTOP = {
 }  # fmt: skip
 PAPER = {
     # The set that stands in for OpenMathInstruct-1 has the same columns, answers and source.
-    "data_sets": {"gsm8k": 4, "dolly": 4, "alpaca": 4, "openmathinstruct2": 4},
+    "data_sets": {"gsm8k": 4, "alpaca": 4, "openmathinstruct2": 4},
     "calibration_rows": 4, "block_sizes": [2, 10], "finetune_block_sizes": [10], "rewrite_tokens": 8, "lora_rank": 2,
     "scaling": {"rows": [2], "block_sizes": [10], "data_sets": ["alpaca"]}, "capacities": {},
     "tasks": {"arc_challenge": 2, "hellaswag": 2, "truthfulqa_mc2": 2, "winogrande": 2, "gsm8k": 1},
