@@ -295,7 +295,7 @@ def test_rows_finished_before_a_failure_are_kept(fake, tmp_path):
 
 def test_the_process_ends_with_its_caller(tmp_path):
     """A killed notebook must leave no process that goes on writing its file."""
-    body = "import sys, threading, time; sys.path.insert(0, sys.argv[1]); from sdd_utils import vllm_process\n"
+    body = "import sys, threading, time; sys.path.insert(0, sys.argv[1]); from sdd_utils.engine import vllm_process\n"
     body += "threading.Thread(target=vllm_process._end_with_caller, daemon=True).start(); time.sleep(60)"
     start = f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {body!r}, {str(ROOT)!r}], "
     start += "start_new_session=True); print(p.pid, flush=True); time.sleep(60)"
