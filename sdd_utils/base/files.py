@@ -56,7 +56,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield scratch
-        scratch.chmod(0o755)
+        for path in (scratch, *scratch.rglob("*")):  # some writers let nobody else read: a cluster's group must
+            path.chmod(0o755 if path.is_dir() else 0o644)
         former = scratch.with_name(f"{scratch.name}-former")
         if folder.exists():
             folder.rename(former)  # not removed before the new one is in its place

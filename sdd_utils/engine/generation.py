@@ -17,7 +17,7 @@ from sdd_utils.engine import decoding, vllm_client, vllm_installed
 from sdd_utils.models import store
 
 # Raise it when a change of decoding changes texts: what was generated before then counts as another engine's.
-VERSION = 1
+VERSION = 2
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRANSFORMERS = f"transformers {transformers.__version__}"
 
@@ -120,7 +120,7 @@ def generate_file(
     Args:
         model: name or folder; loaded only if a text is missing.
         prompts: rendered text by id.
-        adapter: a LoRA adapter to merge into the model.
+        adapter: a LoRA adapter beside the model's weights.
         speculate: texts copy from their prompts: vLLM guesses tokens from there (docs/vllm.md).
         batch_size, sampling: see `generate_texts`.
 

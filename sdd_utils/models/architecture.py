@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from sdd_utils import ROOT
-from sdd_utils.models import store
+from sdd_utils.models import layer_rules, store
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -140,16 +140,12 @@ def kept_layers(*, start: int, block_size: int, depth: int) -> list[int]:
 
 
 def pruned_config(config: PretrainedConfig, *, start: int, block_size: int) -> PretrainedConfig:
-    """A copy of a model's configuration for its pruned form: every per-layer list sliced, the depth rewritten."""
+    """A copy of a model's configuration for its pruned form, see `layer_rules`."""
     pruned = copy.deepcopy(config)
     text = pruned.get_text_config()
     depth = text.num_hidden_layers
     check_block(start=start, block_size=block_size, depth=depth)
-    kept = kept_layers(start=start, block_size=block_size, depth=depth)
-    for name, value in vars(text).items():
-        if isinstance(value, list | tuple) and len(value) == depth:
-            setattr(text, name, type(value)(value[i] for i in kept))
-    text.num_hidden_layers = len(kept)
+    layer_rules.renumber(text, kept_layers(start=start, block_size=block_size, depth=depth))
     return pruned
 
 

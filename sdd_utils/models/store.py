@@ -25,7 +25,8 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 
 from sdd_utils import ROOT
 from sdd_utils.base import precision
-from sdd_utils.base.files import file_sha256, whole_folder
+from sdd_utils.base.files import digest, file_sha256, whole_folder
+from sdd_utils.models import adapters, checkpoints
 
 CATALOGUE = {
     # Q4_1 weights, dequantised once: the package ships the only copy of this model that needs no hub.
@@ -35,6 +36,7 @@ CACHE = ROOT / "work" / "models"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 _OTHER_FORMATS = ["consolidated*", "params.json", "original/*"]  # the same weights once more, for other loaders
 # Some chat templates print today's date: the same prompt would be another one tomorrow. They get one day for all.
+_WRONG = ("missing_keys", "mismatched_keys")  # what a loading may report that leaves random weights
 _ONE_DAY = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
@@ -130,34 +132,67 @@ def load_model(
 
     Args:
         name: see `find_model`.
-        adapter: a LoRA adapter to merge into the weights. The sum is made in float32 and rounded once, to `dtype`.
+        adapter: a LoRA adapter, which computes beside the weights as it did in its training, see `adapters`.
         dtype: compute dtype, by default `precision.compute_dtype()`.
+
+    Raises:
+        ValueError: an encoder-decoder, weights that are not all there, or an adapter of another model.
     """
-    folder, dtype = find_model(str(name)), dtype or precision.compute_dtype()
-    if load_config(folder).is_encoder_decoder:
-        raise ValueError(f"model {str(name)!r} is an encoder-decoder: use a decoder-only causal language model")
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32 if adapter else dtype,
-        attn_implementation=None if adapter else _attention(dtype),
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
+    folder = find_model(str(name))
+    model = _decoder(folder, dtype or precision.compute_dtype())
     if adapter:
-        model = _merged(model, adapter, dtype)
+        adapters.attach(model, adapter, weights=identity(folder))
     return model.to(precision.device()).eval(), load_tokenizer(folder)
 
 
-def _merged(model, adapter: Path, dtype: torch.dtype):
-    """The model with an adapter merged in, as if it had been loaded so in `dtype`."""
-    import peft  # here, for its import takes seconds and most loads need none
+def load_merged(
+    name: str | Path, *, adapter: Path, dtype: torch.dtype = torch.float32
+) -> tuple["transformers.PreTrainedModel", object, float]:
+    """Load a model with an adapter merged into its weights, for an export. The sum is made in float32.
 
-    merged = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    Args:
+        dtype: of the weights. Float32 keeps all of the adapter, bfloat16 takes half the space and rounds.
+
+    Returns:
+        model, tokenizer, and the share of the adapter's update that the rounding lost, see `adapters.rounding_share`.
+
+    Raises:
+        ValueError: what `load_model` and `adapters.merge` raise.
+    """
+    folder = find_model(str(name))
+    model = _decoder(folder, torch.float32).to(precision.device()).eval()
+    wrapped = adapters.attach(model, adapter, weights=identity(folder))
+    lost = adapters.rounding_share(model, dtype=dtype)
+    merged = adapters.merge(wrapped)
     # Not `merged.to(dtype)`: it would round the rotary frequencies, which are buffers in float32, and turn positions.
     for parameter in merged.parameters():
         parameter.data = parameter.data.to(dtype)
-    # peft froze the weights: torch multiplies a slice of a batch with a frozen one by copying it for every row.
-    return merged.requires_grad_(True)
+    return merged, load_tokenizer(folder), lost
+
+
+def _decoder(folder: Path, dtype: torch.dtype):
+    """The decoder-only model of a folder, all of whose tensors were there: others would be random."""
+    if load_config(folder).is_encoder_decoder:
+        raise ValueError(f"model {folder.name!r} is an encoder-decoder: use a decoder-only causal language model")
+    model, report = _read(folder, dtype)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"model {folder.name!r} lacks {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}: "
+            "download it again, or name another model"
+        )
+    return model
+
+
+def _read(folder: Path, dtype: torch.dtype) -> tuple["transformers.PreTrainedModel", dict]:
+    """The model of a folder, and what transformers says of its tensors: missing_keys, unexpected_keys, …"""
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation=_attention(dtype),
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
 
 
 def _attention(dtype: torch.dtype) -> str | None:
@@ -190,13 +225,31 @@ def load_config(name: str | Path):
 
 
 def save_model(model, tokenizer, *, folder: Path, parent: str, recipe: dict) -> Path:
-    """Write a plain `save_pretrained` folder, complete or not at all, with `manifest.json` beside the weights."""
+    """Write a plain `save_pretrained` folder, complete or not at all, with `manifest.json` beside the weights.
+
+    It is read back once, and must then be the model that was saved.
+
+    Raises:
+        ValueError: read back it is another model, as where a rule of the architecture goes by a layer's number.
+    """
     with whole_folder(folder) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
+        checkpoints.add_names_of_version_4(scratch)
+        _check_reading_back(model, scratch)
         weights = {path.name: file_sha256(path) for path in sorted(scratch.glob("*.safetensors"))}
         write_manifest(scratch, weights=weights, parent=parent, recipe=recipe)
     return folder
+
+
+def _check_reading_back(model, folder: Path) -> None:
+    try:
+        again, report = _read(folder, model.dtype)
+        different = checkpoints.difference(model.eval(), again.to(model.device).eval(), report)
+    except checkpoints.FAILURES as error:
+        different = f"it fails ({' '.join(str(error).split())[:150]})"
+    if different:
+        raise ValueError(f"this {type(model).__name__} cannot be kept: read back, {different}; nothing was saved")
 
 
 def write_manifest(folder: Path, *, weights: dict[str, str], parent: str, recipe: dict) -> None:
@@ -205,13 +258,26 @@ def write_manifest(folder: Path, *, weights: dict[str, str], parent: str, recipe
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def identity(folder: Path) -> dict:
-    """What a checkpoint's weights are: the hashes of its manifest, or else its place and its files' sizes and times."""
+def read_manifest(folder: Path) -> dict:
+    """What `write_manifest` wrote; empty for a folder from elsewhere."""
     manifest = folder / "manifest.json"
-    if manifest.is_file():
-        return json.loads(manifest.read_text())["sha256"]
-    files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in folder.glob("*.safetensors")}
-    return {"folder": folder.as_posix(), "files": files}
+    return json.loads(manifest.read_text()) if manifest.is_file() else {}
+
+
+def identity(folder: Path) -> dict:
+    """What a checkpoint's weights are: the hashes of its manifest or of the hub, or else its files' sizes and times."""
+    if manifest := read_manifest(folder):
+        return manifest["sha256"]
+    files = [*folder.glob("*.safetensors")]
+    if files and all(path.is_symlink() for path in files):  # the hub's cache names what lies behind by its hash
+        return {path.name: path.resolve().name for path in files}
+    sizes = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    return {"folder": folder.as_posix(), "files": sizes}
+
+
+def weights_digest(name: str | Path) -> str:
+    """A short name of a model's weights: equal where `identity` is."""
+    return digest(identity(find_model(str(name))))
 
 
 def main() -> int:

@@ -78,6 +78,7 @@ def evaluate_model(
     model: str | Path,
     *,
     adapter: Path | None = None,
+    dtype: torch.dtype | None = None,
     tasks: dict[str, int],
     shots: dict[str, int],
     chat_tasks: list[str],
@@ -87,7 +88,8 @@ def evaluate_model(
 
     Args:
         model: name or folder.
-        adapter: a LoRA adapter to merge into it.
+        adapter: a LoRA adapter beside its weights.
+        dtype: compute dtype, by default `precision.compute_dtype()`.
         tasks: number of documents by task, always the first ones, so that every model meets the same; 0 is all.
             For a group of tasks (mmlu) it counts in each of them.
         shots: few-shot examples by task; the task's own number where a task is not named.
@@ -101,11 +103,14 @@ def evaluate_model(
     check_tasks(tasks)
     settings = {"shots": shots, "chat_tasks": chat_tasks}
     by_vllm = _for_vllm(tasks)
-    scores = _score_by_vllm(model, adapter=adapter, tasks=by_vllm, **settings) if by_vllm else {}
+    scores = _score_by_vllm(model, adapter=adapter, dtype=dtype, tasks=by_vllm, **settings) if by_vllm else {}
     by_transformers = {task: limit for task, limit in tasks.items() if task not in by_vllm}
     if by_transformers:
         scores |= score_loaded_model(
-            *store.load_model(model, adapter=adapter), tasks=by_transformers, batch_size=batch_size, **settings
+            *store.load_model(model, adapter=adapter, dtype=dtype),
+            tasks=by_transformers,
+            batch_size=batch_size,
+            **settings,
         )
     return {task: scores[task] for task in tasks}
 
@@ -123,8 +128,8 @@ def _for_vllm(tasks: dict[str, int]) -> dict[str, int]:
     return {task: n for task, n in tasks.items() if index[task].cfg.get("output_type") == "generate_until"}
 
 
-def _score_by_vllm(model: str | Path, *, adapter: Path | None, tasks: dict, **settings) -> dict[str, dict]:
-    results = vllm_client.evaluate(model, adapter=adapter, tasks=tasks, **settings)
+def _score_by_vllm(model: str | Path, *, tasks: dict, **settings) -> dict[str, dict]:
+    results = vllm_client.evaluate(model, tasks=tasks, **settings)
     asked_for = {task: {"limit": limit, "chat": task in settings["chat_tasks"]} for task, limit in tasks.items()}
     return {
         task: _task_score(results[task], task=task, engine=generation.engine(), **asked_for[task]) for task in tasks

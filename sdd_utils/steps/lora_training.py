@@ -28,7 +28,7 @@ from sdd_utils import ROOT
 from sdd_utils.base import precision
 from sdd_utils.base.files import whole_folder
 from sdd_utils.engine import attention
-from sdd_utils.models import store
+from sdd_utils.models import adapters, store
 
 PROFILE = ROOT / "profiles" / "fsdp2.yaml"
 # A checkpoint (adapter and Adam's moments) is small beside the model, and writing it short beside as many steps. A
@@ -75,7 +75,7 @@ def launch(job: dict, data: Dataset, *, processes: int) -> dict:
         status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
     if status:
         raise RuntimeError(f"training in {processes} processes ended with status {status}: read {log}; a rerun resumes")
-    return json.loads((Path(job["adapter"]) / "training.json").read_text())["report"]
+    return json.loads((Path(job["adapter"]) / adapters.REPORT).read_text())["report"]
 
 
 def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
@@ -150,12 +150,19 @@ class KeepNewest(TrainerCallback):
 
 
 def check_targets(model, targets: str) -> None:
-    """Raise ValueError for a module name that the model does not have: peft takes the others and says nothing."""
+    """Raise ValueError for a module that the model does not have, or that shares its weights with another.
+
+    peft takes the others and says nothing; merging an update of tied embeddings would change the LM head, too.
+    """
     named = [] if targets == "all-linear" else targets.split(",")
     kinds = {name.rsplit(".", 1)[-1]: type(module) for name, module in model.named_modules()}
     if missing := [name for name in named if name.rsplit(".", 1)[-1] not in kinds]:
         allowed = ", ".join(sorted(name for name, kind in kinds.items() if issubclass(kind, torch.nn.Linear)))
         raise ValueError(f"lora_targets names {missing[0]!r}: use 'all-linear', or of {allowed}, with commas only")
+    last_parts = {name.rsplit(".", 1)[-1] for name in named}
+    chosen = {module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in last_parts}
+    if shared := adapters.tied_modules(model, chosen):
+        raise ValueError(f"lora_targets names {shared[0]!r}, whose weights another module shares: leave it out")
 
 
 class Trainer(SFTTrainer):
@@ -228,7 +235,8 @@ def _save(trainer: SFTTrainer, scheduled: Dataset, job: dict, rows: int) -> dict
     if trainer.is_world_process_zero():
         with whole_folder(adapter) as scratch:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(scratch, state_dict=weights)
-            (scratch / "training.json").write_text(json.dumps({"key": job["key"], "report": report}))
+            trained = {"key": job["key"], "weights": store.identity(Path(job["folder"])), "report": report}
+            (scratch / adapters.REPORT).write_text(json.dumps(trained))
         for place in adapter.parent.glob(f".{adapter.name}.checkpoints-*"):
             shutil.rmtree(place, ignore_errors=True)  # a network file system keeps what other processes have open
     return report
