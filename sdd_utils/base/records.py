@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from sdd_utils.base.files import json_text, write_text
 from sdd_utils.base.provenance import process_provenance
 
-SCHEMA = 2  # of all records; raised when a type below changes. Records of before types were checked had none.
+SCHEMA = 3  # of all records; raised when a type below changes. Records of before types were checked had none.
 _CLOSED = ConfigDict(extra="forbid", strict=True)
 _OPEN = ConfigDict(extra="allow", strict=True)
 
@@ -72,6 +72,7 @@ class Block(TypedDict):
 class SimilarityMetrics(TypedDict):
     """Of 01."""
 
+    weights: str  # of the original, see `models.store.weights_digest`
     blocks: list[Block]
     layers: int
     calibration_fingerprint: str
@@ -96,11 +97,13 @@ class Accounting(TypedDict):
 class PruningMetrics(TypedDict):
     """Of 02; block size 0 is the original."""
 
+    weights: str  # of the original
     start: int
     kept_layers: list[int]
     accounting: Accounting
     scores: Scores
     fidelity: dict[str, Fidelity]  # by data set
+    answers: dict[str, str]  # sha256 of the original's answers, by data set
     engine: NotRequired[str]  # at n = 0: what generated the original's answers
 
 
@@ -122,6 +125,7 @@ class SetStatistics(TypedDict):
 class DistillationMetrics(TypedDict):
     """Of 03."""
 
+    weights: str  # of the original
     sets: dict[str, SetStatistics]  # "distilled", and "self_generated" where an arm learns from it
     nll: dict[str, list[float]]  # nats per token of each response, by set; "original" among them
     dropped: dict[str, int]  # rows that the row rule left out, by reason
@@ -147,12 +151,14 @@ class TunedModel(TypedDict):
     training: Training
     scores: Scores
     fidelity: dict[str, Fidelity]
+    merge_rounding: float  # share of the adapter's update that bfloat16 weights would lose, see `models.adapters`
 
 
 @with_config(_CLOSED)
 class FinetuningMetrics(TypedDict):
     """Of 04."""
 
+    weights: str  # of the original
     arms: dict[str, TunedModel]
 
 
@@ -334,6 +340,18 @@ def read_record(path: Path) -> dict:
 
 def _refuse(constant: str) -> None:
     raise ValueError(constant)
+
+
+def check_model(records: Iterable[dict], weights: str) -> None:
+    """Raise ValueError if one of the records was made with another original model.
+
+    Args:
+        weights: the original's, see `models.store.weights_digest`.
+    """
+    for record in records:
+        if record["metrics"]["weights"] != weights:
+            fix = f"run notebooks/{NOTEBOOKS[record['step']]}.ipynb again, or name the model that it was made with"
+            raise ValueError(f"the record of step {record['step']!r} was made with another original model: {fix}")
 
 
 def read_records(folder: Path) -> list[dict]:

@@ -75,7 +75,7 @@ def lora_layers(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @torch.no_grad()
-def rounding_share(model: nn.Module, *, dtype: torch.dtype) -> float:
+def rounding_share(model: nn.Module, *, dtype: torch.dtype = torch.bfloat16) -> float:
     """How much of an adapter's update would be lost by merging it into weights of `dtype`; 0 is nothing.
 
         |round(W + D) - (W + D)| / |D|, over all matrices W and their updates D, in Frobenius norms

@@ -275,6 +275,12 @@ def identity(folder: Path) -> dict:
     return {"folder": folder.as_posix(), "files": sizes}
 
 
+def check_original(checkpoint: Path, weights: str) -> None:
+    """Raise ValueError unless a pruned checkpoint was cut from the weights of this digest, see `weights_digest`."""
+    if read_manifest(checkpoint).get("recipe", {}).get("original") != weights:
+        raise ValueError(f"checkpoint {checkpoint.name} was cut from another model: run notebooks/02_pruning.ipynb")
+
+
 def weights_digest(name: str | Path) -> str:
     """A short name of a model's weights: equal where `identity` is."""
     return digest(identity(find_model(str(name))))

@@ -12,7 +12,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from sdd_utils.base import precision
-from sdd_utils.base.files import digest, keep_rows, read_json_lines
+from sdd_utils.base.files import digest, file_sha256, keep_rows, read_json_lines
 from sdd_utils.data.rows import question_of
 from sdd_utils.engine import packed_linear
 from sdd_utils.engine.generation import generate_file, render
@@ -44,8 +44,17 @@ def answer_questions(
     return {"greedy": rows[: len(questions)], "sampled": rows[len(questions) :]}
 
 
-def read_answers(path: Path, *, sampled: bool = False) -> list[dict]:
-    """The original's greedy answers to one data set's questions, or its sampled ones, as 02 wrote them at n = 0."""
+def read_answers(path: Path, *, sha256: str, sampled: bool = False) -> list[dict]:
+    """The original's greedy answers to one data set's questions, or its sampled ones, as 02 wrote them at n = 0.
+
+    Args:
+        sha256: of the file, from the record of 02.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it was written anew since.
+    """
+    if path.is_file() and file_sha256(path) != sha256:
+        raise ValueError(f"{path.name} is not what 02 wrote: run notebooks/02_pruning.ipynb at block size 0")
     return [row for row in read_json_lines(path) if row["id"].endswith(SAMPLED) == sampled]
 
 

@@ -13,7 +13,7 @@ from sdd_utils.base import precision
 from sdd_utils.base.files import digest, read_json_lines
 from sdd_utils.base.import_graph import code_digest
 from sdd_utils.data.arms import ARMS
-from sdd_utils.data.rows import question_of
+from sdd_utils.data.rows import fingerprint, question_of
 from sdd_utils.engine.generation import render
 from sdd_utils.models import store
 from sdd_utils.steps import lora_training
@@ -37,9 +37,21 @@ def encode(tokenizer, row: dict, response: str) -> dict:
     }
 
 
-def read_sets(paths: dict[str, Path]) -> dict[str, dict[str, dict]]:
-    """The generated sets that the arms learn from, {set: {row id: row}}; see `distillation.judge`."""
-    return {name: {row["id"]: row for row in read_json_lines(path)} for name, path in paths.items()}
+def read_sets(paths: dict[str, Path], *, fingerprints: dict[str, str]) -> dict[str, dict[str, dict]]:
+    """The generated sets that the arms learn from, {set: {row id: row}}; see `distillation.judge`.
+
+    Args:
+        fingerprints: by set, from the record of 03.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it was written anew since.
+    """
+    sets = {name: read_json_lines(path) for name, path in paths.items()}
+    for name, rows in sets.items():
+        if fingerprint(rows) != fingerprints.get(name):
+            fix = "run notebooks/03_self_data_distillation.ipynb again"
+            raise ValueError(f"{paths[name].name} is not the {name} set that the record of 03 names: {fix}")
+    return {name: {row["id"]: row for row in rows} for name, rows in sets.items()}
 
 
 def paired_sets(

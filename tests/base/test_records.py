@@ -5,11 +5,12 @@ import json
 import pytest
 
 from sdd_utils.base import records
-from sdd_utils.base.records import SCHEMA, device_of, read_record, write_record
+from sdd_utils.base.records import SCHEMA, check_model, device_of, read_record, write_record
 from sdd_utils.study.paths import Run
 
 PARAMS = {"study": "tiny", "run": "r", "seed": 4, "block_sizes": [2]}
 METRICS = {
+    "weights": "abc",
     "blocks": [{"block_size": 2, "start": 1, "distance": 0.25, "stability": 1.0}],
     "layers": 3,
     "calibration_fingerprint": "f",
@@ -107,3 +108,14 @@ def test_every_step_has_its_notebook_and_its_type():
 def test_record_names_are_for_people():
     path = Run.at("r").record("finetuning", block_size=4, data_set="pydoc", rows=48, seed=0)
     assert path.name == "finetuning-n4-pydoc-48rows-s0.json"
+
+
+def test_records_of_another_original_model_are_refused():
+    records = [
+        {"step": "similarity", "metrics": {"weights": "abc"}},
+        {"step": "pruning", "metrics": {"weights": "abc"}},
+    ]
+    check_model(records, "abc")
+    records[1]["metrics"]["weights"] = "xyz"
+    with pytest.raises(ValueError, match=r"step 'pruning' was made with another original model: run notebooks/02"):
+        check_model(records, "abc")

@@ -88,9 +88,7 @@ def test_an_adapter_of_another_depth_is_refused(model_folder, tokenizer, tmp_pat
     shallow = store.save_model(model, tokenizer, folder=tmp_path / "shallow", parent="x", recipe={})
     for trained_on, named in ((model_folder, shallow), (shallow, model_folder)):
         path = write_adapter(trained_on, tmp_path / f"of-{trained_on.name}")
-        with pytest.raises(
-            ValueError, match="does not fit this LlamaForCausalLM: name the checkpoint"
-        ):
+        with pytest.raises(ValueError, match="does not fit this LlamaForCausalLM: name the checkpoint"):
             store.load_model(named, adapter=path)
 
 

@@ -76,3 +76,27 @@ def test_weights_that_changed_in_their_place_are_other_weights(model_folder, tmp
     assert store.identity(folder) != before
     (folder / "manifest.json").write_text('{"sha256": {"model.safetensors": "abc"}}')
     assert store.identity(folder) == {"model.safetensors": "abc"}
+
+
+def test_weights_of_the_hubs_cache_are_named_by_their_hash_wherever_they_lie(tmp_path):
+    digests = []
+    for place in ("here", "there"):
+        blobs, snapshot = tmp_path / place / "blobs", tmp_path / place / "snapshots" / "abc"
+        blobs.mkdir(parents=True)
+        snapshot.mkdir(parents=True)
+        (blobs / "f00d").write_bytes(b"weights")
+        (snapshot / "model.safetensors").symlink_to("../../blobs/f00d")
+        (snapshot / "config.json").write_text("{}")
+        assert store.identity(snapshot) == {"model.safetensors": "f00d"}
+        digests.append(store.weights_digest(snapshot))
+    assert digests[0] == digests[1]
+
+
+def test_a_checkpoint_says_which_model_it_was_cut_from(model_folder, tokenizer, tmp_path):
+    model, _ = store.load_model(model_folder)
+    recipe = {"original": store.weights_digest(model_folder)}
+    checkpoint = store.save_model(model, tokenizer, folder=tmp_path / "n0", parent="x", recipe=recipe)
+    store.check_original(checkpoint, store.weights_digest(model_folder))
+    for other in (checkpoint, model_folder):  # other weights; and a folder that says nothing
+        with pytest.raises(ValueError, match=r"was cut from another model: run notebooks/02_pruning.ipynb"):
+            store.check_original(other, "of another model")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tiny_llama
 
-from sdd_utils.base.files import read_json_lines, write_json_lines
+from sdd_utils.base.files import file_sha256, read_json_lines, write_json_lines
 from sdd_utils.steps import fidelity
 
 ROWS = [
@@ -82,7 +82,8 @@ def test_greedy_and_sampled_answers_to_a_question_stand_at_the_same_place(model_
     finished = [row["id"] for row in read_json_lines(tmp_path / "texts.jsonl")]
     assert finished != [*QUESTIONS, *(f"{id_} sampled" for id_ in QUESTIONS)]
     path = write_json_lines(tmp_path / "d.jsonl", answers["greedy"] + answers["sampled"])
-    greedy, sampled = (fidelity.read_answers(path, sampled=choice) for choice in (False, True))
+    written = {"sha256": file_sha256(path)}
+    greedy, sampled = (fidelity.read_answers(path, sampled=choice, **written) for choice in (False, True))
     assert [row["id"] for row in greedy] == [*QUESTIONS]
     assert [row["id"] for row in sampled] == [f"{id_} sampled" for id_ in QUESTIONS]
 
@@ -94,8 +95,11 @@ def test_greedy_answers_are_the_likeliest_tokens(model, tokenizer, model_folder,
     )
     (row,), (sampled,) = answers["greedy"], answers["sampled"]
     path = write_json_lines(tmp_path / "d.jsonl", [row, sampled])
-    assert fidelity.read_answers(path) == [row]
-    assert fidelity.read_answers(path, sampled=True) == [sampled]
+    written = {"sha256": file_sha256(path)}
+    assert fidelity.read_answers(path, **written) == [row]
+    assert fidelity.read_answers(path, sampled=True, **written) == [sampled]
+    with pytest.raises(ValueError, match=r"d.jsonl is not what 02 wrote: run notebooks/02_pruning.ipynb at block"):
+        fidelity.read_answers(path, sha256="of another model's answers")
     assert row["text"] != sampled["text"]
     assert row["prompt"].endswith("assistant\n")
     assert row["question"] == sampled["question"] == QUESTIONS["r0"]
@@ -110,4 +114,4 @@ def test_silence_and_missing_answers_are_told(model, tokenizer, answers, tmp_pat
     with pytest.raises(ValueError, match="every answer of the original to d is empty: use an instruct model"):
         fidelity.measure_fidelity(model, model, tokenizer, {"d": answers[2:]})
     with pytest.raises(FileNotFoundError, match="d.jsonl does not exist yet: run the notebook that makes it"):
-        fidelity.read_answers(tmp_path / "d.jsonl")
+        fidelity.read_answers(tmp_path / "d.jsonl", sha256="")

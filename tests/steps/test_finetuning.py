@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
+from sdd_utils.base.files import read_json_lines
 from sdd_utils.base.import_graph import files_behind
 from sdd_utils.data.arms import ARMS, sets_of
+from sdd_utils.data.rows import fingerprint
 from sdd_utils.engine.generation import render
 from sdd_utils.models import store
 from sdd_utils.steps import finetuning, lora_training
@@ -105,10 +107,13 @@ def test_generated_sets_are_read_where_an_arm_needs_them(tmp_path):
         (tmp_path / name).write_text(json.dumps({"id": "0", "response": name}) + "\n")
     assert sets_of(TWO) == ("distilled",)
     paths = {which: tmp_path / Run(tmp_path).training_set("d", which).name for which in sets_of(ARMS)}
-    sets = finetuning.read_sets(paths)
+    made = {which: fingerprint(read_json_lines(path)) for which, path in paths.items()}
+    sets = finetuning.read_sets(paths, fingerprints=made)
     assert {which: rows["0"]["response"] for which, rows in sets.items()} == {
         "distilled": "d.jsonl", "self_generated": "d-self_generated.jsonl"
     }  # fmt: skip
+    with pytest.raises(ValueError, match=r"d.jsonl is not the distilled set that the record of 03 names"):
+        finetuning.read_sets(paths, fingerprints={"distilled": "another model's"})
 
 
 def test_equal_budgets_and_a_finished_adapter_is_found_again(model_folder, tokenizer, tmp_path, monkeypatch):

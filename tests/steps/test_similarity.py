@@ -115,7 +115,13 @@ def test_a_near_tie_removes_the_block_that_the_record_shows(tmp_path):
     measured = with_distances([(0.2000002, 0.1), (0.4, 0.4), (0.2, 0.1)])
     assert measured.distances.mean(axis=0).diagonal(2).argmin() == 2
     blocks = similarity.choose_blocks(measured, [2])
-    metrics = {"blocks": blocks, "layers": 4, "calibration_fingerprint": "", "map": measured.map.tolist()}
+    metrics = {
+        "weights": "",
+        "blocks": blocks,
+        "layers": 4,
+        "calibration_fingerprint": "",
+        "map": measured.map.tolist(),
+    }
     params = {"study": "tiny", "run": "r"}
     path = write_record(
         tmp_path / "similarity.json", step="similarity", params=params, metrics=metrics | {"block_influence": [0.0]}
