@@ -10,6 +10,7 @@ import errno
 import functools
 import importlib.metadata
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -202,14 +203,14 @@ def _attention(dtype: torch.dtype) -> str | None:
 
 
 def load_tokenizer(name: str | Path):
-    """The tokenizer of a model, left-padded, with a padding token (its end-of-sequence token if it has none).
+    """The tokenizer of a model, left-padded, with a padding token: its end token if it has none in the embedding.
 
     A chat template that prints the date prints the same one every day.
     """
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        find_model(str(name)), trust_remote_code=False, padding_side="left"
-    )
-    if tokenizer.pad_token is None:
+    folder = find_model(str(name))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, padding_side="left")
+    embedded = getattr(load_config(folder).get_text_config(), "vocab_size", math.inf)
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= embedded:
         tokenizer.pad_token = tokenizer.eos_token
     template = tokenizer.chat_template or ""
     if "strftime_now" in template and not template.startswith(_ONE_DAY):

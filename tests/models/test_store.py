@@ -1,10 +1,12 @@
 """Where a model comes from, and what is said when it cannot be had."""
 
+import copy
 import os
 import shutil
 from fnmatch import fnmatch
 
 import httpx
+import numpy as np
 import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -100,3 +102,20 @@ def test_a_checkpoint_says_which_model_it_was_cut_from(model_folder, tokenizer, 
     for other in (checkpoint, model_folder):  # other weights; and a folder that says nothing
         with pytest.raises(ValueError, match=r"was cut from another model: run notebooks/02_pruning.ipynb"):
             store.check_original(other, "of another model")
+
+
+def test_a_padding_token_outside_the_embedding_is_not_used(model, tokenizer, tmp_path):
+    """Some tokenizers got one after their model was trained."""
+    from sdd_utils.steps import similarity
+
+    extended = copy.deepcopy(tokenizer)
+    extended.add_special_tokens({"pad_token": "[PAD]"})
+    model.save_pretrained(tmp_path)
+    extended.save_pretrained(tmp_path)
+    loaded, own = store.load_model(tmp_path)
+    assert own.pad_token_id == own.eos_token_id < model.config.vocab_size <= extended.pad_token_id
+    texts = ["short", "a longer one"]
+    together, apart = (
+        similarity.measure_similarity(loaded, own, texts, batch_size=rows, max_length=64).distances for rows in (2, 1)
+    )
+    assert np.abs(together - apart).max() < 1e-5
