@@ -12,7 +12,7 @@ import torch
 
 from sdd_utils import ROOT
 from sdd_utils.engine import decoding, generation, vllm_client, vllm_installed, vllm_process
-from sdd_utils.models import store
+from sdd_utils.models import chat_format, store
 from sdd_utils.steps import evaluation
 
 SMOLLM = "smollm2-135m-instruct"
@@ -61,7 +61,7 @@ def test_an_adapter_is_applied_as_peft_applies_it(tmp_path):
 
 
 def conversation(tokenizer, question: str) -> str:
-    return generation.render(tokenizer, [{"role": "user", "content": question}])
+    return chat_format.render(tokenizer, [{"role": "user", "content": question}])
 
 
 @needs_vllm

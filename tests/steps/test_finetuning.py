@@ -7,8 +7,8 @@ import torch
 
 from sdd_utils.base.import_graph import files_behind
 from sdd_utils.data.arms import ARMS, sets_of
-from sdd_utils.engine.generation import render
 from sdd_utils.models import store
+from sdd_utils.models.chat_format import render
 from sdd_utils.steps import finetuning, lora_training
 from sdd_utils.study.paths import Run
 
