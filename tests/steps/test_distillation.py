@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny_models
 
 from sdd_utils import ROOT
 from sdd_utils.engine import generation
@@ -167,6 +168,26 @@ def test_generation_ends_at_the_end_token_even_where_it_is_the_padding_token(mod
     stopped = chat_format.finished(tokenizer, [65, 66, *ends], ends)
     assert (stopped["finish"], stopped["n_tokens"]) == ("stop", 3)
     assert chat_format.finished(tokenizer, [65, 66, 67, 68], ends)["finish"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("thought", "reason"),
+    [("Add them.</think>\n\n", "kept"), ("The reference answer says so.</think>", "kept"), ("Add them. ", "truncated")],
+)
+def test_a_rewrite_never_holds_thinking(thought, reason):
+    written = [{"id": "m", "text": f"<think>{thought}It is 7.", "finish": "stop", "n_tokens": 9, "seed": 0}]
+    for row, answer in ((MATH, answer_check.opening(MATH) + "It is 7."), (MATH | {"answer": ""}, "It is 7.")):
+        (judged,) = distillation.judge([row], written)
+        assert (judged["reason"], judged["response"]) == (reason, answer if reason == "kept" else MATH["response"])
+        assert judged["finish"] == ("stop" if reason == "kept" else "length")
+        assert "Add" not in judged["rewrite"]
+
+
+@pytest.mark.parametrize(("family", "moved"), [("llama", False), ("mistral", True)])
+def test_a_set_says_whether_system_messages_had_to_move(tmp_path, family, moved):
+    folder = tiny_models.write(family, tmp_path / family)
+    assert distillation.moves_system(folder, [ROWS[0], MATH]) is moved
+    assert distillation.moves_system(folder, ROWS) is False  # they have no system message
 
 
 def test_rates(tmp_path):

@@ -1,5 +1,6 @@
 """Labels mask the prompt and nothing else; both arms get the same budget; a finished adapter is not trained twice."""
 
+import copy
 import json
 
 import pytest
@@ -33,6 +34,15 @@ def test_mask_covers_exactly_the_prompt_and_the_end_token_is_trained(tokenizer):
     assert tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m]) == "an answer<|im_end|>"
     assert ids[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id
     assert mask[-1] == 1
+
+
+def test_a_response_ends_as_the_chat_template_ends_a_turn(tokenizer):
+    """Not with the tokenizer's end token, where that is the end of a document (Gemma, Phi-3, base models)."""
+    own = copy.deepcopy(tokenizer)
+    own.eos_token = "<|im_start|>"
+    ids = finetuning.encode(own, ROWS[0], "an answer")["input_ids"]
+    turns = [{"role": "user", "content": ROWS[0]["instruction"]}, {"role": "assistant", "content": "an answer"}]
+    assert own.apply_chat_template(turns, tokenize=False) == own.decode(ids) + "\n"
 
 
 def test_the_trainer_sees_those_labels(model_folder, tokenizer, tmp_path, monkeypatch):
