@@ -5,7 +5,9 @@ same is closed at once, as hybrid models do it themselves. Everything is read fr
 """
 
 import contextlib
+import functools
 import re
+from collections.abc import Iterator
 from itertools import groupby
 
 import jinja2
@@ -135,12 +137,17 @@ def _answer_channel(tokenizer, messages: list[dict], prompt: str) -> str | None:
 
 
 def _apply(tokenizer, messages: list[dict], **settings) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, **settings, **_switches(tokenizer.chat_template))
+    return tokenizer.apply_chat_template(messages, tokenize=False, **settings, **_switches(_template(tokenizer)))
 
 
-def _switches(template: str | dict) -> dict:
+def _template(tokenizer) -> str:
+    template = tokenizer.chat_template
+    return template if isinstance(template, str) else template["default"]
+
+
+@functools.cache
+def _switches(template: str) -> dict:
     """The template's own thinking switches, off."""
-    template = template if isinstance(template, str) else template["default"]
     named = {name: off for name, off in _THINKING_OFF.items() if re.search(rf"(?<![\w.]){name}\b", template)}
     if not re.search(r"""["']none["']""", template):  # gpt-oss knows efforts, but not this one
         named.pop("reasoning_effort", None)
@@ -169,15 +176,18 @@ def turn_end(tokenizer) -> int:
 
 def _printed_end(tokenizer) -> int | None:
     turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
-    texts = []
-    for form in (turns, _in_parts(turns)):
-        with contextlib.suppress(*_FAILS):
-            texts.append(_apply(tokenizer, form))
-    behind = next((text.rpartition(_ANSWER)[2] for text in texts if _ANSWER in text), "").lstrip()
+    answered = next((text for text in _renderings(tokenizer, turns) if _ANSWER in text), _ANSWER)
+    behind = answered.rpartition(_ANSWER)[2].lstrip()
     ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
     added = tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
     begins = ids[:1] == [tokenizer.bos_token_id] != [tokenizer.eos_token_id]  # of the next turn
     return ids[0] if added is not None and added.special and not begins else None
+
+
+def _renderings(tokenizer, messages: list[dict]) -> Iterator[str]:
+    for form in (messages, _in_parts(messages)):
+        with contextlib.suppress(*_FAILS):
+            yield _apply(tokenizer, form)
 
 
 def end_tokens(tokenizer, generation_config) -> list[int]:

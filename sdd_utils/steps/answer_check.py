@@ -7,6 +7,7 @@ import re
 import unicodedata
 
 from sdd_utils.data import number_reader
+from sdd_utils.models import chat_format
 
 BANNED_PHRASES = ("reference answer", "your response", "my response", "your own response", "now it's your turn")
 ENDINGS = {"number": "End with '#### ' and the number.", "boxed": "Put the final answer into \\boxed{}."}
@@ -79,8 +80,15 @@ def select(row: dict, *, text: str, finish: str) -> tuple[str, str]:
 
     Reasons: `kept`, or why the original is used: `truncated`, `empty`, `banned phrase`, `no answer`, `wrong answer`.
     """
+    text, finish = answer_of(text, finish)
     reason = _verdict(row, text=text.strip(), finish=finish)
     return (text.strip() if reason == "kept" else row["response"]), reason
+
+
+def answer_of(text: str, finish: str) -> tuple[str, str]:
+    """Text and finish without thinking; a text that never came to its answer counts as cut."""
+    answer = chat_format.without_thinking(text)
+    return ("", "length") if answer is None else (answer, finish)
 
 
 def _verdict(row: dict, *, text: str, finish: str) -> str:

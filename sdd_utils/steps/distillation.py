@@ -102,9 +102,7 @@ def _check_pairs(rows: list[dict], others: list[dict]) -> None:
 
 
 def _judged(row: dict, output: dict) -> dict:
-    answer, finish = chat_format.without_thinking(output["text"]), output["finish"]
-    if answer is None:  # the thinking never ended
-        answer, finish = "", "length"
+    answer, finish = answer_check.answer_of(output["text"], output["finish"])
     text = answer_check.opening(row) + answer
     if answer_check.check_of(row) == "number" and (whole := answer_check.until_answer(text)):
         text, finish = whole, "stop"
