@@ -7,8 +7,8 @@ per new token.
 import torch
 
 from benchmarks import some_rows
-from sdd_utils.engine import decoding, generation
-from sdd_utils.models import store
+from sdd_utils.engine import decoding
+from sdd_utils.models import chat_format, store
 from sdd_utils.steps import distillation
 
 NAME = "distillation"
@@ -22,9 +22,9 @@ def prepare(
 ) -> dict:
     loaded, tokenizer = store.load_model(model)
     asked = {row["id"]: distillation.rewrite_messages(row) for row in some_rows.load(rows)}
-    texts = {id_: generation.render(tokenizer, messages) for id_, messages in asked.items()}
+    texts = {id_: chat_format.render(tokenizer, messages) for id_, messages in asked.items()}
     prompts = {id_: tokenizer(text, add_special_tokens=False)["input_ids"] for id_, text in texts.items()}
-    ends = generation.end_tokens(loaded, tokenizer)
+    ends = chat_format.end_tokens(tokenizer, loaded.generation_config)
     settings = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     ids = list(prompts)
     batches = [ids[start : start + padded] for start in range(0, rows, padded)][::every_batch]

@@ -12,8 +12,8 @@ import yaml
 from lm_eval.tasks import TaskManager, get_task_dict
 
 from sdd_utils.data.rows import data_set_names, load_rows
-from sdd_utils.engine.generation import render
 from sdd_utils.models import store
+from sdd_utils.models.chat_format import render
 from sdd_utils.steps import answer_check, distillation, finetuning
 from sdd_utils.steps.evaluation import TASKS
 

@@ -20,13 +20,13 @@ from sdd_utils import ROOT
 from sdd_utils.base.files import digest, file_sha256, read_json_lines, write_json_lines
 from sdd_utils.data import sources
 
-VERSION = 1  # raise it when a change of the code changes rows: what was read before then is read anew
+VERSION = 2  # raise it when a change of the code changes rows: what was read before then is read anew
 CACHE = ROOT / "work" / "data"
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500  # rows kept out of training where a source has no split for that
 TEST_MOST = 2_000
 SHUFFLE_SEED = 0
 STREAM_BUFFER = 10_000
-_ANSWER_LINE = re.compile(r"^####\s*(\S.*?)\s*$", re.MULTILINE)
+_ANSWER_LINE = re.compile(r"^####\s*(\S.*?)\s*\Z", re.MULTILINE)  # the last line; any other is a heading
 
 
 def source_rows(name: str, source: sources.Source, *, split: str) -> list[dict]:
@@ -114,8 +114,8 @@ def _columns(row: dict, names: dict[str, str]) -> dict[str, str]:
     given = {key: row[column] if column else None for key, column in names.items()}
     values = {key: str("" if value is None else value).strip() for key, value in given.items()}  # 0 is an answer
     if not names["answer"]:
-        last = _ANSWER_LINE.findall(values["response"])
-        values["answer"] = last[-1] if last else ""
+        last = _ANSWER_LINE.search(values["response"])
+        values["answer"] = last[1] if last else ""
     return values
 
 

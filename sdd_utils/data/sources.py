@@ -16,7 +16,7 @@ class Source:
     Attributes:
         source: hub id `org/name@revision`, or the path of a JSON-lines file, relative to the repository.
         instruction, context, response, answer: names of its columns; "" where it has none. Without an answer
-            column, the answer is what stands after "####" in the response, as in GSM8K.
+            column, the answer is what stands after "####" in the response's last line, as in GSM8K.
         config: the hub's name of a subset.
         files: file by split, to read just these files of the repository.
         test_split: the split of rows to hold out; "" holds out a fixed sample of `train`.

@@ -7,14 +7,13 @@ missing; they come out as they would have, up to ties within rounding, whatever 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jinja2
 import transformers
 from tqdm import tqdm
 
 from sdd_utils.base import precision
 from sdd_utils.base.files import digest, file_sha256, keep_rows
 from sdd_utils.engine import decoding, vllm_client, vllm_installed
-from sdd_utils.models import store
+from sdd_utils.models import chat_format, store
 
 # Raise it when a change of decoding changes texts: what was generated before then counts as another engine's.
 VERSION = 2
@@ -29,32 +28,6 @@ def engine() -> str:
     """
     vllm = vllm_installed.engine()
     return f"{vllm['name']} {vllm['version']}" if vllm else TRANSFORMERS
-
-
-def render(tokenizer, messages: list[dict]) -> str:
-    """A conversation in the model's own chat format, ready for the assistant to speak.
-
-    A last message of role `assistant` is a pre-filled opening that the model continues.
-
-    Raises:
-        ValueError: the tokenizer has no chat template.
-    """
-    if tokenizer.chat_template is None:
-        raise ValueError("the tokenizer has no chat template: use an instruct model")
-    opened = messages[-1]["role"] == "assistant"
-    settings = {"tokenize": False, "add_generation_prompt": not opened, "continue_final_message": opened}
-    try:
-        return tokenizer.apply_chat_template(messages, **settings)
-    except jinja2.TemplateError:
-        if messages[0]["role"] != "system":
-            raise
-        return tokenizer.apply_chat_template(_without_system(messages), **settings)
-
-
-def _without_system(messages: list[dict]) -> list[dict]:
-    """The same conversation for a template that knows no system turn: its text opens the user's turn."""
-    system, user, *later = messages
-    return [user | {"content": f"{system['content']}\n\n{user['content']}"}, *later]
 
 
 def generate_texts(
@@ -79,30 +52,16 @@ def generate_texts(
         greedy: ids of rows that are decoded greedily at any temperature.
 
     Yields:
-        {id, text, finish: "stop" | "length", n_tokens, seed}, where n_tokens counts the end token.
+        {id, text, finish, n_tokens, end_token, seed}, see `chat_format.finished`.
     """
     encoded = {id_: tokenizer(text, add_special_tokens=False)["input_ids"] for id_, text in prompts.items()}
-    ends = end_tokens(model, tokenizer)
+    ends = chat_format.end_tokens(tokenizer, model.generation_config)
     drawing = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "greedy": greedy}
     draw = decoding.sampler(max_new_tokens=max_new_tokens, **drawing)
     decode = decoding.decode if decoding.supports(model) else decoding.generate_batches
     rows = decode(model, encoded, batch_size=batch_size, max_new_tokens=max_new_tokens, ends=ends, draw=draw)
     for id_, tokens in tqdm(rows, total=len(encoded), desc="generation", unit="row", disable=None):
-        yield {"id": id_, **_finished(tokenizer, tokens, ends), "seed": seed}
-
-
-def end_tokens(model, tokenizer) -> list[int]:
-    """The tokens that end a text: those of the model's generation settings, or else the tokenizer's."""
-    ends = model.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
-    return ends if isinstance(ends, list) else [ends]
-
-
-def _finished(tokenizer, tokens: list[int], ends: list[int]) -> dict:
-    """Text and finish of a row's tokens; one that does not close with an end token was truncated."""
-    stopped = tokens[-1] in ends
-    text = tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
-    return {"text": text, "finish": "stop" if stopped else "length", "n_tokens": len(tokens)}
+        yield {"id": id_, **chat_format.finished(tokenizer, tokens, ends), "seed": seed}
 
 
 def generate_file(
@@ -125,8 +84,8 @@ def generate_file(
         batch_size, sampling: see `generate_texts`.
 
     Returns:
-        rows {id, key, text, finish, n_tokens, seed} in the order of `prompts`; `key` says what a text depends on, see
-        `text_keys`.
+        rows {id, key, text, finish, n_tokens, end_token, seed} in the order of `prompts`; `key` says what a text
+        depends on, see `text_keys`.
     """
     keys = text_keys(model, prompts, adapter=adapter, **sampling)
 
@@ -145,12 +104,13 @@ def generate_file(
 def text_keys(
     model: str | Path, prompts: dict[str, str], *, adapter: Path | None = None, greedy: Sequence[str] = (), **sampling
 ) -> dict[str, str]:
-    """By id, a digest of all that a text depends on: prompt, weights, sampling, precision and engine.
+    """By id, a digest of all that a text depends on: prompt, weights, sampling, end tokens, precision and engine.
 
     Not of the code: a change that changes texts raises `VERSION`, and no other discards what was generated.
     """
-    weights = [store.identity(store.find_model(str(model))), adapter and file_sha256(adapter / ADAPTER_WEIGHTS)]
-    shared = [weights, sampling, engine(), VERSION, precision.dtype_name()]
+    folder = store.find_model(str(model))
+    weights = [store.identity(folder), adapter and file_sha256(adapter / ADAPTER_WEIGHTS)]
+    shared = [weights, sampling, engine(), VERSION, precision.dtype_name(), store.end_tokens(folder)]
     return {id_: digest(text, id_ in greedy, shared) for id_, text in prompts.items()}
 
 

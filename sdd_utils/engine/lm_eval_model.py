@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from os.path import commonprefix
+from unittest import mock
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -11,7 +12,8 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from tqdm import tqdm
 from transformers.cache_utils import DynamicCache
 
-from sdd_utils.engine import decoding, generation, packed_linear
+from sdd_utils.engine import decoding, packed_linear
+from sdd_utils.models import chat_format
 
 Tokens = tuple[int, ...]
 # Contexts that begin with as many equal tokens may have their few-shot examples in common.
@@ -27,6 +29,19 @@ class SharedContextLM(HFLM):
     Greedy texts are the same up to ties within rounding. Few-shot examples that documents share are read once.
     """
 
+    def apply_chat_template(self, chat_history, add_generation_prompt=True):
+        """The same prompts as everywhere here; lm-eval's own would drop a system message and let models think."""
+        return chat_format.render(self.tokenizer, chat_history)
+
+    def loglikelihood_rolling(self, requests, disable_tqdm=False):
+        """lm-eval puts a BOS token before the text itself: the tokenizer must not add another."""
+        with mock.patch.object(self, "add_bos_token", False):
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+
+    @property
+    def _ends(self) -> list[int]:
+        return chat_format.end_tokens(self.tokenizer, self.model.generation_config)
+
     def generate_until(self, requests, disable_tqdm=False):
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
@@ -36,7 +51,8 @@ class SharedContextLM(HFLM):
             or self.think_end_token
             or not all(map(_is_greedy, map(json.loads, groups)))
         ):
-            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+            with mock.patch.object(self.model.generation_config, "eos_token_id", self._ends):
+                return super().generate_until(requests, disable_tqdm=disable_tqdm)
         texts = [""] * len(requests)
         for settings, indices in groups.items():
             contexts = {str(index): requests[index].args[0] for index in indices}
@@ -64,12 +80,13 @@ class SharedContextLM(HFLM):
             prompts,
             batch_size=self.batch_size,
             max_new_tokens=most,
-            ends=[*generation.end_tokens(self.model, self.tokenizer), self.eot_token_id],
+            ends=self._ends,
             draw=decoding.GREEDY,
             stop=stop,
         )
         for id_, tokens in tqdm(rows, total=len(prompts), desc="texts", disable=disable_tqdm or None):
-            yield int(id_), postprocess_generated_text(self.tok_decode(tokens), stop=stops, think_end_token=None)
+            text = chat_format.without_thinking(chat_format.decoded(self.tokenizer, tokens)) or ""
+            yield int(id_), postprocess_generated_text(text, stop=stops, think_end_token=None)
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
         with packed_linear.packed_linears(self.model):

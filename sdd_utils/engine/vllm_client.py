@@ -66,9 +66,8 @@ def generate_texts(
             it holds for greedy decoding only.
 
     Returns:
-        rows {id, text, finish: "stop" | "length", n_tokens, seed} in the order of `prompts`; `n_tokens` counts the
-        end token. Each row is drawn with a seed of its own, so its text does not depend on the batch, up to
-        floating-point ties.
+        rows {id, text, finish, n_tokens, end_token, seed} in the order of `prompts`, see `chat_format.finished`. Each
+        row is drawn with a seed of its own, so its text does not depend on the batch, up to floating-point ties.
 
     Raises:
         RuntimeError: vLLM is not installed or failed, in one sentence with the cause and the place of the log.
@@ -118,6 +117,7 @@ def _source(model: str | Path, adapter: Path | None, dtype) -> dict:
     return {
         "model": str(store.find_model(str(model))),
         "adapter": str(Path(adapter).absolute()) if adapter else None,
+        "ends": store.end_tokens(model),
         "dtype": str(dtype or precision.compute_dtype()).removeprefix("torch."),
         "gpu_share": _gpu_share(),
     }

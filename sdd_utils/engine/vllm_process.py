@@ -1,7 +1,8 @@
 """Generate and evaluate with vLLM: .venv-vllm/bin/python -m sdd_utils.engine.vllm_process job.json
 
-vLLM pins other versions than the main environment, so this file imports nothing of `sdd_utils` (the builders of the
-local tasks excepted) and speaks through files. `sdd_utils.engine.vllm_client` writes the job and reads what comes out.
+vLLM pins other versions than the main environment, so this file imports little of `sdd_utils` (the chat format and
+the builders of the local tasks) and speaks through files. `sdd_utils.engine.vllm_client` writes the job and reads what
+comes out.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+from sdd_utils.models import chat_format
+
 TASKS = Path(__file__).resolve().parent.parent / "tasks"
 # Guesses of up to 5 tokens, wherever the last 2 to 5 tokens stood before. A rewrite copies long spans of its prompt.
 SPECULATION = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 2, "prompt_lookup_max": 5}
@@ -27,6 +30,7 @@ def generate(
     prompts: dict[str, str],
     out: str,
     model: str,
+    ends: list[int],
     adapter: str | None,
     max_new_tokens: int,
     temperature: float,
@@ -37,9 +41,9 @@ def generate(
     speculate: bool,
     **hardware,
 ) -> None:
-    """Append one JSON line per prompt to `out` as it finishes: {id, text, finish, n_tokens, seed}.
+    """Append one JSON line per prompt to `out` as it finishes: {id, text, finish, n_tokens, end_token, seed}.
 
-    The prompts are rendered texts: nothing is added when they are tokenised. `n_tokens` counts the end token.
+    The prompts are rendered texts: nothing is added when they are tokenised.
     """
     from vllm import LLM, SamplingParams
 
@@ -51,7 +55,7 @@ def generate(
     # Nor can a CPU's random generator be set back, as vLLM does for a row with a seed whose prompt it reads in parts.
     special |= {"enable_chunked_prefill": False} if _on_cpu() else {}
     llm = LLM(**_engine(model, **hardware), **_lora(adapter), **special, max_model_len=longest)
-    tokenizer, ends = llm.get_tokenizer(), _end_tokens(llm)
+    tokenizer = llm.get_tokenizer()
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     certain = {*greedy} if temperature > 0 else {*encoded}
     # The end tokens are the transformers path's: vLLM would add the tokenizer's own, so they are given explicitly.
@@ -61,10 +65,8 @@ def generate(
     with Path(out).open("a", encoding="utf-8") as file:
         for id_, output in _finished(llm, encoded, params, adapter=adapter):
             tokens = list(output.outputs[0].token_ids)
-            stopped = bool(tokens) and tokens[-1] in ends
-            text = tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
-            row = {"id": id_, "text": text, "finish": "stop" if stopped else "length", "n_tokens": len(tokens)}
-            file.write(json.dumps(row | {"seed": seed}, ensure_ascii=False) + "\n")
+            row = {"id": id_, **chat_format.finished(tokenizer, tokens, ends), "seed": seed}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
 
 
@@ -75,6 +77,7 @@ def evaluate(
     chat_tasks: list[str],
     out: str,
     model: str,
+    ends: list[int],
     adapter: str | None,
     **hardware,
 ) -> None:
@@ -83,13 +86,15 @@ def evaluate(
     from lm_eval.tasks import TaskManager
 
     arguments = _engine(model, **hardware)
-    wrapped = _lm_eval_vllm()(
+    wrapped = _like_ours(_lm_eval_vllm(), ends)(
         pretrained=arguments.pop("model"), batch_size="auto", lora_local_path=adapter, **arguments, **_lora(adapter)
     )
+    wrapped.tokenizer.chat_template = chat_format.with_one_day(wrapped.tokenizer.chat_template)
     stock = not set(tasks) <= {path.stem for path in TASKS.glob("*.yaml")}
     manager = TaskManager(include_path=str(TASKS), include_defaults=stock)
     results = {}
     for task, limit in tasks.items():
+        wrapped.add_bos_token = False if task in chat_tasks else None
         whole = simple_evaluate(
             wrapped,
             tasks=[task],
@@ -112,6 +117,28 @@ def _lm_eval_vllm() -> type:
     with mock.patch("importlib.metadata.version", lambda name: vllm.__version__ if name == "vllm" else installed(name)):
         from lm_eval.models.vllm_causallms import VLLM
     return VLLM
+
+
+def _like_ours(base: type, ends: list[int]) -> type:
+    """lm-eval's VLLM with the prompts, end tokens and BOS tokens of `lm_eval_model.SharedContextLM`."""
+
+    class LikeOurs(base):
+        def apply_chat_template(self, chat_history, add_generation_prompt=True):
+            return chat_format.render(self.tokenizer, chat_history)
+
+        def loglikelihood_rolling(self, requests, disable_tqdm=False):
+            with mock.patch.object(self, "add_bos_token", False):
+                return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+
+        def generate_until(self, requests, disable_tqdm=False):
+            texts = super().generate_until(requests, disable_tqdm=disable_tqdm)
+            return [chat_format.without_thinking(text) or "" for text in texts]
+
+        def modify_gen_kwargs(self, *arguments, **settings):
+            kwargs, until, most = super().modify_gen_kwargs(*arguments, **settings)
+            return kwargs, [*dict.fromkeys([*until, *map(self.tokenizer.decode, ends)])], most
+
+    return LikeOurs
 
 
 def _slim(results: dict) -> dict:
@@ -154,13 +181,6 @@ def _encode(texts: dict[str, str], *, model: str) -> dict[str, list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     encoded = tokenizer(list(texts.values()), add_special_tokens=False)["input_ids"]
     return dict(zip(texts, encoded, strict=True))
-
-
-def _end_tokens(llm) -> list[int]:
-    """The model's own end tokens, or the tokenizer's where the model names none."""
-    end = llm.llm_engine.model_config.try_get_generation_config().get("eos_token_id")
-    end = llm.get_tokenizer().eos_token_id if end is None else end
-    return list(end) if isinstance(end, list) else [end]
 
 
 def _engine(model: str, *, dtype: str, gpu_share: float) -> dict:

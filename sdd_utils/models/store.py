@@ -27,7 +27,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 from sdd_utils import ROOT
 from sdd_utils.base import precision
 from sdd_utils.base.files import digest, file_sha256, whole_folder
-from sdd_utils.models import adapters, checkpoints
+from sdd_utils.models import adapters, chat_format, checkpoints
 
 CATALOGUE = {
     # Q4_1 weights, dequantised once: the package ships the only copy of this model that needs no hub.
@@ -36,9 +36,6 @@ CATALOGUE = {
 CACHE = ROOT / "work" / "models"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 _OTHER_FORMATS = ["consolidated*", "params.json", "original/*"]  # the same weights once more, for other loaders
-# Some chat templates print today's date: the same prompt would be another one tomorrow. They get one day for all.
-_WRONG = ("missing_keys", "mismatched_keys")  # what a loading may report that leaves random weights
-_ONE_DAY = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
 def find_model(name: str) -> Path:
@@ -212,10 +209,18 @@ def load_tokenizer(name: str | Path):
     embedded = getattr(load_config(folder).get_text_config(), "vocab_size", math.inf)
     if tokenizer.pad_token is None or tokenizer.pad_token_id >= embedded:
         tokenizer.pad_token = tokenizer.eos_token
-    template = tokenizer.chat_template or ""
-    if "strftime_now" in template and not template.startswith(_ONE_DAY):
-        tokenizer.chat_template = _ONE_DAY + template
+    tokenizer.chat_template = chat_format.with_one_day(tokenizer.chat_template)
     return tokenizer
+
+
+def end_tokens(name: str | Path) -> list[int]:
+    """`chat_format.end_tokens` of a model whose weights are not loaded."""
+    folder = find_model(str(name))
+    if (folder / "generation_config.json").is_file():
+        settings = transformers.GenerationConfig.from_pretrained(folder)
+    else:
+        settings = transformers.GenerationConfig.from_model_config(load_config(folder))
+    return chat_format.end_tokens(load_tokenizer(folder), settings)
 
 
 def load_config(name: str | Path):

@@ -4,26 +4,34 @@ Everything here is a pure function of a row and a text, so a set can be judged a
 """
 
 import re
-from decimal import Decimal
+import unicodedata
+
+from sdd_utils.data import number_reader
+from sdd_utils.models import chat_format
 
 BANNED_PHRASES = ("reference answer", "your response", "my response", "your own response", "now it's your turn")
 ENDINGS = {"number": "End with '#### ' and the number.", "boxed": "Put the final answer into \\boxed{}."}
 MATH_OPENING = "Let's solve this step by step:\n"  # the parent method also opens the math turn; the wording is ours
 
-# Not glued to a letter, digit or point on its left ("v2", "1.2.3") nor an exponent's mantissa; a unit may follow.
-_NUMBER = re.compile(
-    r"(?<![\w.])[-−]?\$?(?:\d{1,3}(?:,\d{3})+(?![\d,]*\d)|\d+)(?:\.\d+)?(?!\d|\.\d|[eE][-+]?\d)|(?<![\w.])[-−]?\$?\.\d+(?!\d)"
-)
-_PLAIN_NUMBER = re.compile(r"[-−$]*[\d.,]+%?")
+# A letter of a script that puts spaces between words: in Thai, Lao, Burmese, Khmer, Chinese, Japanese and Korean an
+# answer may stand right beside other letters.
+_LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1100-\u11ff\u3040-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]"
+# What would make an answer part of something longer: "C" is not in "C++", "5 km" in "1.5 km", "no" in "no-one".
+_EDGE_BEFORE = rf"(?<!{_LETTER})(?<![-−+#@.])(?<!\w[/&'’])(?<!\d[,:])"
+_EDGE_BEHIND = rf"(?!{_LETTER})(?![-−+#@])(?![/&.]\w)(?!['’](?!s\b)\w)(?![,:]\d)"
+_BOX = re.compile(r"\\f?box(?:ed)?\s*(?=\{)")
+_TEXT_IN_BOX = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|mbox)\s*\{([^{}]*)\}")
+_LIST = re.compile(r",(?!\d{3}(?!\d))")  # in LaTeX "3,4" is a point or two solutions, and a decimal is "3.4"
+_UNIT = r"(?: [a-z%°²³]\S*){0,2}"
 
 
 def check_of(row: dict) -> str:
     """How a rewrite of this row is checked: "boxed" or "number" (mathematics), "text", or "" (not at all)."""
     if not row["answer"]:
         return ""
-    if "\\boxed" in row["response"]:
+    if _BOX.search(row["response"]):
         return "boxed"
-    return "number" if _PLAIN_NUMBER.fullmatch(row["answer"].strip()) else "text"
+    return "number" if number_reader.whole_number(row["answer"]) is not None else "text"
 
 
 def opening(row: dict) -> str:
@@ -31,48 +39,40 @@ def opening(row: dict) -> str:
     return MATH_OPENING if check_of(row) in ENDINGS else ""
 
 
-def last_number(text: str) -> Decimal | None:
-    """The last number in a text: thousands commas, decimals, signs and `$` understood; None if there is none.
-
-    "5 10" ends in 10, "1,234.50." in 1234.5 and "$-3" or "-$3" in -3; a hyphen after a digit or letter
-    ("10-5") is no sign.
-    """
-    matches = list(_NUMBER.finditer(text.replace("$-", "-$").replace("$−", "-$")))
-    if not matches:
-        return None
-    return Decimal(re.sub(r"[$,]", "", matches[-1].group()).replace("−", "-"))
-
-
 def same_answer(row: dict, text: str) -> bool | None:
     """Whether a text comes to the row's answer; None if it comes to none.
 
-    Mathematics in LaTeX is compared by lm-eval's MATH rules on the last \\boxed{}, numbers by value, and any other
-    answer must stand in the text, not within a word.
+    Numbers are compared by value (`number_reader` has the rules), the last one of the text. Mathematics in LaTeX is
+    the last \\boxed{}, compared by lm-eval's MATH rules where it is no single number. Any other answer must stand in
+    the text, as a whole: beside a letter, a hyphen or a symbol as in `C++` it is part of something else.
     """
     check = check_of(row)
     if check == "text":
-        # "no" does not stand in "know"; ASCII, as in scripts that put no spaces between words a word has no edges.
-        whole = rf"(?<![a-z0-9_]){re.escape(row['answer'].casefold())}(?![a-z0-9_])"
-        return re.search(whole, text.casefold()) is not None
+        return re.search(_EDGE_BEFORE + re.escape(_folded(row["answer"])) + _EDGE_BEHIND, _folded(text)) is not None
     if check == "boxed":
         return _same_boxed(row["answer"], text)
-    number = last_number(text)
-    return None if number is None else number == last_number(row["answer"])
+    number = number_reader.last_number(text)
+    return None if number is None else number == number_reader.whole_number(row["answer"])
+
+
+def _folded(text: str) -> str:
+    """A text without the differences that do not count: case, widths of white space, ways to write one letter."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def _same_boxed(answer: str, text: str) -> bool | None:
     from lm_eval.tasks.hendrycks_math import utils  # here, for its import takes seconds
 
-    boxed = utils.last_boxed_only_string(text) if "\\boxed" in text else None
+    *_, start = [None, *(match.end() for match in _BOX.finditer(text))]
+    boxed = None if start is None else utils.last_boxed_only_string("\\boxed" + text[start:])
     if boxed is None:
         return None
-    try:
-        given = utils.remove_boxed(boxed).strip()
-    except AssertionError:  # \boxed without braces, as in \boxed\frac{1}{2}
-        return None
-    if _PLAIN_NUMBER.fullmatch(given) and _PLAIN_NUMBER.fullmatch(answer):
-        return last_number(given) == last_number(answer)
-    return utils.is_equiv(given, answer)
+    given = utils.remove_boxed(boxed).strip()
+    plain = [_TEXT_IN_BOX.sub(r"\1", part).replace("{,}", ",").strip() for part in (given, answer)]
+    numbers = [None if _LIST.search(part) else number_reader.whole_number(part) for part in plain]
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    return utils.is_equiv(given, answer) or utils.is_equiv(*plain)
 
 
 def select(row: dict, *, text: str, finish: str) -> tuple[str, str]:
@@ -80,8 +80,15 @@ def select(row: dict, *, text: str, finish: str) -> tuple[str, str]:
 
     Reasons: `kept`, or why the original is used: `truncated`, `empty`, `banned phrase`, `no answer`, `wrong answer`.
     """
+    text, finish = answer_of(text, finish)
     reason = _verdict(row, text=text.strip(), finish=finish)
     return (text.strip() if reason == "kept" else row["response"]), reason
+
+
+def answer_of(text: str, finish: str) -> tuple[str, str]:
+    """Text and finish without thinking; a text that never came to its answer counts as cut."""
+    answer = chat_format.without_thinking(text)
+    return ("", "length") if answer is None else (answer, finish)
 
 
 def _verdict(row: dict, *, text: str, finish: str) -> str:
@@ -98,9 +105,14 @@ def _verdict(row: dict, *, text: str, finish: str) -> str:
 
 
 def until_answer(text: str) -> str | None:
-    """A worked solution up to its first finished "#### number" line, or None if it has none.
+    """A worked solution up to its first finished line "#### number", or None if it has none.
 
-    Small models repeat that line until they run out of tokens; what stands before is a whole answer.
+    Small models repeat that line until they run out of tokens; what stands before is a whole answer. A unit may follow
+    the number. A Markdown heading ("#### Step 1: Add", "#### 2. Divide") is no such line.
     """
-    match = re.search(r"^####[^\n]*\d[^\n]*(?=\n)", text, flags=re.MULTILINE)
-    return text[: match.end()] if match else None
+    for match in re.finditer(r"^####(?P<line>[^\n]*)(?=\n)", text, flags=re.MULTILINE):
+        line = match["line"].strip(" \t*_`")
+        number = re.sub(rf"(?<![.:)]){_UNIT}$", "", line)
+        if number_reader.whole_number(number) is not None:
+            return text[: match.end()]
+    return None

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from sdd_utils.data.rows import question_of
-from sdd_utils.engine.generation import generate_file, render
+from sdd_utils.engine.generation import generate_file
+from sdd_utils.models import chat_format
 from sdd_utils.models.store import load_tokenizer
 from sdd_utils.steps import answer_check
 
@@ -68,11 +69,17 @@ def rewrite(model: str | Path, rows: list[dict], *, path: Path, which: str = "di
         path, settings: see `generation.generate_file`.
 
     Returns:
-        the raw texts {id, key, text, finish, n_tokens, seed}, in the order of `rows`.
+        the raw texts {id, key, text, finish, n_tokens, end_token, seed}, in the order of `rows`.
     """
     tokenizer = load_tokenizer(model)
-    prompts = {row["id"]: render(tokenizer, ASKED_BY[which](row)) for row in rows}
+    prompts = {row["id"]: chat_format.render(tokenizer, ASKED_BY[which](row)) for row in rows}
     return generate_file(model, prompts, path=path, speculate=True, **settings)
+
+
+def moves_system(model: str | Path, rows: list[dict]) -> bool:
+    """Whether a system message opens the user's turn in the prompts, as the chat template has no place for it."""
+    tokenizer = load_tokenizer(model)
+    return any(chat_format.moves_system(tokenizer, rewrite_messages(row)) for row in rows)
 
 
 def judge(rows: list[dict], written: list[dict]) -> list[dict]:
@@ -95,7 +102,8 @@ def _check_pairs(rows: list[dict], others: list[dict]) -> None:
 
 
 def _judged(row: dict, output: dict) -> dict:
-    text, finish = answer_check.opening(row) + output["text"], output["finish"]
+    answer, finish = answer_check.answer_of(output["text"], output["finish"])
+    text = answer_check.opening(row) + answer
     if answer_check.check_of(row) == "number" and (whole := answer_check.until_answer(text)):
         text, finish = whole, "stop"
     response, reason = answer_check.select(row, text=text, finish=finish)

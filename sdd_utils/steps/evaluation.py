@@ -141,11 +141,13 @@ def score_loaded_model(
 ) -> dict[str, dict]:
     """`evaluate_model` for a model that is loaded, by transformers."""
     manager = _manager_for(tasks)
-    # Whether a text starts with a BOS token is the tokenizer's to say: Llama's adds one, SmolLM2's does not.
+    # Whether a text starts with a BOS token is the tokenizer's to say: Llama's adds one, SmolLM2's does not. In the
+    # chat format it is the template's.
     wrapped = SharedContextLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device))
     scores = {}
     for task, limit in tasks.items():
         chat = task in chat_tasks
+        wrapped.add_bos_token = False if chat else None
         # After every call lm-eval would ask pip for all packages; records name the versions themselves.
         with mock.patch("lm_eval.evaluator.add_env_info"):
             results = lm_eval.simple_evaluate(

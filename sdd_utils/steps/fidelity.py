@@ -15,8 +15,9 @@ from sdd_utils.base import precision
 from sdd_utils.base.files import digest, file_sha256, keep_rows, read_json_lines
 from sdd_utils.data.rows import question_of
 from sdd_utils.engine import packed_linear
-from sdd_utils.engine.generation import generate_file, render
-from sdd_utils.models import store
+from sdd_utils.engine.generation import generate_file
+from sdd_utils.models import chat_format, store
+from sdd_utils.models.chat_format import render
 from sdd_utils.models.store import load_tokenizer
 
 VERSION = 1  # raise it when a change of the code changes likelihoods
@@ -33,15 +34,23 @@ def answer_questions(
         path, adapter, settings: see `generation.generate_file`; the temperature is that of the sampled answers.
 
     Returns:
-        {"greedy": rows, "sampled": rows} of {id, question, prompt, text, finish, n_tokens, seed}; `prompt` is the
-        rendered conversation, and the id of a sampled answer ends with `SAMPLED`.
+        {"greedy": rows, "sampled": rows} of {id, question, prompt, text, finish, n_tokens, end_token, seed}; `prompt`
+        is the rendered conversation, `text` the answer without thinking, and the id of a sampled answer ends with
+        `SAMPLED`.
     """
     tokenizer = load_tokenizer(model)
     texts_asked = questions | {id_ + SAMPLED: text for id_, text in questions.items()}
     prompts = {id_: render(tokenizer, [{"role": "user", "content": text}]) for id_, text in texts_asked.items()}
     texts = generate_file(model, prompts, path=path, adapter=adapter, greedy=[*questions], **settings)
-    rows = [text | {"question": texts_asked[text["id"]], "prompt": prompts[text["id"]]} for text in texts]
+    asked = [{"question": texts_asked[text["id"]], "prompt": prompts[text["id"]]} for text in texts]
+    rows = [_without_thinking(text) | question for text, question in zip(texts, asked, strict=True)]
     return {"greedy": rows[: len(questions)], "sampled": rows[len(questions) :]}
+
+
+def _without_thinking(row: dict) -> dict:
+    """The row with its answer alone; one that never came to its answer counts as cut."""
+    answer = chat_format.without_thinking(row["text"])
+    return row | ({"text": "", "finish": "length", "end_token": None} if answer is None else {"text": answer})
 
 
 def read_answers(path: Path, *, sha256: str, sampled: bool = False) -> list[dict]:
@@ -59,7 +68,7 @@ def read_answers(path: Path, *, sha256: str, sampled: bool = False) -> list[dict
 
 
 def measure_fidelity(original, model, tokenizer, answers: dict[str, list[dict]]) -> dict[str, dict]:
-    """Fidelity of a model on the original's answers; answers are tokenised anew, their end token included.
+    """Fidelity of a model on the original's answers; answers are tokenised anew, with the end token that closed them.
 
     One answer is read at a time, so that no more is held than the distributions of its tokens under both models.
 
@@ -105,7 +114,8 @@ def response_nll(
     """
     tokenizer = load_tokenizer(model)
     prompts = [render(tokenizer, [{"role": "user", "content": question_of(row)}]) for row in rows]
-    depends_on = [store.identity(store.find_model(str(model))), precision.dtype_name(), VERSION]
+    weights = store.identity(store.find_model(str(model)))
+    depends_on = [weights, precision.dtype_name(), VERSION, chat_format.turn_end(tokenizer)]
     pairs = {name: list(zip(prompts, texts, strict=True)) for name, texts in sets.items()}
     keys = {name: [digest(pair, depends_on) for pair in set_pairs] for name, set_pairs in pairs.items()}
     by_key = {key: pair for name in sets for key, pair in zip(keys[name], pairs[name], strict=True)}
@@ -129,9 +139,11 @@ def _mean_nll(model, prompt: list[int], answered: list[int]) -> float:
 
 
 def _tokens(tokenizer, row: dict) -> tuple[list[int], list[int]]:
-    """Ids of the prompt and of the answer, which ends with the end token unless it was cut."""
+    """Ids of the prompt and of the answer, which ends with the end token that closed it unless it was cut."""
+    end = row.get("end_token")
+    end = chat_format.turn_end(tokenizer) if end is None else end
     prompt, text = (tokenizer(row[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "text"))
-    return prompt, text + [tokenizer.eos_token_id] * (row["finish"] == "stop")
+    return prompt, text + [end] * (row["finish"] == "stop")
 
 
 @torch.inference_mode()

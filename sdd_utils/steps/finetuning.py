@@ -14,23 +14,22 @@ from sdd_utils.base.files import digest, read_json_lines
 from sdd_utils.base.import_graph import code_digest
 from sdd_utils.data.arms import ARMS
 from sdd_utils.data.rows import fingerprint, question_of
-from sdd_utils.engine.generation import render
-from sdd_utils.models import store
+from sdd_utils.models import chat_format, store
 from sdd_utils.steps import lora_training
 
 
 def encode(tokenizer, row: dict, response: str) -> dict:
     """Token ids of prompt and response, and which of them the loss sees.
 
-    The prompt ends where the assistant's turn begins. The response ends with the end-of-sequence token, which is
-    trained: masking goes by position, because the padding token may be the same id.
+    The prompt ends where the assistant's turn begins. The response ends with the token that ends a turn in the
+    model's chat format, which is trained: masking goes by position, because the padding token may be the same id.
 
     Returns:
         {input_ids, completion_mask}: two lists of one length; the mask is 1 on response tokens and the end.
     """
-    prompt = render(tokenizer, [{"role": "user", "content": question_of(row)}])
+    prompt = chat_format.render(tokenizer, [{"role": "user", "content": question_of(row)}])
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    response_ids = tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    response_ids = tokenizer(response, add_special_tokens=False)["input_ids"] + [chat_format.turn_end(tokenizer)]
     return {
         "input_ids": prompt_ids + response_ids,
         "completion_mask": [0] * len(prompt_ids) + [1] * len(response_ids),

@@ -1,19 +1,23 @@
 """The documents of the offline lm-eval tasks, made in memory: each builder returns the split `test`.
 
-lm-eval calls a builder with the keys of the task's `metadata`, hence the ignored keyword arguments.
+lm-eval calls a builder with the keys of the task's `metadata`, hence the ignored keyword arguments. Filters stand here,
+too.
 """
 
 import random
 import re
+from fractions import Fraction
 
 from datasets import Dataset
 
+from sdd_utils.data import number_reader
 from sdd_utils.data.rows import load_rows
 from sdd_utils.tasks import facts
 
 GSM_ROWS = 200
 PYDOC_ROWS = 100
 DISTRACTORS = 3
+NO_NUMBER = "[invalid]"  # as lm-eval's own filters say it
 
 
 def facts_questions(**_) -> dict[str, Dataset]:
@@ -35,6 +39,25 @@ def gsm_symbolic_choices(**_) -> dict[str, Dataset]:
 def pydoc(**_) -> dict[str, Dataset]:
     """Held-out docstrings with the columns of `sdd_utils.data.rows`."""
     return {"test": Dataset.from_list(load_rows("pydoc", split="test", rows=PYDOC_ROWS))}
+
+
+def last_numbers(responses: list[list[str]], _documents) -> list[list[str]]:
+    """lm-eval filter: the last number of every response, read as `number_reader` reads it."""
+    return [[_digits(number_reader.last_number(text)) for text in texts] for texts in responses]
+
+
+def marked_numbers(responses: list[list[str]], _documents) -> list[list[str]]:
+    """lm-eval filter: the number right behind the first "####" of every response that has one there."""
+    return [[_digits(_marked_number(text)) for text in texts] for texts in responses]
+
+
+def _marked_number(text: str) -> Fraction | None:
+    numbers = map(number_reader.leading_number, text.split("####")[1:])
+    return next((number for number in numbers if number is not None), None)
+
+
+def _digits(number: Fraction | None) -> str:
+    return NO_NUMBER if number is None else number_reader.as_text(number)
 
 
 def _choices(row: dict) -> dict:

@@ -8,9 +8,9 @@ from decimal import Decimal
 import pytest
 
 from sdd_utils.data import offline
+from sdd_utils.data.number_reader import last_number
 from sdd_utils.data.offline import OFFLINE, PYDOC_NAMES, _pydoc, clean_docstring
 from sdd_utils.data.rows import COLUMNS, SPLITS, calibration_set, fingerprint, load_rows
-from sdd_utils.steps.answer_check import last_number
 
 NAMES = ("gsm_symbolic", "pydoc")  # made on the spot
 SMALL = {"train": 600, "test": 150}

@@ -41,6 +41,23 @@ def test_a_file_becomes_rows_with_context_and_answer(own_data):
     assert question_of(row) == "What is 7 + 7?\n\nsums"
 
 
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("3 + 4 = 7\n#### 7", "7"),
+        ("3 + 4 = 7\n####  $1,200 \n\n", "$1,200"),
+        ("It is there.\n#### Paris", "Paris"),
+        ("#### Ingredients\n- eggs\n\n#### Method\nMix.", ""),
+        ("#### 7\nThat is all.", ""),
+        ("7 #### 8", ""),
+        ("no mark", ""),
+    ],
+)
+def test_the_answer_stands_in_the_last_line_and_a_heading_is_none(response, answer):
+    names = {"instruction": "q", "context": "", "response": "r", "answer": ""}
+    assert source_rows._columns({"q": "?", "r": response}, names)["answer"] == answer
+
+
 def test_empty_and_long_rows_are_left_out_and_counted(own_data):
     settings = {"own_data": own_data, "max_response_words": 20}
     kept = [load_rows("mine", split=split, rows=0, **settings) for split in SPLITS]

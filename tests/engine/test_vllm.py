@@ -1,6 +1,8 @@
 """vLLM against transformers on SmolLM2 (skipped without `make vllm`), and its client with a stand-in interpreter."""
 
+import copy
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ import torch
 
 from sdd_utils import ROOT
 from sdd_utils.engine import decoding, generation, vllm_client, vllm_installed, vllm_process
-from sdd_utils.models import store
+from sdd_utils.models import chat_format, store
 from sdd_utils.steps import evaluation
 
 SMOLLM = "smollm2-135m-instruct"
@@ -61,7 +63,7 @@ def test_an_adapter_is_applied_as_peft_applies_it(tmp_path):
 
 
 def conversation(tokenizer, question: str) -> str:
-    return generation.render(tokenizer, [{"role": "user", "content": question}])
+    return chat_format.render(tokenizer, [{"role": "user", "content": question}])
 
 
 @needs_vllm
@@ -235,6 +237,44 @@ def test_vllm_is_told_which_rows_are_greedy(fake, tmp_path):
     settings = {"max_new_tokens": 1, "batch_size": 2, "temperature": 0.9, "greedy": ["a"]}
     rows = generation.generate_file(model, {"a": "x", "b": "y"}, path=tmp_path / "set.jsonl", **settings)
     assert [row["text"] for row in rows] == ["X", "Y"]
+
+
+def test_vllm_is_told_every_end_token(fake, tmp_path):
+    model = fake('assert job["ends"] == [5, 7, 257], job["ends"]\n' + ANSWER)
+    own = shutil.copytree(model, tmp_path / "own")
+    (own / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 7]}))
+    rows = vllm_client.generate_texts(own, {"a": "x"}, path=tmp_path / "rows.jsonl", max_new_tokens=1)
+    assert [row["text"] for row in rows] == ["X"]
+
+
+def test_scores_by_vllm_have_our_prompts_end_tokens_and_bos_tokens(tokenizer):
+    class Plain:
+        """The parts of lm-eval's class that are built upon."""
+
+        add_bos_token = None
+
+        def __init__(self):
+            self.tokenizer = copy.deepcopy(tokenizer)
+            self.tokenizer.chat_template += (
+                "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+            )
+
+        def loglikelihood_rolling(self, requests, disable_tqdm=False):
+            return [self.add_bos_token]
+
+        def generate_until(self, requests, disable_tqdm=False):
+            return ["<think>Hm.</think>7", "7", "<think>Hm"]
+
+        @staticmethod
+        def modify_gen_kwargs(gen_kwargs, eos=None):
+            return {}, [*gen_kwargs["until"], eos], 9
+
+    lm = vllm_process._like_ours(Plain, [256, 257])()
+    assert lm.apply_chat_template([{"role": "user", "content": "Hi"}]).endswith("assistant\n")
+    assert (lm.loglikelihood_rolling([]), lm.add_bos_token) == ([False], None)
+    assert lm.generate_until([]) == ["7", "7", ""]
+    stops = lm.modify_gen_kwargs({"until": ["Q:"]}, eos="<|im_end|>")[1]
+    assert sorted(stops) == ["<|im_end|>", "<|im_start|>", "Q:"]
 
 
 def test_missing_vllm_is_told_with_the_mend(fake, tmp_path):

@@ -5,15 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
-from decimal import Decimal
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import tiny_models
 
 from sdd_utils import ROOT
 from sdd_utils.engine import generation
-from sdd_utils.models import store
+from sdd_utils.models import chat_format, store
 from sdd_utils.steps import answer_check, distillation
 
 ROWS = [
@@ -27,53 +25,6 @@ ROWS = [
     for i in range(7)
 ]
 SETTINGS = {"max_new_tokens": 8, "batch_size": 3, "temperature": 1.0, "top_p": 0.9, "top_k": 0, "seed": 1}
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("5 10", "10"), ("1,234.50.", "1234.50"), ("$-3", "-3"), ("-$3", "-3"), ("10-5", "5"), ("v2", None),
-        ("#### 288", "288"), ("is 3.", "3"), ("1.2.3", None), ("50km", "50"), ("1e5", None), ("$.50", "0.50"),
-        ("**42**", "42"), ("5%", "5"), ("nothing", None), ("a −7", "-7"), ("12,345,678", "12345678"), ("", None),
-        ("so $1,200.50.", "1200.50"), ("#### -3", "-3"), ("1 then 2, done", "2"), ("none", None),
-    ],
-)  # fmt: skip
-def test_last_number_on_hostile_strings(text, number):
-    assert answer_check.last_number(text) == (None if number is None else Decimal(number))
-
-
-@given(st.integers(-(10**9), 10**9), st.sampled_from(["{}", "{:,}", "#### {}", "so ${} .", "1 2 {}.", "= {}!"]))
-def test_last_number_reads_back_what_was_written(value, form):
-    assert answer_check.last_number(form.format(value)) == value
-
-
-@pytest.mark.parametrize(
-    ("text", "right"),
-    [
-        ("so \\boxed{\\frac{1}{2}}", True),
-        ("so \\boxed{\\frac12}", True),
-        ("so \\boxed{0.3}", False),
-        ("no box", None),
-        ("so \\boxed\\frac{1}{2}", None),  # lm-eval's reader asserts braces
-        ("so \\boxed(5) is {x}", None),
-        ("so \\boxed", None),
-    ],
-)
-def test_boxed_answers_on_hostile_strings(text, right):
-    row = {"answer": "\\frac{1}{2}", "response": "thus \\boxed{\\frac{1}{2}}", "context": "", "instruction": "?"}
-    assert answer_check.same_answer(row, text) is right
-
-
-@given(st.text())
-def test_last_number_never_fails(text):
-    found = answer_check.last_number(text)
-    assert found is None or found.is_finite()
-
-
-def test_an_answer_in_words_does_not_stand_within_a_word():
-    row = {"answer": "No", "response": "No."}
-    assert answer_check.same_answer(row, "The answer is: no!")
-    assert not answer_check.same_answer(row, "I know it: yes.")
 
 
 MATH = {"id": "m", "instruction": "?", "context": "", "response": "3 + 4 = 7\n#### 7", "answer": "7"}
@@ -95,12 +46,6 @@ def test_conditional_selection(text, finish, reason):
     response, given_reason = answer_check.select(MATH, text=text, finish=finish)
     assert given_reason == reason
     assert response == (text if reason == "kept" else MATH["response"])
-
-
-def test_a_solution_ends_with_its_first_finished_answer_line():
-    assert answer_check.until_answer("3 + 4 = 7\n#### 7\n#### 7\n####") == "3 + 4 = 7\n#### 7"
-    assert answer_check.until_answer("3 + 4 = 7\n#### 7") is None  # cut here, the number could go on
-    assert answer_check.until_answer("### 7\nno\n####\n") is None
 
 
 def test_the_template_shows_context_instruction_and_reference():
@@ -149,7 +94,7 @@ def test_finished_rows_are_not_generated_again(model_folder, tmp_path, monkeypat
     assert rewrite(model_folder, tmp_path / "set.jsonl", batch_size=1) == whole  # no setting of the sampling
 
 
-@pytest.mark.parametrize("change", ["seed", "temperature", "dtype", "version", "prompt", "weights"])
+@pytest.mark.parametrize("change", ["seed", "temperature", "dtype", "version", "prompt", "weights", "ends"])
 def test_a_text_depends_on_prompt_weights_sampling_precision_and_version(model_folder, tmp_path, monkeypatch, change):
     prompts, sampling = {"a": "one", "b": "two"}, {name: SETTINGS[name] for name in SETTINGS if name != "batch_size"}
     before, folder = generation.text_keys(model_folder, prompts, **sampling), model_folder
@@ -163,6 +108,8 @@ def test_a_text_depends_on_prompt_weights_sampling_precision_and_version(model_f
         prompts = {"a": "one!", "b": "two!"}
     else:
         folder = shutil.copytree(model_folder, tmp_path / "other")
+    if change == "ends":
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 7]}))
     after = generation.text_keys(folder, prompts, **sampling)
     assert all(before[id_] != after[id_] for id_ in prompts)
 
@@ -216,11 +163,31 @@ def test_an_edited_answer_check_judges_anew_and_generates_nothing(model_folder, 
 
 
 def test_generation_ends_at_the_end_token_even_where_it_is_the_padding_token(model, tokenizer):
-    ends = generation.end_tokens(model, tokenizer)
+    ends = chat_format.end_tokens(tokenizer, model.generation_config)
     assert ends == [tokenizer.pad_token_id]
-    stopped = generation._finished(tokenizer, [65, 66, *ends], ends)
+    stopped = chat_format.finished(tokenizer, [65, 66, *ends], ends)
     assert (stopped["finish"], stopped["n_tokens"]) == ("stop", 3)
-    assert generation._finished(tokenizer, [65, 66, 67, 68], ends)["finish"] == "length"
+    assert chat_format.finished(tokenizer, [65, 66, 67, 68], ends)["finish"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("thought", "reason"),
+    [("Add them.</think>\n\n", "kept"), ("The reference answer says so.</think>", "kept"), ("Add them. ", "truncated")],
+)
+def test_a_rewrite_never_holds_thinking(thought, reason):
+    written = [{"id": "m", "text": f"<think>{thought}It is 7.", "finish": "stop", "n_tokens": 9, "seed": 0}]
+    for row, answer in ((MATH, answer_check.opening(MATH) + "It is 7."), (MATH | {"answer": ""}, "It is 7.")):
+        (judged,) = distillation.judge([row], written)
+        assert (judged["reason"], judged["response"]) == (reason, answer if reason == "kept" else MATH["response"])
+        assert judged["finish"] == ("stop" if reason == "kept" else "length")
+        assert "Add" not in judged["rewrite"]
+
+
+@pytest.mark.parametrize(("family", "moved"), [("llama", False), ("mistral", True)])
+def test_a_set_says_whether_system_messages_had_to_move(tmp_path, family, moved):
+    folder = tiny_models.write(family, tmp_path / family)
+    assert distillation.moves_system(folder, [ROWS[0], MATH]) is moved
+    assert distillation.moves_system(folder, ROWS) is False  # they have no system message
 
 
 def test_rates(tmp_path):

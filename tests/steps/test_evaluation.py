@@ -4,11 +4,15 @@ import copy
 
 import numpy as np
 import pytest
+import torch
+from conftest import tiny_llama
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from sdd_utils.engine import lm_eval_model
+from sdd_utils.data.rows import load_rows
+from sdd_utils.engine import decoding, lm_eval_model
 from sdd_utils.engine.lm_eval_model import group_by_prefix
+from sdd_utils.models import chat_format
 from sdd_utils.steps import evaluation
 
 
@@ -143,3 +147,86 @@ def test_scored_texts_start_with_one_bos_where_the_tokenizer_adds_one(model, tok
     evaluation.score_loaded_model(model, own, chat_tasks=[], **settings)
     starts = {tuple(token == own.bos_token_id for token in context[:2]) for context in seen}
     assert starts == ({(True, False)} if adds_bos else {(False, False)})
+
+
+def adding_bos(tokenizer):
+    """The same tokenizer, which puts its BOS token before every text."""
+    from tokenizers.processors import TemplateProcessing
+
+    own = copy.deepcopy(tokenizer)
+    own.add_special_tokens({"bos_token": "<bos>"})
+    own.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", own.bos_token_id)]
+    )
+    return own
+
+
+def test_rolling_texts_follow_one_bos_token(tokenizer):
+    own = adding_bos(tokenizer)
+    model = tiny_llama(own)
+    settings = {"tasks": {"pydoc_nll": 3}, "shots": {}, "chat_tasks": [], "batch_size": 2}
+    scores = evaluation.score_loaded_model(model, own, **settings)
+    rows = load_rows("pydoc", split="test", rows=3)
+    for row, (nats, _) in zip(rows, scores["pydoc_nll"]["documents"], strict=True):
+        ids = own(f"{row['instruction']}\n{row['response']}", add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            log_probs = model(torch.tensor([[own.bos_token_id, *ids]])).logits[0].log_softmax(-1)
+        assert nats == pytest.approx(-float(log_probs[range(len(ids)), ids].sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize(("prints", "chat"), [(True, True), (False, True), (False, False)])
+@pytest.mark.parametrize("task", ["facts", "gsm_symbolic"])
+def test_no_request_has_two_bos_tokens_and_chat_prompts_have_the_templates(tokenizer, monkeypatch, task, prints, chat):
+    own = adding_bos(tokenizer)
+    own.chat_template = ("\n{{ bos_token }}" if prints else "") + own.chat_template  # not even at the very beginning
+    seen = []
+    plain_scores, plain_decode = lm_eval_model.SharedContextLM._score_choices, decoding.decode
+    spy = lambda self, contexts, *rest: seen.extend(contexts) or plain_scores(self, contexts, *rest)  # noqa: E731
+    monkeypatch.setattr(lm_eval_model.SharedContextLM, "_score_choices", spy)
+    listen = lambda model, prompts, **rest: seen.extend(prompts.values()) or plain_decode(model, prompts, **rest)  # noqa: E731
+    monkeypatch.setattr(decoding, "decode", listen)
+    settings = {"tasks": {task: 3}, "shots": {}, "chat_tasks": [task] if chat else [], "batch_size": 2}
+    evaluation.score_loaded_model(tiny_llama(own), own, **settings)
+    assert len(seen) >= 3
+    assert {list(ids).count(own.bos_token_id) for ids in seen} == {int(prints or not chat)}
+
+
+def test_chat_prompts_of_tasks_are_those_of_training(model, tokenizer):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = own.chat_template.replace(
+        "assistant\n", "assistant\n{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+    )
+    lm = lm_eval_model.SharedContextLM(pretrained=model, tokenizer=own, batch_size=1, device="cpu")
+    asked = [{"role": "user", "content": "How many are 3 and 4?"}]
+    assert lm.apply_chat_template(asked) == chat_format.render(own, asked)
+    assert "<think>" not in lm.apply_chat_template(asked)
+
+
+@pytest.mark.parametrize("continuous", [True, False])
+def test_answers_of_tasks_end_at_every_end_token(tokenizer, monkeypatch, continuous):
+    """At one that only the chat template names, too: the text after it is no part of the answer."""
+    own = copy.deepcopy(tokenizer)
+    own.eos_token = own.pad_token = "<|im_start|>"
+    model = tiny_llama(own)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", own.eos_token_id)
+    end = own.convert_tokens_to_ids("<|im_end|>")
+    made = own("ab", add_special_tokens=False)["input_ids"] + [end] + own("cd", add_special_tokens=False)["input_ids"]
+    plain = model.forward
+
+    def scripted(*arguments, **settings):
+        """The model's outputs, with the likeliest next token as in `made`, by the number of calls."""
+        output = plain(*arguments, **settings)
+        output.logits[..., :] = 0
+        output.logits[..., made[min(scripted.calls, 4)]] = 9
+        scripted.calls += 1
+        return output
+
+    scripted.calls = 0
+    monkeypatch.setattr(model, "forward", scripted)
+    if not continuous:
+        monkeypatch.setattr(decoding, "supports", lambda _: False)
+    lm = lm_eval_model.SharedContextLM(pretrained=model, tokenizer=own, batch_size=1, device="cpu")
+    request = Instance(
+        request_type="generate_until", doc={}, arguments=("x", {"until": ["zz"], "max_gen_toks": 5}), idx=0
+    )
+    assert lm.generate_until([request], disable_tqdm=True) == ["ab"]

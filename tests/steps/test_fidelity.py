@@ -50,6 +50,29 @@ def test_sums_are_those_of_a_plain_loop(model, tokenizer, answers):
     assert found["kl"] > 0.01
 
 
+def test_an_answer_ends_with_the_token_that_closed_it(model, tokenizer):
+    """Of the several that may end a turn; where a row does not say, with the one that the chat template prints."""
+    closed = {"prompt": "Hi", "text": "ok", "finish": "stop", "end_token": 7}
+    expected = []
+    for row, end in ((closed, 7), (closed | {"end_token": None}, tokenizer.convert_tokens_to_ids("<|im_end|>"))):
+        prompt, ids = (tokenizer(row[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "text"))
+        with torch.no_grad():
+            log_probs = model(torch.tensor([[*prompt, *ids, end]])).logits[0, len(prompt) - 1 :].log_softmax(-1)
+        expected.append(-float(log_probs[range(3), [*ids, end]].sum()))
+        found = fidelity.measure_fidelity(model, model, tokenizer, {"d": [row]})["d"]["documents"][0]
+        assert (found[0], found[2]) == (pytest.approx(expected[-1], rel=1e-4), 3)
+    assert expected[0] != pytest.approx(expected[1], rel=1e-2)
+
+
+def test_answers_hold_no_thinking(model_folder, tmp_path, monkeypatch):
+    texts = {"r0": "<think>Hm.</think>\n\nIt is 0.", "r1": "<think>Hm, then", "r2": "It is 4."}
+    raw = [{"id": id_, "text": text, "finish": "stop", "n_tokens": 3, "end_token": 7} for id_, text in texts.items()]
+    monkeypatch.setattr(fidelity, "generate_file", lambda *_, **__: raw + raw)
+    rows = fidelity.answer_questions(model_folder, QUESTIONS, path=tmp_path / "texts.jsonl")["greedy"]
+    assert [row["text"] for row in rows] == ["It is 0.", "", "It is 4."]
+    assert [(row["finish"], row["end_token"]) for row in rows] == [("stop", 7), ("length", None), ("stop", 7)]
+
+
 def test_likelihood_of_a_response_is_that_of_a_plain_loop(model, tokenizer, model_folder, tmp_path, monkeypatch):
     sets = {"original": ["A short answer.", "Seven."], "distilled": ["A short answer.", "It is seven."]}
     read, plain_nll = [], fidelity._mean_nll

@@ -1,5 +1,6 @@
 """Labels mask the prompt and nothing else; both arms get the same budget; a finished adapter is not trained twice."""
 
+import copy
 import json
 
 import pytest
@@ -9,8 +10,8 @@ from sdd_utils.base.files import read_json_lines
 from sdd_utils.base.import_graph import files_behind
 from sdd_utils.data.arms import ARMS, sets_of
 from sdd_utils.data.rows import fingerprint
-from sdd_utils.engine.generation import render
 from sdd_utils.models import store
+from sdd_utils.models.chat_format import render
 from sdd_utils.steps import finetuning, lora_training
 from sdd_utils.study.paths import Run
 
@@ -35,6 +36,15 @@ def test_mask_covers_exactly_the_prompt_and_the_end_token_is_trained(tokenizer):
     assert tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m]) == "an answer<|im_end|>"
     assert ids[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id
     assert mask[-1] == 1
+
+
+def test_a_response_ends_as_the_chat_template_ends_a_turn(tokenizer):
+    """Not with the tokenizer's end token, where that is the end of a document (Gemma, Phi-3, base models)."""
+    own = copy.deepcopy(tokenizer)
+    own.eos_token = "<|im_start|>"
+    ids = finetuning.encode(own, ROWS[0], "an answer")["input_ids"]
+    turns = [{"role": "user", "content": ROWS[0]["instruction"]}, {"role": "assistant", "content": "an answer"}]
+    assert own.apply_chat_template(turns, tokenize=False) == own.decode(ids) + "\n"
 
 
 def test_the_trainer_sees_those_labels(model_folder, tokenizer, tmp_path, monkeypatch):
