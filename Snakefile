@@ -8,6 +8,7 @@ read from the import graph: editing one of them reruns its jobs, and editing a s
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,7 +29,15 @@ RECORDS, LOGS = f"{RUN}/records", f"{RUN}/notebooks"
 JOBS = {job.name: job for job in study_jobs(S)}
 # What else decides numbers: another precision or engine that is asked for runs the jobs again.
 ENVIRONMENT = {name: os.environ.get(name, "") for name in ("SDD_DTYPE", "SDD_ENGINE")}
-OWN_FILES = [str(path) for name, keys in S.own_data.items() if (path := local_file(own_source(name, keys)))]
+
+
+def literal(text):
+    """A text in which Snakemake finds no wildcards."""
+    return str(text).replace("{", "{{").replace("}", "}}")
+
+
+PYTHON = literal(shlex.quote(sys.executable))
+OWN_FILES = [literal(path) for name, keys in S.own_data.items() if (path := local_file(own_source(name, keys)))]
 
 localrules: all, model  # on a cluster, where Snakemake runs: that machine has the network
 
@@ -59,7 +68,7 @@ def parameters(name, **more):
 
 def execute(step):
     """The command of a job, in a process of its own, which starts in half the time that a `run:` takes."""
-    return f"{sys.executable} -m sdd_utils.sweep.run_notebook {NOTEBOOKS[step]} {{log:q}} {{params.values:q}} {{threads}}"
+    return f"{PYTHON} -m sdd_utils.sweep.run_notebook {NOTEBOOKS[step]} {{log:q}} {{params.values:q}} {{threads}}"
 
 
 rule all:  # every record, so that one which was deleted is made again
@@ -69,7 +78,7 @@ rule model:
     output: touch(f"{RUN}/model.found")
     params: model=S.model
     message: "find or convert the model {params.model}"
-    shell: f"{sys.executable} -m sdd_utils.models.store {{params.model:q}}"
+    shell: f"{PYTHON} -m sdd_utils.models.store {{params.model:q}}"
 
 rule similarity:
     input: code("similarity"), OWN_FILES, rules.model.output
@@ -137,4 +146,4 @@ rule results:
         values=parameters("results", publish=PUBLISH, record_names=[f"{name}.json" for name in JOBS["results"].needs]),
         names=list(JOBS)
     message: "09 results: tables, figures and page into {PUBLISH}"
-    shell: f"{execute('results')} && {sys.executable} -m sdd_utils.sweep.publish {{RUN:q}} {{PUBLISH:q}} {{params.names:q}}"
+    shell: f"{execute('results')} && {PYTHON} -m sdd_utils.sweep.publish {{RUN:q}} {{PUBLISH:q}} {{params.names:q}}"
