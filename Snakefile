@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 
+from sdd_utils import ROOT
 from sdd_utils.base.import_graph import NUMBERS, files_behind, modules_of_notebook
 from sdd_utils.base.records import NOTEBOOKS
 from sdd_utils.data.sources import local_file, own_source
@@ -21,23 +22,24 @@ from sdd_utils.study.jobs import study_jobs
 from sdd_utils.study.notebook_parameters import parameters_of
 from sdd_utils.study.schema import load_study, name_of
 
-STUDY = str(config.get("study", "embedded"))
+GIVEN = config | config.get("sweep", {})  # by `reproduce`, or key by key
+STUDY = str(GIVEN.get("study", "embedded"))
 S, NAME = load_study(STUDY), name_of(STUDY)
-RUN = config.get("run", f"work/{NAME}")
-PUBLISH = config.get("publish", f"results/{NAME}")
+RUN = GIVEN.get("run", f"work/{NAME}")
+PUBLISH = GIVEN.get("publish", f"results/{NAME}")
 RECORDS, LOGS = f"{RUN}/records", f"{RUN}/notebooks"
 JOBS = {job.name: job for job in study_jobs(S)}
 # What else decides numbers: another precision or engine that is asked for runs the jobs again.
 ENVIRONMENT = {name: os.environ.get(name, "") for name in ("SDD_DTYPE", "SDD_ENGINE")}
+PYTHON = shlex.quote(sys.executable).replace("{", "{{").replace("}", "}}")  # commands are formatted
 
 
-def literal(text):
-    """A text in which Snakemake finds no wildcards."""
-    return str(text).replace("{", "{{").replace("}", "}}")
+def from_here(paths):
+    """Paths as they are seen from the repository, whose own place may hold what Snakemake takes for a wildcard."""
+    return [str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path) for path in paths]
 
 
-PYTHON = literal(shlex.quote(sys.executable))
-OWN_FILES = [literal(path) for name, keys in S.own_data.items() if (path := local_file(own_source(name, keys)))]
+OWN_FILES = from_here(path for name, keys in S.own_data.items() if (path := local_file(own_source(name, keys))))
 
 localrules: all, model  # on a cluster, where Snakemake runs: that machine has the network
 
@@ -46,7 +48,7 @@ def code(step, *more, rooms=NUMBERS):
     """The files of code that a step's numbers depend on: behind its notebook, and behind these modules."""
     notebook = f"notebooks/{NOTEBOOKS[step]}.ipynb"
     cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    return [notebook, *map(str, files_behind({*modules_of_notebook(cells), *more}, rooms=rooms))]
+    return [notebook, *from_here(files_behind({*modules_of_notebook(cells), *more}, rooms=rooms))]
 
 
 def of(step):

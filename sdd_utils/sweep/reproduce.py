@@ -35,7 +35,12 @@ def main() -> int:
     try:
         name = name_of(arguments.study)
         run, publish = arguments.run or f"work/{name}", arguments.publish or f"results/{name}"
-        _check(arguments)
+        _check(arguments, paths=[run, publish])
+        for folder in (run, publish):
+            if set("{}") & set(folder):
+                raise ValueError(
+                    f"folder {folder!r} holds a brace, which Snakemake reads as a pattern: name another one"
+                )
         _check_apart(ROOT / run, ROOT / publish)
         _claim(ROOT / run, study=arguments.study)
     except (ValueError, OSError, RuntimeError) as error:
@@ -65,11 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace, *, paths: list[str]) -> None:
     """Raise an error, in one sentence, before anything is started."""
     precision.wanted_dtype()
     vllm_installed.engine()
     study = load_study(arguments.study)
+    paths += [keys.get("source", "") for keys in study.own_data.values()]
+    if braces := [path for path in paths if set("{}") & set(path)]:
+        raise ValueError(f"path {braces[0]!r} holds a brace, which Snakemake takes for a pattern: rename it")
     if arguments.profile:
         _check_profile(arguments.profile)
     for check in (preflight.check_data, preflight.check_tasks, preflight.check_encoder):
@@ -79,8 +87,6 @@ def _check(arguments: argparse.Namespace) -> None:
 def _check_apart(run: Path, publish: Path) -> None:
     """Publishing empties folders of its own: they must not be those of the run, or of the repository."""
     run, publish = run.resolve(), publish.resolve()
-    if set("{}") & set(f"{run}{publish}"):
-        raise ValueError(f"{run} or {publish} holds a brace, which Snakemake reads as a pattern: name another folder")
     if run.is_relative_to(publish) or publish.is_relative_to(run) or ROOT.is_relative_to(publish):
         raise ValueError(
             f"--publish {publish} holds the run or the repository, or lies in the run: name another folder"
@@ -156,11 +162,11 @@ def _snakemake(study: str, *, run: str, publish: str, further: list[str], lock: 
     """Run Snakemake to its end, also after an interrupt: it ends its jobs first. It holds the lock as well."""
     if study.endswith((".yaml", ".yml")):
         study = str(Path(study).resolve())  # Snakemake runs in the repository's folder
-    # In quotes, for Snakemake would read a name such as 007 or on as a number or a boolean.
-    config = {"study": study, "run": run, "publish": publish}
+    # In a mapping, where Snakemake reads all values as text: by itself a name such as 007 would be a number.
+    config = json.dumps({"study": study, "run": run, "publish": publish}, ensure_ascii=False)
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete", "--keep-going"]
     command += ["--quiet", "reason", "host"]
-    command += ["--config", *(f"{key}={json.dumps(value)}" for key, value in config.items()), *further]
+    command += ["--config", f"sweep={config}", *further]
     process = subprocess.Popen(command, cwd=ROOT, pass_fds=(lock,))
     try:
         return process.wait()

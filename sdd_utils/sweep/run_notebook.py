@@ -42,14 +42,19 @@ def execute_notebook(notebook: str, *, out: Path, parameters: dict, threads: int
         os.environ |= {"IPYTHONDIR": scratch, "JUPYTER_RUNTIME_DIR": scratch, "JUPYTER_PATH": _kernel_of_ours(scratch)}
         os.environ |= {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"} | KEEP_MEMORY
         papermill.execute_notebook(
-            NOTEBOOKS / f"{notebook}.ipynb",
-            out,
+            _literal(NOTEBOOKS / f"{notebook}.ipynb"),
+            _literal(out),
             parameters=parameters,
             kernel_name="python3",
             progress_bar=False,
             shutdown_kernel="immediate",
             config=Config(KernelManager={"transport": "ipc", "ip": f"{scratch}/kernel"}),
         )
+
+
+def _literal(path: Path) -> str:
+    """A path in which papermill finds no parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _kernel_of_ours(folder: str) -> str:
