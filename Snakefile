@@ -8,11 +8,13 @@ read from the import graph: editing one of them reruns its jobs, and editing a s
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import nbformat
 
+from sdd_utils import ROOT
 from sdd_utils.base.import_graph import NUMBERS, files_behind, modules_of_notebook
 from sdd_utils.base.records import NOTEBOOKS
 from sdd_utils.data.sources import local_file, own_source
@@ -20,15 +22,24 @@ from sdd_utils.study.jobs import study_jobs
 from sdd_utils.study.notebook_parameters import parameters_of
 from sdd_utils.study.schema import load_study, name_of
 
-STUDY = str(config.get("study", "embedded"))
+GIVEN = config | config.get("sweep", {})  # by `reproduce`, or key by key
+STUDY = str(GIVEN.get("study", "embedded"))
 S, NAME = load_study(STUDY), name_of(STUDY)
-RUN = config.get("run", f"work/{NAME}")
-PUBLISH = config.get("publish", f"results/{NAME}")
+RUN = GIVEN.get("run", f"work/{NAME}")
+PUBLISH = GIVEN.get("publish", f"results/{NAME}")
 RECORDS, LOGS = f"{RUN}/records", f"{RUN}/notebooks"
 JOBS = {job.name: job for job in study_jobs(S)}
 # What else decides numbers: another precision or engine that is asked for runs the jobs again.
 ENVIRONMENT = {name: os.environ.get(name, "") for name in ("SDD_DTYPE", "SDD_ENGINE")}
-OWN_FILES = [str(path) for name, keys in S.own_data.items() if (path := local_file(own_source(name, keys)))]
+PYTHON = shlex.quote(sys.executable).replace("{", "{{").replace("}", "}}")  # commands are formatted
+
+
+def from_here(paths):
+    """Paths as they are seen from the repository, whose own place may hold what Snakemake takes for a wildcard."""
+    return [str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path) for path in paths]
+
+
+OWN_FILES = from_here(path for name, keys in S.own_data.items() if (path := local_file(own_source(name, keys))))
 
 localrules: all, model  # on a cluster, where Snakemake runs: that machine has the network
 
@@ -37,7 +48,7 @@ def code(step, *more, rooms=NUMBERS):
     """The files of code that a step's numbers depend on: behind its notebook, and behind these modules."""
     notebook = f"notebooks/{NOTEBOOKS[step]}.ipynb"
     cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    return [notebook, *map(str, files_behind({*modules_of_notebook(cells), *more}, rooms=rooms))]
+    return [notebook, *from_here(files_behind({*modules_of_notebook(cells), *more}, rooms=rooms))]
 
 
 def of(step):
@@ -59,7 +70,7 @@ def parameters(name, **more):
 
 def execute(step):
     """The command of a job, in a process of its own, which starts in half the time that a `run:` takes."""
-    return f"{sys.executable} -m sdd_utils.sweep.run_notebook {NOTEBOOKS[step]} {{log:q}} {{params.values:q}} {{threads}}"
+    return f"{PYTHON} -m sdd_utils.sweep.run_notebook {NOTEBOOKS[step]} {{log:q}} {{params.values:q}} {{threads}}"
 
 
 rule all:  # every record, so that one which was deleted is made again
@@ -69,7 +80,7 @@ rule model:
     output: touch(f"{RUN}/model.found")
     params: model=S.model
     message: "find or convert the model {params.model}"
-    shell: f"{sys.executable} -m sdd_utils.models.store {{params.model:q}}"
+    shell: f"{PYTHON} -m sdd_utils.models.store {{params.model:q}}"
 
 rule similarity:
     input: code("similarity"), OWN_FILES, rules.model.output
@@ -137,4 +148,4 @@ rule results:
         values=parameters("results", publish=PUBLISH, record_names=[f"{name}.json" for name in JOBS["results"].needs]),
         names=list(JOBS)
     message: "09 results: tables, figures and page into {PUBLISH}"
-    shell: f"{execute('results')} && {sys.executable} -m sdd_utils.sweep.publish {{RUN:q}} {{PUBLISH:q}} {{params.names:q}}"
+    shell: f"{execute('results')} && {PYTHON} -m sdd_utils.sweep.publish {{RUN:q}} {{PUBLISH:q}} {{params.names:q}}"

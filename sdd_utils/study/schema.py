@@ -25,6 +25,7 @@ from sdd_utils import ROOT
 from sdd_utils.base.files import write_text
 from sdd_utils.data.arms import ARMS
 from sdd_utils.study import rules
+from sdd_utils.study.study_file import read_study_file
 
 STUDIES, PAGE = ROOT / "studies", ROOT / "docs" / "running.md"
 
@@ -32,7 +33,7 @@ Value = TypeVar("Value")
 Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what numpy takes
 Distinct = Annotated[list[Value], AfterValidator(rules.distinct)]  # a list that names nothing twice
 Some = Annotated[Distinct[Value], Field(min_length=1)]  # the same, and not empty
 OrEmpty = Annotated[Value, WrapValidator(lambda value, check: value if value == {} else check(value))]
@@ -165,9 +166,12 @@ class Study(BaseModel, frozen=True):
         return self
 
 
-def path_of(study: str) -> Path:
-    """The YAML file of a study given by name (`embedded`) or by path. Raises FileNotFoundError."""
-    path = Path(study) if study.endswith((".yaml", ".yml")) else STUDIES / f"{study}.yaml"
+def path_of(study: str, *, beside: Path = Path()) -> Path:
+    """The YAML file of a study given by name (`embedded`) or by path, which starts in the folder `beside`.
+
+    Raises FileNotFoundError.
+    """
+    path = beside / study if study.endswith((".yaml", ".yml")) else STUDIES / f"{study}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in STUDIES.glob("*.yaml")))
         raise FileNotFoundError(f"study {study!r} is unknown: use one of {known}, or the path of a YAML file")
@@ -175,8 +179,16 @@ def path_of(study: str) -> Path:
 
 
 def name_of(study: str) -> str:
-    """The name of a study's folders and records: that of its file, points included (`paper-llama3.1-8b`)."""
-    return path_of(study).stem
+    """The name of a study's folders and records: that of its file, points included (`paper-llama3.1-8b`).
+
+    Raises:
+        ValueError: a name that no folder should have.
+        FileNotFoundError: no such study.
+    """
+    name = path_of(study).stem
+    if not re.fullmatch(r"\w[\w .+-]*", name):
+        raise ValueError(f"study {name!r} names its folders: rename its file, to letters, digits, spaces and _ . + -")
+    return name
 
 
 def load_study(study: str) -> Study:
@@ -195,25 +207,36 @@ def load_study(study: str) -> Study:
 
 
 def _with_bases(study: str) -> dict:
-    """A study's keys; those that it leaves out come from the study that its key `base` names, and so on down."""
-    values, chain, paths = {}, [], []
-    while study is not None:
-        chain, path = [*chain, str(study)], path_of(str(study)).resolve()
+    """A study's keys; those that it leaves out come from the study that its key `base` names, and so on down.
+
+    A base that is a path starts in the folder of the file that names it.
+    """
+    values, chain, paths, base, beside = {}, [], [], study, Path()
+    while base is not None:
+        chain, path = [*chain, base], path_of(base, beside=beside).resolve()
         if path in paths:
             raise ValueError(f"study {chain[0]!r} has its bases in a circle, {' -> '.join(chain)}: delete one 'base'")
         paths.append(path)
-        below = _mapping(chain[-1])
-        study = below.pop("base", None)
+        below = _mapping(path, study=base)
+        base, beside = _base_of(below, study=base), path.parent
         values = below | values  # a mapping as a value is replaced whole
     return values
 
 
-def _mapping(study: str) -> dict:
+def _base_of(values: dict, *, study: str) -> str | None:
+    """Takes the key `base` out of a study's keys."""
+    if "base" in values and not (isinstance(values["base"], str) and values["base"]):
+        raise ValueError(
+            f"study {study!r} has the base {values['base']!r}: name a study such as embedded, or a YAML file"
+        )
+    return values.pop("base", None)
+
+
+def _mapping(path: Path, *, study: str) -> dict:
     try:
-        with path_of(study).open("rb") as file:
-            values = yaml.safe_load(file)
-    except yaml.YAMLError as error:
-        raise ValueError(f"study {study!r} is not YAML, correct this: {' '.join(str(error).split())}") from None
+        values = read_study_file(path)
+    except ValueError as error:
+        raise ValueError(f"study {study!r} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"study {study!r} has no 'key: value' lines: begin with 'base: embedded'")
     return values

@@ -16,7 +16,7 @@ from sdd_utils.models import architecture
 from sdd_utils.study.jobs import Job, study_jobs
 from sdd_utils.study.paths import Run
 from sdd_utils.study.schema import load_study, name_of
-from sdd_utils.sweep import token_lengths
+from sdd_utils.sweep import preflight, token_lengths
 from sdd_utils.sweep.costs import (
     CostModel,
     Estimate,
@@ -223,7 +223,10 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         precision.wanted_dtype()
-        costs, origin = cost_model(load_study(arguments.study), hardware=arguments.hardware)
+        study = load_study(arguments.study)
+        preflight.check_data(study)
+        preflight.check_tasks(study)
+        costs, origin = cost_model(study, hardware=arguments.hardware)
         run = arguments.run or f"work/{name_of(arguments.study)}"
         records = read_records(Run.at(run).records)
         print(plan_report(arguments.study, costs, records, origin=origin))

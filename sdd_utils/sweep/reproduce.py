@@ -6,6 +6,7 @@ call goes on from there: a lock that dies with its process takes the place of Sn
 
 import argparse
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -20,9 +21,10 @@ import yaml
 
 from sdd_utils import ROOT
 from sdd_utils.base import precision
-from sdd_utils.data import sources
+from sdd_utils.base.files import write_text
 from sdd_utils.engine import vllm_installed
-from sdd_utils.study.schema import load_study, name_of
+from sdd_utils.study.schema import load_study, name_of, path_of
+from sdd_utils.sweep import preflight
 
 GRACE = 5  # seconds in which a process ends that an interrupt of the terminal has reached
 
@@ -33,9 +35,15 @@ def main() -> int:
     try:
         name = name_of(arguments.study)
         run, publish = arguments.run or f"work/{name}", arguments.publish or f"results/{name}"
-        _check(arguments)
+        _check(arguments, paths=[run, publish])
+        for folder in (run, publish):
+            if set("{}") & set(folder):
+                raise ValueError(
+                    f"folder {folder!r} holds a brace, which Snakemake reads as a pattern: name another one"
+                )
         _check_apart(ROOT / run, ROOT / publish)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        _claim(ROOT / run, study=arguments.study)
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     where = ["--profile", arguments.profile] if arguments.profile else _this_machine()
@@ -62,14 +70,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace, *, paths: list[str]) -> None:
     """Raise an error, in one sentence, before anything is started."""
     precision.wanted_dtype()
     vllm_installed.engine()
-    for name, keys in load_study(arguments.study).own_data.items():
-        sources.local_file(sources.own_source(name, keys), name=name)
+    study = load_study(arguments.study)
+    paths += [keys.get("source", "") for keys in study.own_data.values()]
+    if braces := [path for path in paths if set("{}") & set(path)]:
+        raise ValueError(f"path {braces[0]!r} holds a brace, which Snakemake takes for a pattern: rename it")
     if arguments.profile:
         _check_profile(arguments.profile)
+    for check in (preflight.check_data, preflight.check_tasks, preflight.check_encoder):
+        check(study)
 
 
 def _check_apart(run: Path, publish: Path) -> None:
@@ -79,6 +91,26 @@ def _check_apart(run: Path, publish: Path) -> None:
         raise ValueError(
             f"--publish {publish} holds the run or the repository, or lies in the run: name another folder"
         )
+
+
+def _claim(run: Path, *, study: str) -> None:
+    """Note whose run a folder holds. Raises ValueError where it is that of another study of the same name.
+
+    A file that was moved, and a copy that says the same, go on with the run.
+    """
+    note, path = run / "study.txt", path_of(study).resolve()
+    owner = ROOT / note.read_text("utf-8") if note.is_file() else path
+    if owner != path and owner.is_file() and not _say_the_same(owner, path):
+        raise ValueError(f"{run} holds the run of {owner}, not of {path}: rename one, or name another folder by --run")
+    write_text(note, str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
+
+
+def _say_the_same(*paths: Path) -> bool:
+    try:
+        first, second = (load_study(str(path)) for path in paths)
+    except (ValueError, FileNotFoundError):
+        return False
+    return first == second
 
 
 def _check_profile(profile: str) -> None:
@@ -130,9 +162,11 @@ def _snakemake(study: str, *, run: str, publish: str, further: list[str], lock: 
     """Run Snakemake to its end, also after an interrupt: it ends its jobs first. It holds the lock as well."""
     if study.endswith((".yaml", ".yml")):
         study = str(Path(study).resolve())  # Snakemake runs in the repository's folder
+    # In a mapping, where Snakemake reads all values as text: by itself a name such as 007 would be a number.
+    config = json.dumps({"study": study, "run": run, "publish": publish}, ensure_ascii=False)
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete", "--keep-going"]
     command += ["--quiet", "reason", "host"]
-    command += ["--config", f"study={study}", f"run={run}", f"publish={publish}", *further]
+    command += ["--config", f"sweep={config}", *further]
     process = subprocess.Popen(command, cwd=ROOT, pass_fds=(lock,))
     try:
         return process.wait()

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from sdd_utils.base.files import write_json
 from sdd_utils.study.notebook_parameters import NOTEBOOKS, check_parameters, defaults_of
 
 # glibc gives large tensors back to the system when they are freed, and each new one costs page faults: with this, one
@@ -22,10 +23,11 @@ def execute_notebook(notebook: str, *, out: Path, parameters: dict, threads: int
     """Execute `notebooks/<notebook>.ipynb` with these parameters.
 
     The executed notebook is a log, written even on failure; the job's output is the record that its last cell
-    writes. Each kernel computes with `threads` threads and has its own IPYTHONDIR, as parallel kernels would fight
-    over IPython's history. It is spoken to through sockets in a folder that only this user can read: TCP ports are
-    found free, closed and bound again by the kernel, so two jobs that start at once can be given the same one.
-    When the last cell is done, the kernel is ended at once: all it made is written, and tidying up takes it seconds.
+    writes. The kernel is this very Python, whatever a user's own kernel `python3` starts. Each kernel computes with
+    `threads` threads and has its own IPYTHONDIR, as parallel kernels would fight over IPython's history. It is spoken
+    to through sockets in a folder that only this user can read: TCP ports are found free, closed and bound again by
+    the kernel, so two jobs that start at once can be given the same one. When the last cell is done, the kernel is
+    ended at once: all it made is written, and tidying up takes it seconds.
 
     Raises:
         ValueError: a parameter that the notebook does not declare (papermill itself only warns).
@@ -37,17 +39,30 @@ def execute_notebook(notebook: str, *, out: Path, parameters: dict, threads: int
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir="/tmp") as scratch:  # a socket's path has room for about 100 characters
-        os.environ |= {"IPYTHONDIR": scratch, "JUPYTER_RUNTIME_DIR": scratch}
+        os.environ |= {"IPYTHONDIR": scratch, "JUPYTER_RUNTIME_DIR": scratch, "JUPYTER_PATH": _kernel_of_ours(scratch)}
         os.environ |= {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"} | KEEP_MEMORY
         papermill.execute_notebook(
-            NOTEBOOKS / f"{notebook}.ipynb",
-            out,
+            _literal(NOTEBOOKS / f"{notebook}.ipynb"),
+            _literal(out),
             parameters=parameters,
             kernel_name="python3",
             progress_bar=False,
             shutdown_kernel="immediate",
             config=Config(KernelManager={"transport": "ipc", "ip": f"{scratch}/kernel"}),
         )
+
+
+def _literal(path: Path) -> str:
+    """A path in which papermill finds no parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _kernel_of_ours(folder: str) -> str:
+    """Describe a kernel `python3` that is this Python, in a folder that Jupyter searches before all others."""
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel = {"argv": command, "display_name": "Python 3 (ipykernel)", "language": "python"}
+    write_json(Path(folder) / "kernels" / "python3" / "kernel.json", kernel)
+    return folder
 
 
 def main(notebook: str, out: str, parameters: str, threads: str) -> None:

@@ -1,14 +1,16 @@
 """Data sets from files and from a hub: columns, splits, the row rule, and what is said when rows cannot be had."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 
+import datasets
 import pytest
 
 from sdd_utils import ROOT
-from sdd_utils.data import source_rows, sources
+from sdd_utils.data import json_rows, source_rows, sources
 from sdd_utils.data.rows import COLUMNS, SPLITS, left_out_rows, load_rows, question_of
 
 ROWS = [
@@ -68,29 +70,21 @@ def test_empty_and_long_rows_are_left_out_and_counted(own_data):
 
 def test_rows_are_read_once_and_again_where_the_file_changed(own_data, tmp_path, monkeypatch):
     first = load_rows("mine", split="train", rows=5, own_data=own_data)
-    monkeypatch.setattr(source_rows, "_load", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr(json_rows, "read_rows", lambda *_, **__: pytest.fail("read again"))
     assert load_rows("mine", split="train", rows=5, own_data=own_data) == first
     (tmp_path / "mine.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
     with pytest.raises(pytest.fail.Exception, match="read again"):
         load_rows("mine", split="train", rows=1, own_data=own_data)
 
 
-def test_zero_is_an_answer_and_nothing_is_none():
-    wanted = {"instruction": "q", "context": "", "response": "a", "answer": "n"}
-    assert source_rows._columns({"q": "?", "a": "none", "n": 0}, wanted)["answer"] == "0"
-    assert source_rows._columns({"q": "?", "a": "none", "n": None}, wanted)["answer"] == ""
-
-
 def test_a_stream_that_does_not_know_its_columns_is_asked_for_a_row(own_data, monkeypatch):
-    import datasets
-
     stream = datasets.IterableDataset.from_generator(lambda: iter(ROWS))
     assert stream.column_names is None
     monkeypatch.setattr(source_rows, "_load", lambda *_, **__: stream)
-    source = sources.Source(**own_data["mine"])
+    source = sources.Source(**own_data["mine"] | {"source": "org/name"})
     assert len(source_rows._mapped("mine", source, "train", rows=0)) == len(ROWS)
     with pytest.raises(ValueError, match="has no column 'reply' but q, about, a"):
-        source_rows._mapped("mine", sources.Source(**own_data["mine"] | {"response": "reply"}), "train", rows=0)
+        source_rows._mapped("mine", dataclasses.replace(source, response="reply"), "train", rows=0)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +92,92 @@ def test_a_stream_that_does_not_know_its_columns_is_asked_for_a_row(own_data, mo
     [
         ({"response": "reply"}, r"data set 'mine' .*has no column 'reply' but q, about, a"),
         ({"source": "not/there.jsonl"}, r"data set 'mine': the file 'not/there.jsonl' does not exist"),
+        (
+            {"source": "data/mine.csv/rows"},
+            r"'data/mine.csv/rows' is no hub id .* no file whose name ends in .jsonl, .json,",
+        ),
+        (
+            {"source": "studies/embedded.yaml"},
+            r"source 'studies/embedded.yaml' is no hub id .*: write the rows as JSON",
+        ),
         ({"sorce": "x"}, r"own_data 'mine' has the unknown key 'sorce': allowed are source"),
     ],
 )
 def test_wrong_sources_are_named(own_data, changes, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         load_rows("mine", split="train", rows=1, own_data={"mine": own_data["mine"] | changes})
+
+
+def from_lines(tmp_path, rows, **keys):
+    """Everything that a file of these rows gives: train rows, test rows."""
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        load_rows("other", split=split, rows=0, own_data={"other": {"source": str(tmp_path / "other.jsonl"), **keys}})
+        for split in SPLITS
+    ]
+
+
+def test_a_question_stands_on_one_side_of_the_split_however_it_is_written(own_data, tmp_path):
+    """Ten answers to each of 40 questions: two are held out, and cost their own rows only."""
+    forms = ["How much is {}?", "how much  is {}?", " HOW MUCH IS {}?\n"]
+    rows = [{"q": forms[i % 3].format(i // 10), "r": f"answer {i}"} for i in range(400)]
+    train, test = from_lines(tmp_path, rows, instruction="q", response="r")
+    asked = [{" ".join(row["instruction"].lower().split()) for row in side} for side in (train, test)]
+    assert len(test) == 2
+    assert asked[0].isdisjoint(asked[1])
+    assert len(train) == 400 - 10 * len(asked[1])
+    other = {"other": {"source": str(tmp_path / "other.jsonl"), "instruction": "q", "response": "r"}}
+    assert left_out_rows("other", split="train", own_data=other)["asked in test"] == 400 - 2 - len(train)
+
+
+def test_the_same_instruction_about_another_context_is_another_question(own_data, tmp_path):
+    rows = [{"q": "Summarise.", "c": f"Text {i}.", "r": "Short."} for i in range(60)]
+    train, test = from_lines(tmp_path, rows, instruction="q", context="c", response="r")
+    assert (len(train), len(test)) == (57, 3)
+
+
+def test_one_question_alone_is_trained_on_and_nothing_is_held_out(own_data, tmp_path):
+    rows = [{"q": "When?", "r": f"In {i}."} for i in range(30)]
+    with pytest.raises(ValueError, match="other has no test rows .*: it needs more rows, with other questions"):
+        from_lines(tmp_path, rows, instruction="q", response="r")
+    own = {"other": {"source": str(tmp_path / "other.jsonl"), "instruction": "q", "response": "r"}}
+    assert len(load_rows("other", split="train", rows=0, own_data=own)) == 30
+
+
+def test_train_rows_that_a_hub_set_asks_in_its_own_test_split_are_left_out(own_data, monkeypatch):
+    splits = {"train": [f"Q{i}" for i in range(20)], "dev": ["q3", "Q7 ", "other"]}
+    loaded = {
+        split: datasets.Dataset.from_list([{"instruction": asked, "response": "r"} for asked in questions])
+        for split, questions in splits.items()
+    }
+    monkeypatch.setattr(source_rows, "_load", lambda source, split, **_: loaded[split])
+    own = {"theirs": {"source": "org/name", "test_split": "dev"}}
+    train = load_rows("theirs", split="train", rows=0, own_data=own)
+    assert {row["instruction"] for row in train} == {f"Q{i}" for i in range(20)} - {"Q3", "Q7"}
+    assert left_out_rows("theirs", split="train", own_data=own) == {"asked in test": 2, "empty": 0, "too long": 0}
+    assert len(load_rows("theirs", split="test", rows=0, own_data=own)) == 3
+
+
+def test_a_sample_of_a_file_is_the_one_that_the_datasets_library_draws(own_data, tmp_path):
+    source = sources.Source(**own_data["mine"] | {"sample": 10})
+    drawn = datasets.Dataset.from_list([{"i": i} for i in range(len(ROWS))]).shuffle(seed=0).select(range(10))["i"]
+    rows = source_rows._mapped("mine", source, "train", rows=10)
+    assert [row["instruction"] for row in rows] == [ROWS[i]["q"] for i in drawn]
+
+
+@pytest.mark.parametrize("folder", ["[odd] *?{x}", "sp äce", "日本"])
+def test_the_name_of_a_folder_is_no_pattern(own_data, tmp_path, folder):
+    path = tmp_path / folder / "M [1]*.JSONL"
+    path.parent.mkdir()
+    path.write_text((tmp_path / "mine.jsonl").read_text())
+    found = load_rows("mine", split="train", rows=0, own_data={"mine": own_data["mine"] | {"source": str(path)}})
+    assert found == load_rows("mine", split="train", rows=0, own_data=own_data)
+
+
+def test_a_line_that_cannot_be_taken_is_named_with_its_file(own_data, tmp_path):
+    rows = [{"q": f"Q{i}", "r": "fine"} for i in range(5)] + [{"q": "Q", "r": {"text": "deep"}}]
+    with pytest.raises(ValueError, match=r"other.jsonl\): line 6: column 'r' holds a mapping \({'text': 'deep'}\): it"):
+        from_lines(tmp_path, rows, instruction="q", response="r")
 
 
 def test_full_disk_and_gated_repositories_are_told(own_data, monkeypatch):
@@ -116,7 +190,7 @@ def test_full_disk_and_gated_repositories_are_told(own_data, monkeypatch):
     ]:
         monkeypatch.setattr(source_rows, "_load", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
         with pytest.raises(OSError, match=said):
-            load_rows("mine", split="train", rows=1, own_data=own_data)
+            load_rows("mine", split="train", rows=1, own_data={"mine": {"source": "org/name"}})
     assert not list(source_rows.CACHE.iterdir())  # nothing half-read is left
 
 

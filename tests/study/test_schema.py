@@ -44,13 +44,14 @@ def write(tmp_path, **changes):
         ({"model": 8}, "study key 'model' is 8: it must be non-empty text"),
         ({"lora_targets": ["q_proj"]}, "study key 'lora_targets' is ['q_proj']: it must be non-empty text"),
         ({"learning_rate": 0.0}, "study key 'learning_rate' is 0.0: it must be a number above 0 and up to 1"),
-        ({"learning_rate": "5e-4"}, "is '5e-4': it must be a number above 0 and up to 1, written 0.0005"),
+        ({"learning_rate": "0.0005"}, "is '0.0005': it must be a number above 0 and up to 1, written 0.0005"),
         ({"top_p": 1.5}, "study key 'top_p' is 1.5: it must be a number above 0 and up to 1"),
         ({"top_p": float("nan")}, "study key 'top_p' is nan: it must be a number above 0 and up to 1"),
         ({"temperature": -1}, "study key 'temperature' is -1: it must be a number from 0 to 10"),
         ({"temperature": True}, "study key 'temperature' is True: it must be a number from 0 to 10"),
-        ({"seeds": []}, "study key 'seeds' is []: it must be a non-empty list of whole numbers of at least 0"),
-        ({"seeds": [-1]}, "study key 'seeds' holds -1: it must be a whole number of at least 0"),
+        ({"seeds": []}, "study key 'seeds' is []: it must be a non-empty list of whole numbers from 0 to 4294967295"),
+        ({"seeds": [-1]}, "study key 'seeds' holds -1: it must be a whole number from 0 to 4294967295"),
+        ({"seeds": [2**32]}, "study key 'seeds' holds 4294967296: it must be a whole number from 0 to 4294967295"),
         ({"seeds": [0, 0]}, "study key 'seeds' is [0, 0]: it names 0 twice, keep each once"),
         ({"chat_tasks": [3]}, "study key 'chat_tasks' holds 3: it must be non-empty text"),
         ({"data_sets": {"pydoc": "many"}}, "'data_sets' has 'many' for pydoc: it must be a whole number of at least 0"),
@@ -104,7 +105,23 @@ def test_bad_keys_are_named(tmp_path, changes, said):
     [
         ("", "mine.yaml' has no 'key: value' lines: begin with 'base: embedded'"),
         ("- model", "mine.yaml' has no 'key: value' lines: begin with 'base: embedded'"),
-        ("base: embedded\nseeds: [0", "mine.yaml' is not YAML, correct this: while parsing a flow sequence"),
+        ("# nothing\n", "mine.yaml' has no 'key: value' lines: begin with 'base: embedded'"),
+        ("base: embedded\nseeds: [0", "mine.yaml' is not YAML: line 2: expected ',' or ']', but got"),
+        ("base: embedded\ndata_sets:\n\tpydoc: 20", "is not YAML: line 3: a tab stands where spaces belong: indent"),
+        ("base: embedded\nepochs: 1\nepochs: 2", "is not YAML: line 3: the key 'epochs' again, correct it"),
+        ("base: embedded\ndata_sets: {pydoc: 1, 'pydoc': 2}", "is not YAML: line 2: the key 'pydoc' again, correct"),
+        ("base: embedded\n---\nepochs: 2", "is not YAML: line 2: but found another document, correct it"),
+        ("base: embedded\nmodel: \x07", "is not YAML: unacceptable character #x0007"),
+        ("base:", "mine.yaml' has the base None: name a study such as embedded"),
+        ("base: ''", "mine.yaml' has the base '': name a study such as embedded"),
+        ("base: [embedded]", "mine.yaml' has the base ['embedded']: name a study such as embedded"),
+        ("base: 1e3", "mine.yaml' has the base 1000.0: name a study such as embedded"),
+        ("base: embedded\ndata_sets: {1e3: 8}", "has the key 1000.0, which YAML reads as no text: put it in quotes"),
+        ("base: embedded\ndata_sets: {true: 8}", "has the key True, which YAML reads as no text: put it in quotes"),
+        ("base: embedded\ndata_sets: {no: 8}", "study key 'data_sets' holds 'no': use one of gsm_symbolic, pydoc"),
+        ("base: embedded\nseeds: [010]", "study key 'seeds' holds '010': it must be a whole number from 0"),
+        ("base: embedded\nepochs: 1:30", "study key 'epochs' is '1:30': it must be a whole number of at least 1"),
+        ("base: embedded\nequal_tokens: yes", "study key 'equal_tokens' is 'yes': it must be true or false"),
         ("1: 2\nbase: embedded", "unknown key 1: delete it or use one of model, data_sets"),
     ],
 )
@@ -113,6 +130,49 @@ def test_a_file_that_is_no_study_is_told(tmp_path, text, said):
     with pytest.raises(ValueError, match=re.escape(said)) as error:
         load_study(str(tmp_path / "mine.yaml"))
     assert "\n" not in str(error.value)
+
+
+def test_a_file_in_another_encoding_is_told(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes("base: embedded # café".encode("latin-1"))
+    with pytest.raises(ValueError, match="mine.yaml' is not YAML: it is not UTF-8: save it as UTF-8"):
+        load_study(str(path))
+    path.write_bytes("base: embedded # café".encode("utf-8-sig"))
+    assert load_study(str(path)) == load_study("embedded")
+
+
+@pytest.mark.parametrize("number", ["5e-4", "5.e-4", "0.5E-3", ".0005", "+5.0e-04"])
+def test_numbers_may_have_an_exponent_and_no_point(tmp_path, number):
+    (tmp_path / "mine.yaml").write_text(f"base: embedded\nlearning_rate: {number}")
+    assert load_study(str(tmp_path / "mine.yaml")).learning_rate == 0.0005
+
+
+@pytest.mark.parametrize("name", ["no", "on", "Yes", "007", "1_000", "1e3", "2024-01-01"])
+def test_names_stay_the_text_that_they_are(tmp_path, name):
+    """A data set may have such a name: as it stands where YAML 1.2 has text, else in quotes."""
+    (tmp_path / f"{name}.yaml").write_text(f"base: embedded\nencoder: '{name}'\nmodel: \"{name}\"\n")
+    loaded = load_study(str(tmp_path / f"{name}.yaml"))
+    assert (loaded.encoder, loaded.model) == (name, name)
+    assert schema.name_of(str(tmp_path / f"{name}.yaml")) == name
+    if name != "1e3":
+        (tmp_path / "bare.yaml").write_text(f"base: embedded\nencoder: {name}\n")
+        assert load_study(str(tmp_path / "bare.yaml")).encoder == name
+
+
+@pytest.mark.parametrize("name", ["a{b}", "a'b", "-n", ".hidden", "a$b"])
+def test_a_name_that_no_folder_should_have_is_refused(tmp_path, name):
+    (tmp_path / f"{name}.yaml").write_text("base: embedded")
+    with pytest.raises(ValueError, match=re.escape(f"study {name!r} names its folders: rename its file")):
+        schema.name_of(str(tmp_path / f"{name}.yaml"))
+
+
+def test_a_base_that_is_a_path_starts_beside_the_file_that_names_it(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "mine.yaml").write_text("base: ../other.yaml\nepochs: 7")
+    (tmp_path / "other.yaml").write_text("base: below/third.yaml\nseeds: [5]")
+    (tmp_path / "below" / "third.yaml").write_text("base: embedded\nlora_rank: 3")
+    loaded = load_study(str(tmp_path / "below" / "mine.yaml"))
+    assert (loaded.epochs, loaded.seeds, loaded.lora_rank) == (7, [5], 3)
 
 
 def test_bases_are_followed_to_the_last_one(tmp_path):
@@ -136,8 +196,9 @@ def test_bases_in_a_circle_are_refused(tmp_path, bases):
 
 
 def test_an_unknown_base_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="study 'studies' is unknown: use one of embedded, laptop"):
-        load_study(write(tmp_path, base="studies"))
+    for base in ("studies", "nothing.yaml"):
+        with pytest.raises(FileNotFoundError, match=f"study '{base}' is unknown: use one of embedded, laptop"):
+            load_study(write(tmp_path, base=base))
 
 
 def test_values_are_the_plain_ones_of_the_file(tmp_path):
