@@ -85,7 +85,7 @@ def generate_texts(
     ends = end_tokens(model, tokenizer)
     drawing = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "greedy": greedy}
     draw = decoding.sampler(max_new_tokens=max_new_tokens, **drawing)
-    decode = decoding.decode if decoding.supports(model) else decoding.generate_batches
+    decode, batch_size = decoding.engine_for(model, batch_size=batch_size)
     rows = decode(model, encoded, batch_size=batch_size, max_new_tokens=max_new_tokens, ends=ends, draw=draw)
     for id_, tokens in tqdm(rows, total=len(encoded), desc="generation", unit="row", disable=None):
         yield {"id": id_, **_finished(tokenizer, tokens, ends), "seed": seed}

@@ -145,4 +145,4 @@ def _token_nll(log_probs: torch.Tensor, answered: list[int]) -> torch.Tensor:
 def _log_probs(model, ids: torch.Tensor, answered: int) -> torch.Tensor:
     """(answered, vocabulary) float32 log-probabilities of the last `answered` tokens' places."""
     logits = model(input_ids=ids.to(model.device), logits_to_keep=answered + 1, use_cache=False).logits
-    return torch.log_softmax(logits[0, :-1].float(), dim=-1)
+    return torch.log_softmax(logits[0, -answered - 1 : -1].float(), dim=-1)  # some models give the logits of all tokens
