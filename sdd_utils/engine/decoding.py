@@ -40,6 +40,8 @@ GREEDY: Draw = _likeliest
 # Tokens that all slots together hold at most: one long prompt sizes every slot. SmolLM2-135M in float32 needs 4.5 GB
 # for as many, Llama-3.1-8B in bfloat16 13 GB.
 MOST_TOKENS = 96 * 1024
+# Tokens times tokens before them, of which a prompt's pass holds a mask: longer prompts are read in pieces.
+MOST_SCORES = 4096**2
 # Prompts are read together up to so many tokens, from which on products run at full speed, and at most so many.
 READ_TOKENS, READ_ROWS = 512, 8
 
@@ -215,10 +217,12 @@ def _read(model, cache: SlotCache, rows: list[list[int]], *, first: int, start: 
     Shorter rows are filled up behind their end, where their new tokens will overwrite what that leaves.
     """
     width = max(map(len, rows))
-    if width:
-        positions = torch.arange(start, start + width, device=model.device).expand(len(rows), -1)
-        inputs = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
-        model.base_model(**cache.arguments(positions, first=first), input_ids=inputs)
+    positions = torch.arange(start, start + width, device=model.device).expand(len(rows), -1)
+    inputs = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
+    piece = max(1, MOST_SCORES // (len(rows) * (start + width) or 1))
+    for begin in range(0, width, piece):
+        part = slice(begin, begin + piece)
+        model.base_model(**cache.arguments(positions[:, part], first=first), input_ids=inputs[:, part])
 
 
 def _reads_end_to_end(model) -> bool:
@@ -244,9 +248,10 @@ def generate_batches(
     settings = {"max_new_tokens": max_new_tokens, "eos_token_id": ends, "pad_token_id": ends[0]}
     # What is not set here, `generate` takes from the model's own settings: nothing of those may change the scores.
     config = GenerationConfig(do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, **settings)
-    for start in range(0, len(ordered), batch_size):
-        ids = ordered[start : start + batch_size]
-        width = max(len(prompts[id_]) for id_ in ids)
+    while ordered:
+        width = len(prompts[ordered[0]])
+        count = max(1, min(batch_size, MOST_TOKENS // (width + max_new_tokens)))
+        ids, ordered = ordered[:count], ordered[count:]
         rows = torch.tensor([[ends[0]] * (width - len(prompts[id_])) + prompts[id_] for id_ in ids])
         mask = torch.tensor([[0] * (width - len(prompts[id_])) + [1] * len(prompts[id_]) for id_ in ids])
 

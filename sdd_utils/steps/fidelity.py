@@ -16,7 +16,7 @@ from sdd_utils.base.files import digest, keep_rows, read_json_lines
 from sdd_utils.data.rows import question_of
 from sdd_utils.engine import packed_linear
 from sdd_utils.engine.generation import generate_file, render
-from sdd_utils.models import store
+from sdd_utils.models import architecture, store
 from sdd_utils.models.store import load_tokenizer
 
 VERSION = 1  # raise it when a change of the code changes likelihoods
@@ -116,6 +116,8 @@ def response_nll(
 @torch.inference_mode()
 def _mean_nll(model, prompt: list[int], answered: list[int]) -> float:
     ids = torch.tensor([prompt + answered])
+    ids = ids[:, -int(min(ids.shape[1], architecture.context_length(model.config))) :]  # cut on the left, as in lm-eval
+    answered = answered[1 - ids.shape[1] :]
     return float(_token_nll(_log_probs(model, ids, len(answered)), answered).mean())
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sdd_utils.engine import probe
+from sdd_utils.models import architecture
 from sdd_utils.models.architecture import check_block, decoder_layers
 
 DIGITS = 6  # of a distance
@@ -83,13 +84,14 @@ def measure_similarity(model, tokenizer, texts: list[str], *, batch_size: int, m
     """One pass of the bare decoder (no LM head, no KV cache) over the calibration texts.
 
     Args:
-        texts: calibration samples; longer ones are cut to `max_length` tokens.
+        texts: calibration samples; longer ones are cut to `max_length` tokens, or to the model's context.
         batch_size: texts per forward pass; the last, partial batch counts like any other. One text, for a model that
             does not read padded rows as it reads each alone.
     """
     if not texts:
         raise ValueError("the calibration set is empty: set calibration_rows to at least 1")
     layers, decoder = decoder_layers(model), model.base_model
+    max_length = min(max_length, architecture.context_length(model.config))
     batch_size = batch_size if probe.reads_padding(model) else 1
     distances, influence, tokens = [], torch.zeros(len(layers), dtype=torch.float64), 0
     for start in tqdm(range(0, len(texts), batch_size), desc="similarity", disable=None):

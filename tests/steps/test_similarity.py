@@ -68,6 +68,13 @@ def test_neither_the_batch_nor_the_side_of_padding_changes_a_distance(kind, side
     np.testing.assert_allclose(together.block_influence, alone.block_influence, atol=1e-4)
 
 
+def test_texts_longer_than_the_context_are_cut_to_it(tokenizer):
+    model = build("learned positions")
+    long = similarity.measure_similarity(model, tokenizer, ["a b" * 400], batch_size=1, max_length=2048)
+    cut = similarity.measure_similarity(model, tokenizer, ["a b" * 400], batch_size=1, max_length=512)
+    assert np.array_equal(long.distances, cut.distances)
+
+
 def test_block_influence_is_the_mean_over_all_real_tokens(model, tokenizer):
     measured = similarity.measure_similarity(model, tokenizer, TEXTS, batch_size=3, max_length=64)
     cosines = []
