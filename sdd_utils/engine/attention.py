@@ -4,6 +4,7 @@ Slices of the keys and values go through SDPA, or, in a CPU's training, through 
 rounding only.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,13 +19,22 @@ from transformers.masking_utils import sdpa_mask
 # Rows of up to so many tokens hold all their scores at once: in bfloat16 on CPUs that takes a third of the time that
 # SDPA takes, whose backward pass is slow there.
 SHORT = 512
+# Keys by which layers see less than everything: GPT-Neo's, Doge's, DeepSeek's, ModernBERT's and Reformer's. The windows
+# that transformers' caches know ("sliding_window", "attention_chunk_size") are theirs to tell.
+_WINDOW = re.compile(r"(keep_|attention_)?window_size|index_(topk|block_size)|local_attention\w*|\w+_attn_chunk_length")
+_CHUNK = re.compile(r"attention_chunk_size|index_block_size|\w+_attn_chunk_length")
 BY_BLOCKS, BY_ROWS = "sdpa_by_blocks", "sdpa_by_rows"
 
 
 def attends_to_all(model) -> bool:
-    """Whether every layer attends to all tokens before: no sliding windows, no states in place of keys."""
-    layers = DynamicCache(config=model.config).layers
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+    """Whether, by its configuration, every layer attends to all tokens before: no windows, no states in place of keys.
+
+    A window may be longer than the rows that `probe` tries, so any key that names one counts, used or not.
+    """
+    config = model.config.get_text_config(decoder=True)
+    layers = DynamicCache(config=config).layers
+    full = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+    return full and not any(_WINDOW.fullmatch(key) and value for key, value in config.to_dict().items())
 
 
 @contextmanager
@@ -39,14 +49,27 @@ def by_blocks(model) -> Iterator[None]:
         model.set_attn_implementation(kind)
 
 
-def set_by_rows(model) -> None:
-    """Let a model attend within each of the `rows` that a forward pass names, if it can.
+def set_by_rows(model) -> bool:
+    """Let a model on a CPU attend within each of the `rows` that a forward pass names, if it may; whether it does.
 
     Rows that lie end to end in one sequence of T tokens cost T^2 products behind a mask, and the sum of their squares
     so. A model with sliding windows, or without SDPA, keeps its mask.
     """
-    if model.config._attn_implementation == "sdpa" and attends_to_all(model):
+    may = model.config._attn_implementation == "sdpa" and model.device.type == "cpu" and attends_to_all(model)
+    if may:
         model.set_attn_implementation(BY_ROWS)
+    return may
+
+
+def named_rows(model, positions: Tensor) -> dict[str, list[slice]]:
+    """{rows} for a forward pass of a model that attends within each of them; see `rows_of`."""
+    return {"rows": rows_of(positions)} if model.config._attn_implementation == BY_ROWS else {}
+
+
+def counts_from_start(model) -> bool:
+    """Whether a layer's chunks or blocks begin at fixed places of the whole sequence, wherever its rows begin."""
+    config = model.config.get_text_config(decoder=True).to_dict()
+    return any(_CHUNK.fullmatch(key) and value for key, value in config.items())
 
 
 def rows_of(positions: Tensor) -> list[slice]:

@@ -10,7 +10,6 @@ Every row has its own seed, so its text does not depend on the rows beside it, e
 
 import functools
 import hashlib
-import inspect
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from os.path import commonprefix
@@ -20,7 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from sdd_utils.engine import attention, packed_linear
+from sdd_utils.engine import attention, packed_linear, probe
 from sdd_utils.engine.kv_slots import SlotCache
 from sdd_utils.engine.prompt_lookup import DRAFT, Row, confirmed
 
@@ -41,6 +40,8 @@ GREEDY: Draw = _likeliest
 # Tokens that all slots together hold at most: one long prompt sizes every slot. SmolLM2-135M in float32 needs 4.5 GB
 # for as many, Llama-3.1-8B in bfloat16 13 GB.
 MOST_TOKENS = 96 * 1024
+# Tokens times tokens before them, of which a prompt's pass holds a mask: longer prompts are read in pieces.
+MOST_SCORES = 4096**2
 # Prompts are read together up to so many tokens, from which on products run at full speed, and at most so many.
 READ_TOKENS, READ_ROWS = 512, 8
 
@@ -84,12 +85,50 @@ def sampler(
     return draw
 
 
-def supports(model) -> bool:
-    """Whether `decode` serves a model: full attention in every layer, masks and positions as given."""
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+def may_decode(model) -> bool:
+    """Whether a configuration rules nothing out: full attention in every layer, masks and positions as given."""
     kind = getattr(model.config, "_attn_implementation", None)
     plain = kind in ("sdpa", "eager") and not getattr(model.config, "alibi", False)
-    return takes_positions and plain and attention.attends_to_all(model)
+    return probe.takes_positions(model) and plain and attention.attends_to_all(model)
+
+
+def supports(model) -> bool:
+    """Whether `decode` serves a model: its configuration allows it, and what it does on short rows is exact."""
+    pairs = functools.partial(_forced, model, decode)
+    return may_decode(model) and probe.agrees(model, "joint decoding", pairs, instead="transformers generates")
+
+
+def engine_for(model, *, batch_size: int) -> tuple[Callable, int]:
+    """What generates with a model, and how many rows at once: one, where padded rows are not generated exactly."""
+    if supports(model):
+        return decode, batch_size
+    pairs = functools.partial(_forced, model, generate_batches)
+    exact = probe.agrees(model, "generating padded rows", pairs, instead="rows are generated one by one")
+    padded = exact and probe.reads_padding(model)
+    return generate_batches, batch_size if padded else 1
+
+
+def _forced(model, engine: Callable) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits of an engine that is made to choose given tokens, and those of plain passes over them.
+
+    Three rows in two places, of unlike length, with an opening in common. The longest says its text twice, so that
+    drafts are read, right ones and wrong ones.
+    """
+    opening, first, second, text, new = probe.random_rows(model, (4, 2, 9, 11, 3))
+    rows = [opening + first, opening + second, opening + text + text[:6]]
+    following = {"0": new, "1": new[::-1], "2": [*text[6:8], new[0]]}
+    prompts, seen = {str(i): row for i, row in enumerate(rows)}, {}
+
+    def draw(logits: Tensor, ids: list[str], steps: list[int]) -> Tensor:
+        seen.update(zip(zip(ids, steps, strict=True), logits.clone(), strict=True))
+        return torch.tensor([following[id_][step] for id_, step in zip(ids, steps, strict=True)], device=logits.device)
+
+    unused = next(token for token in range(len(new) + 3) if token not in [*new, *text[6:8]])
+    for _ in engine(model, prompts, batch_size=2, max_new_tokens=len(new), ends=[unused], draw=draw):
+        pass
+    for id_, row in prompts.items():
+        found = torch.stack([seen[id_, step] for step in range(len(new))])
+        yield found, probe.plain_logits(model, row + following[id_][:-1])[len(row) - 1 :]
 
 
 @torch.inference_mode()
@@ -178,10 +217,12 @@ def _read(model, cache: SlotCache, rows: list[list[int]], *, first: int, start: 
     Shorter rows are filled up behind their end, where their new tokens will overwrite what that leaves.
     """
     width = max(map(len, rows))
-    if width:
-        positions = torch.arange(start, start + width, device=model.device).expand(len(rows), -1)
-        inputs = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
-        model.base_model(**cache.arguments(positions, first=first), input_ids=inputs)
+    positions = torch.arange(start, start + width, device=model.device).expand(len(rows), -1)
+    inputs = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
+    piece = max(1, MOST_SCORES // (len(rows) * (start + width) or 1))
+    for begin in range(0, width, piece):
+        part = slice(begin, begin + piece)
+        model.base_model(**cache.arguments(positions[:, part], first=first), input_ids=inputs[:, part])
 
 
 def _reads_end_to_end(model) -> bool:
@@ -207,9 +248,10 @@ def generate_batches(
     settings = {"max_new_tokens": max_new_tokens, "eos_token_id": ends, "pad_token_id": ends[0]}
     # What is not set here, `generate` takes from the model's own settings: nothing of those may change the scores.
     config = GenerationConfig(do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, **settings)
-    for start in range(0, len(ordered), batch_size):
-        ids = ordered[start : start + batch_size]
-        width = max(len(prompts[id_]) for id_ in ids)
+    while ordered:
+        width = len(prompts[ordered[0]])
+        count = max(1, min(batch_size, MOST_TOKENS // (width + max_new_tokens)))
+        ids, ordered = ordered[:count], ordered[count:]
         rows = torch.tensor([[ends[0]] * (width - len(prompts[id_])) + prompts[id_] for id_ in ids])
         mask = torch.tensor([[0] * (width - len(prompts[id_])) + [1] * len(prompts[id_]) for id_ in ids])
 

@@ -4,6 +4,7 @@ Every row has its own seed, derived from its id. A rerun of an interrupted job g
 missing; they come out as they would have, up to ties within rounding, whatever is decoded beside them.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from tqdm import tqdm
 from sdd_utils.base import precision
 from sdd_utils.base.files import digest, file_sha256, keep_rows
 from sdd_utils.engine import decoding, vllm_client, vllm_installed
-from sdd_utils.models import chat_format, store
+from sdd_utils.models import architecture, chat_format, store
 
 # Raise it when a change of decoding changes texts: what was generated before then counts as another engine's.
 VERSION = 2
+TOO_LONG = "too long"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRANSFORMERS = f"transformers {transformers.__version__}"
 
@@ -52,16 +54,36 @@ def generate_texts(
         greedy: ids of rows that are decoded greedily at any temperature.
 
     Yields:
-        {id, text, finish, n_tokens, end_token, seed}, see `chat_format.finished`.
+        {id, text, finish, n_tokens, end_token, seed}, see `chat_format.finished`. A prompt that leaves no room for
+        `max_new_tokens` in the model's context has the finish "too long" and an empty text.
     """
-    encoded = {id_: tokenizer(text, add_special_tokens=False)["input_ids"] for id_, text in prompts.items()}
+    encoded, too_long = _fitting(tokenizer, model.config, prompts, max_new_tokens=max_new_tokens)
+    for id_ in too_long:
+        yield {"id": id_, "text": "", "finish": TOO_LONG, "n_tokens": 0, "end_token": None, "seed": seed}
     ends = chat_format.end_tokens(tokenizer, model.generation_config)
     drawing = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "greedy": greedy}
     draw = decoding.sampler(max_new_tokens=max_new_tokens, **drawing)
-    decode = decoding.decode if decoding.supports(model) else decoding.generate_batches
+    decode, batch_size = decoding.engine_for(model, batch_size=batch_size)
     rows = decode(model, encoded, batch_size=batch_size, max_new_tokens=max_new_tokens, ends=ends, draw=draw)
     for id_, tokens in tqdm(rows, total=len(encoded), desc="generation", unit="row", disable=None):
         yield {"id": id_, **chat_format.finished(tokenizer, tokens, ends), "seed": seed}
+
+
+def _fitting(tokenizer, config, prompts: dict[str, str], *, max_new_tokens: int) -> tuple[dict, list[str]]:
+    """(tokens by id, ids of the prompts that leave no room for so many new tokens), and one line on how many do not."""
+    room = architecture.context_length(config) - max_new_tokens
+    if room < 1:
+        raise ValueError(
+            f"max_new_tokens = {max_new_tokens} leaves no room for a prompt in the model's context of "
+            f"{room + max_new_tokens} tokens: lower max_new_tokens"
+        )
+    encoded = {id_: tokenizer(text, add_special_tokens=False)["input_ids"] for id_, text in prompts.items()}
+    too_long = [id_ for id_, tokens in encoded.items() if len(tokens) > room]
+    if too_long:
+        told = f"{len(too_long)} of {len(prompts)} prompts are longer than {room:.0f} tokens, the model's context less "
+        told += f"max_new_tokens, so they get no text; the first is {too_long[0]!r}"
+        tqdm.write(told, file=sys.stderr)
+    return {id_: tokens for id_, tokens in encoded.items() if id_ not in {*too_long}}, too_long
 
 
 def generate_file(
@@ -115,5 +137,9 @@ def text_keys(
 
 
 def _by_vllm(model, prompts: dict, *, path: Path, **settings) -> Iterator[dict]:
-    yield from vllm_client.generate_texts(model, prompts, path=path, **settings)
+    seed, config = settings.get("seed", 0), store.load_config(store.find_model(str(model)))
+    most = {"max_new_tokens": settings["max_new_tokens"]}
+    encoded, too_long = _fitting(store.load_tokenizer(model), config, prompts, **most)
+    yield from ({"id": id_, "text": "", "finish": TOO_LONG, "n_tokens": 0, "seed": seed} for id_ in too_long)
+    yield from vllm_client.generate_texts(model, {id_: prompts[id_] for id_ in encoded}, path=path, **settings)
     path.unlink()

@@ -12,7 +12,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from tqdm import tqdm
 from transformers.cache_utils import DynamicCache
 
-from sdd_utils.engine import decoding, packed_linear
+from sdd_utils.engine import decoding, packed_linear, probe
 from sdd_utils.models import chat_format
 
 Tokens = tuple[int, ...]
@@ -51,7 +51,9 @@ class SharedContextLM(HFLM):
             or self.think_end_token
             or not all(map(_is_greedy, map(json.loads, groups)))
         ):
-            with mock.patch.object(self.model.generation_config, "eos_token_id", self._ends):
+            _, batch_size = decoding.engine_for(self.model, batch_size=self.batch_size)
+            plain = mock.patch.object(self, "batch_size_per_gpu", batch_size)
+            with plain, mock.patch.object(self.model.generation_config, "eos_token_id", self._ends):
                 return super().generate_until(requests, disable_tqdm=disable_tqdm)
         texts = [""] * len(requests)
         for settings, indices in groups.items():
@@ -95,8 +97,9 @@ class SharedContextLM(HFLM):
     def _likelihoods(self, requests, *, disable_tqdm: bool, override_bs: int | None) -> list[tuple[float, bool]]:
         """(log-likelihood, is greedy) of every (_, context, choice) of tokens, in order."""
         rolling = any(key is None for key, _, _ in requests)  # windows, which share nothing but their first token
-        if rolling or not decoding.supports(self.model):
-            return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
+        if rolling or not self._shares_contexts():
+            alone = None if probe.ignores_filling(self.model) else 1
+            return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=alone or override_bs)
         groups: dict[tuple, list[int]] = {}
         for index, (_, context, _) in enumerate(requests):
             groups.setdefault(tuple(context), []).append(index)
@@ -116,6 +119,23 @@ class SharedContextLM(HFLM):
                     progress.update(len(chunk))
         return scores
 
+    def _shares_contexts(self) -> bool:
+        """Whether the model's configuration allows a context to be read once for its choices, and a try was exact."""
+        instead = "a context is read once for each choice"
+        return decoding.may_decode(self.model) and probe.agrees(
+            self.model, "sharing contexts", self._shared_and_plain, instead=instead
+        )
+
+    def _shared_and_plain(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Logits of choices on shared contexts, which are filled up and begin alike, and those of plain passes."""
+        opening, first, second, *answers = probe.random_rows(self.model, (4, 2, 13, 1, 4, 2))
+        contexts, choices = [tuple(opening + second), tuple(opening + first)], [answers, answers[:2]]
+        found = iter(self._choice_logits(contexts, choices, tuple(opening), self._read_opening(tuple(opening))))
+        for context, group in zip(contexts, choices, strict=True):
+            for choice in group:
+                plain = probe.plain_logits(self.model, [*context, *choice[:-1]])
+                yield next(found), plain[len(context) - 1 :]
+
     @torch.inference_mode()
     def _read_opening(self, opening: Tokens) -> DynamicCache:
         """Keys and values of the tokens that a family's contexts begin with."""
@@ -125,11 +145,18 @@ class SharedContextLM(HFLM):
             self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return cache
 
-    @torch.inference_mode()
     def _score_choices(
         self, contexts: list[Tokens], choices: list[list[list[int]]], opening: Tokens, cache: DynamicCache
     ) -> list[tuple[float, bool]]:
-        """(log-likelihood, is greedy) of every choice, in order; contexts are cut on the left to the model's length."""
+        """(log-likelihood, is greedy) of every choice, in order."""
+        flat = (choice for group in choices for choice in group)
+        return [*map(_choice_score, self._choice_logits(contexts, choices, opening, cache), flat)]
+
+    @torch.inference_mode()
+    def _choice_logits(
+        self, contexts: list[Tokens], choices: list[list[list[int]]], opening: Tokens, cache: DynamicCache
+    ) -> Iterator[torch.Tensor]:
+        """Logits before each of a choice's tokens, in order; contexts are cut on the left to the model's length."""
         context_limit = self.max_length - max(len(choice) for group in choices for choice in group)
         contexts = [list(context)[-context_limit:] for context in contexts]
         ids, positions, part = (table.to(self.device) for table in _lay_out_choices(contexts, choices))
@@ -144,13 +171,11 @@ class SharedContextLM(HFLM):
             past_key_values=cache,
             use_cache=True,
         ).logits
-        scores = []
         for row, group in zip(logits, choices, strict=True):
             offset = 1
             for choice in group:
-                scores.append(_choice_score(torch.cat([row[:1], row[offset : offset + len(choice) - 1]]), choice))
+                yield torch.cat([row[:1], row[offset : offset + len(choice) - 1]])
                 offset += len(choice) - 1
-        return scores
 
 
 def group_by_prefix(contexts: Iterable[Tokens], *, context_limit: int) -> Iterator[tuple[Tokens, list[Tokens]]]:

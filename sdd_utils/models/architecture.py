@@ -36,6 +36,13 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     raise ValueError(f"{type(model).__name__} has no decoder layers to prune: use a decoder-only causal language model")
 
 
+def context_length(config: PretrainedConfig) -> float:
+    """Tokens that a model reads at most, prompt and new ones together; infinite where its configuration names none."""
+    text = config.get_text_config(decoder=True)
+    named = (getattr(text, key, None) for key in ("max_position_embeddings", "max_seq_len"))
+    return next((length for length in named if length and length > 0), float("inf"))
+
+
 SHIPPED = Path(__file__).parent / "configs"
 
 

@@ -78,7 +78,8 @@ def _same_boxed(answer: str, text: str) -> bool | None:
 def select(row: dict, *, text: str, finish: str) -> tuple[str, str]:
     """Conditional selection: the response to train on, and the reason of the choice.
 
-    Reasons: `kept`, or why the original is used: `truncated`, `empty`, `banned phrase`, `no answer`, `wrong answer`.
+    Reasons: `kept`, or why the original is used: `prompt too long`, `truncated`, `empty`, `banned phrase`, `no answer`,
+    `wrong answer`.
     """
     text, finish = answer_of(text, finish)
     reason = _verdict(row, text=text.strip(), finish=finish)
@@ -92,6 +93,8 @@ def answer_of(text: str, finish: str) -> tuple[str, str]:
 
 
 def _verdict(row: dict, *, text: str, finish: str) -> str:
+    if finish == "too long":
+        return "prompt too long"
     if finish != "stop":
         return "truncated"
     if not text.removeprefix(opening(row).strip()).strip():

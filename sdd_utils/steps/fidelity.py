@@ -16,7 +16,7 @@ from sdd_utils.base.files import digest, file_sha256, keep_rows, read_json_lines
 from sdd_utils.data.rows import question_of
 from sdd_utils.engine import packed_linear
 from sdd_utils.engine.generation import generate_file
-from sdd_utils.models import chat_format, store
+from sdd_utils.models import architecture, chat_format, store
 from sdd_utils.models.chat_format import render
 from sdd_utils.models.store import load_tokenizer
 
@@ -135,6 +135,8 @@ def response_nll(
 @torch.inference_mode()
 def _mean_nll(model, prompt: list[int], answered: list[int]) -> float:
     ids = torch.tensor([prompt + answered])
+    ids = ids[:, -int(min(ids.shape[1], architecture.context_length(model.config))) :]  # cut on the left, as in lm-eval
+    answered = answered[1 - ids.shape[1] :]
     return float(_token_nll(_log_probs(model, ids, len(answered)), answered).mean())
 
 
@@ -166,4 +168,4 @@ def _token_nll(log_probs: torch.Tensor, answered: list[int]) -> torch.Tensor:
 def _log_probs(model, ids: torch.Tensor, answered: int) -> torch.Tensor:
     """(answered, vocabulary) float32 log-probabilities of the last `answered` tokens' places."""
     logits = model(input_ids=ids.to(model.device), logits_to_keep=answered + 1, use_cache=False).logits
-    return torch.log_softmax(logits[0, :-1].float(), dim=-1)
+    return torch.log_softmax(logits[0, -answered - 1 : -1].float(), dim=-1)  # some models give the logits of all tokens

@@ -8,11 +8,13 @@ Losses and adapter do not depend on the number of processes, beyond rounding and
 on from its newest checkpoint, which lies beside the adapter until the adapter is saved.
 """
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +25,12 @@ from peft import LoraConfig
 from peft.helpers import disable_input_dtype_casting
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sdd_utils import ROOT
 from sdd_utils.base import precision
 from sdd_utils.base.files import whole_folder
-from sdd_utils.engine import attention
+from sdd_utils.engine import attention, probe
 from sdd_utils.models import adapters, store
 
 PROFILE = ROOT / "profiles" / "fsdp2.yaml"
@@ -85,8 +88,8 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
     arguments = _arguments(place, settings, processes=processes)  # first: it chooses this process's GPU
     model, tokenizer = store.load_model(job["folder"])
     check_targets(model, settings["lora_targets"])
-    if model.device.type == "cpu":
-        attention.set_by_rows(model)
+    if not keeps_rows_apart(model):
+        _one_row_at_a_time(arguments)
     names = ("epochs", "batch_size", "seed", "trained_tokens")
     scheduled = schedule(data, **{name: settings[name] for name in names})
     trainer = Trainer(
@@ -101,6 +104,35 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
     with disable_input_dtype_casting(trainer.model, active=arguments.bf16):
         trainer.train(resume_from_checkpoint=newest(place))
     return _save(trainer, scheduled, job, len(data))
+
+
+def keeps_rows_apart(model) -> bool:
+    """Whether a model reads rows that lie end to end as each alone; if it can, it attends by rows from here on."""
+    pairs = functools.partial(_end_to_end, model)
+    if attention.set_by_rows(model):
+        if probe.agrees(model, "attention by rows", pairs, instead="a mask keeps rows apart in training"):
+            return True
+        model.set_attn_implementation("sdpa")
+    return probe.agrees(model, "training on rows end to end", pairs, instead="each is read alone, for the same losses")
+
+
+def _end_to_end(model) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits of rows as TRL lays them end to end, and of each alone."""
+    if attention.counts_from_start(model):
+        raise NotImplementedError("its layers' chunks begin at fixed places of the sequence")
+    rows = probe.random_rows(model, (5, 1, 11, 3))
+    batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([{"input_ids": row} for row in rows])
+    batch = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    del batch["labels"]
+    named = attention.named_rows(model, batch["position_ids"][0])
+    found = model(**batch, **named, use_cache=False).logits[0].split([*map(len, rows)])
+    yield from ((logits, probe.plain_logits(model, row)) for logits, row in zip(found, rows, strict=True))
+
+
+def _one_row_at_a_time(arguments: SFTConfig) -> None:
+    """The same steps and losses from passes over single rows, whose gradients are summed."""
+    arguments.gradient_accumulation_steps = arguments.per_device_train_batch_size
+    arguments.per_device_train_batch_size, arguments.padding_free = 1, False
 
 
 def schedule(data: Dataset, *, epochs: int, batch_size: int, seed: int, trained_tokens: int) -> Dataset:
@@ -173,9 +205,10 @@ class Trainer(SFTTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")[0, 1:]  # a batch is one sequence
         kept = (labels != -100).nonzero()[:, 0]
-        rows = attention.rows_of(inputs["position_ids"][0])
-        outputs = model(**inputs, rows=rows, logits_to_keep=kept, use_cache=False)
-        loss = torch.nn.functional.cross_entropy(outputs.logits[0].float(), labels[kept], reduction="sum")
+        rows = attention.named_rows(self.model, inputs["position_ids"][0]) if "position_ids" in inputs else {}
+        outputs = model(**inputs, **rows, logits_to_keep=kept, use_cache=False)
+        logits = outputs.logits[0] if outputs.logits.shape[1] == len(kept) else outputs.logits[0, kept]  # xLSTM's: all
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels[kept], reduction="sum")
         loss = loss * self.accelerator.num_processes / max(1, int(num_items_in_batch))  # processes are averaged
         return (loss, outputs) if return_outputs else loss
 
@@ -194,7 +227,8 @@ def _lora(settings: dict) -> LoraConfig:
 def _arguments(place: Path, settings: dict, *, processes: int) -> SFTConfig:
     """Every setting that TRL would otherwise choose for us (length, precision, checkpointing) is explicit.
 
-    A batch is one sequence without padding: positions start anew with every row, and attention keeps the rows apart.
+    A batch is one sequence without padding: positions start anew with every row, and attention keeps the rows apart;
+    see `keeps_rows_apart`.
     """
     gpu = torch.cuda.is_available()
     return SFTConfig(

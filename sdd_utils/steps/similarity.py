@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sdd_utils.engine import probe
+from sdd_utils.models import architecture
 from sdd_utils.models.architecture import check_block, decoder_layers
 
 DIGITS = 6  # of a distance
@@ -82,27 +84,32 @@ def measure_similarity(model, tokenizer, texts: list[str], *, batch_size: int, m
     """One pass of the bare decoder (no LM head, no KV cache) over the calibration texts.
 
     Args:
-        texts: calibration samples; longer ones are cut to `max_length` tokens.
-        batch_size: texts per forward pass; the last, partial batch counts like any other.
+        texts: calibration samples; longer ones are cut to `max_length` tokens, or to the model's context.
+        batch_size: texts per forward pass; the last, partial batch counts like any other. One text, for a model that
+            does not read padded rows as it reads each alone.
     """
     if not texts:
         raise ValueError("the calibration set is empty: set calibration_rows to at least 1")
     layers, decoder = decoder_layers(model), model.base_model
+    max_length = min(max_length, architecture.context_length(model.config))
+    batch_size = batch_size if probe.reads_padding(model) else 1
     distances, influence, tokens = [], torch.zeros(len(layers), dtype=torch.float64), 0
     for start in tqdm(range(0, len(texts), batch_size), desc="similarity", disable=None):
         batch = tokenizer(
             texts[start : start + batch_size], padding=True, truncation=True, max_length=max_length, return_tensors="pt"
         ).to(model.device)
-        last, cosines = _forward(decoder, layers, batch)
+        mask = batch["attention_mask"]
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": mask} | probe.positions(model, mask)
+        last, cosines = _forward(decoder, layers, inputs)
         distances.append(angular_distances(last).cpu().numpy())
         influence += cosines
-        tokens += int(batch["attention_mask"].sum())
+        tokens += int(mask.sum())
     return Similarity(distances=np.concatenate(distances), block_influence=1.0 - (influence / tokens).numpy())
 
 
-def _forward(decoder, layers: nn.ModuleList, batch) -> tuple[Tensor, Tensor]:
+def _forward(decoder, layers: nn.ModuleList, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Last-token states (L + 1, batch, hidden) and, per layer, the sum over real tokens of cos(input, output)."""
-    mask = batch["attention_mask"]
+    mask = inputs["attention_mask"]
     rows, positions = torch.arange(len(mask), device=mask.device), last_positions(mask)
     last, cosines, previous = [], torch.zeros(len(layers), dtype=torch.float64), None
 
@@ -115,7 +122,7 @@ def _forward(decoder, layers: nn.ModuleList, batch) -> tuple[Tensor, Tensor]:
         previous = state
 
     with _states_seen_by(layers, see):
-        decoder(**batch, use_cache=False)
+        decoder(**inputs, use_cache=False)
     return torch.stack([state.to(last[0].device) for state in last]), cosines
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import unlike_llama
 from conftest import tiny_llama
 from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.generation.logits_process import (
@@ -108,6 +109,15 @@ def test_long_prompts_get_fewer_slots_and_the_same_texts(model, monkeypatch):
     assert shapes[0]["slots"] == 100 // shapes[0]["capacity"] > 1
 
 
+def test_a_prompt_read_in_pieces_gets_the_same_text(model, monkeypatch):
+    asked, widths = prompts(), []
+    expected = decode(model, asked)
+    monkeypatch.setattr(decoding, "MOST_SCORES", 100)
+    model.model.register_forward_pre_hook(lambda *args: widths.append(args[-1]["input_ids"].shape[1]), with_kwargs=True)
+    assert decode(model, asked) == expected
+    assert max(widths) < max(map(len, asked.values())) - 1
+
+
 def test_a_sliding_window_goes_through_generate(tokenizer):
     torch.manual_seed(0)
     model = MistralForCausalLM(MistralConfig(sliding_window=8, **SIZES)).eval()
@@ -118,6 +128,25 @@ def test_a_sliding_window_goes_through_generate(tokenizer):
     assert found == {id_: alone(model, prompt, max_new_tokens=24) for id_, prompt in asked.items()}
     texts = {id_: tokenizer.decode(prompt) for id_, prompt in asked.items()}
     assert len(list(generation.generate_texts(model, tokenizer, texts, max_new_tokens=3, batch_size=4))) == len(texts)
+
+
+@pytest.mark.parametrize("build", [tiny_llama, lambda tokenizer, **_: unlike_llama.build("sinks")])
+def test_a_prompt_longer_than_the_context_is_told_and_the_others_go_on(tokenizer, capsys, build):
+    model = build(tokenizer)
+    model.config.max_position_embeddings = 40
+    asked, settings = {"short": "a", "long": "b" * 37, "fits": "c" * 36}, {"batch_size": 2}
+    found = {row["id"]: row for row in generation.generate_texts(model, tokenizer, asked, max_new_tokens=4, **settings)}
+    assert found["long"] == {"id": "long", "text": "", "finish": "too long", "n_tokens": 0, "seed": 0}
+    assert [found[id_]["n_tokens"] for id_ in ("short", "fits")] == [4, 4]
+    assert "1 of 3 prompts are longer than 36 tokens, the model's context less max_new_" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="max_new_tokens = 40 leaves no room for a prompt in the model's context of"):
+        list(generation.generate_texts(model, tokenizer, asked, max_new_tokens=40, **settings))
+
+
+def test_a_model_that_names_no_context_takes_any_prompt(tokenizer):
+    model = unlike_llama.build("slopes for positions")
+    rows = generation.generate_texts(model, tokenizer, {"a": "x" * 600}, max_new_tokens=2, batch_size=2)
+    assert [row["n_tokens"] for row in rows] == [2]
 
 
 SAMPLING = {"temperature": 0.9, "top_p": 0.8, "seed": 3}

@@ -232,6 +232,13 @@ def test_rows_of_a_broken_off_set_are_not_asked_again(fake, tmp_path):
     assert [path.name for path in tmp_path.glob("set*")] == ["set.jsonl"]
 
 
+def test_a_prompt_longer_than_the_context_does_not_go_to_vllm(fake, tmp_path):
+    model = fake('assert list(job["prompts"]) == ["a"]\n' + ANSWER)
+    prompts = {"long": "x" * 3000, "a": "x"}
+    rows = generation.generate_file(model, prompts, path=tmp_path / "set.jsonl", max_new_tokens=1, batch_size=2)
+    assert [(row["id"], row["text"], row["finish"]) for row in rows] == [("long", "", "too long"), ("a", "X", "stop")]
+
+
 def test_vllm_is_told_which_rows_are_greedy(fake, tmp_path):
     model = fake('assert job["greedy"] == ["a"] and job["temperature"] == 0.9\n' + ANSWER)
     settings = {"max_new_tokens": 1, "batch_size": 2, "temperature": 0.9, "greedy": ["a"]}

@@ -36,6 +36,7 @@ MATH = {"id": "m", "instruction": "?", "context": "", "response": "3 + 4 = 7\n##
         ("It is 7.", "stop", "kept"),
         ("7.0", "stop", "kept"),
         ("It is 7.", "length", "truncated"),
+        ("", "too long", "prompt too long"),
         ("It is 8.", "stop", "wrong answer"),
         ("It is seven.", "stop", "no answer"),
         (answer_check.opening({"answer": "7", "response": "7"}), "stop", "empty"),

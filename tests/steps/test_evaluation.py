@@ -42,10 +42,12 @@ def test_openings_that_contexts_share_are_read_once_and_change_no_log_likelihood
     rng.shuffle(asked)
     settings = {"pretrained": model, "tokenizer": tokenizer, "batch_size": 3, "device": "cpu"}
     expected = HFLM(**settings)._loglikelihood_tokens(asked, disable_tqdm=True)
+    shared = lm_eval_model.SharedContextLM(**settings)
+    assert shared._shares_contexts()  # before the spy, as it reads an opening of its own
     openings, plain = [], lm_eval_model.SharedContextLM._read_opening
     spy = lambda self, opening: openings.append(list(opening)) or plain(self, opening)  # noqa: E731
     monkeypatch.setattr(lm_eval_model.SharedContextLM, "_read_opening", spy)
-    found = lm_eval_model.SharedContextLM(**settings)._loglikelihood_tokens(asked, disable_tqdm=True)
+    found = shared._loglikelihood_tokens(asked, disable_tqdm=True)
     np.testing.assert_allclose([x[0] for x in found], [x[0] for x in expected], atol=1e-3)
     assert [x[1] for x in found] == [x[1] for x in expected]
     assert sorted(openings, key=len) == [[], *shots]

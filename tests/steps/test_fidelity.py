@@ -90,6 +90,31 @@ def test_likelihood_of_a_response_is_that_of_a_plain_loop(model, tokenizer, mode
         assert nll == pytest.approx(total / tokens, rel=1e-4)
 
 
+def test_a_response_longer_than_the_context_is_read_from_the_right(model, tokenizer):
+    prompt, answered = list(range(5, 25)), list(range(30, 60))
+    log_probs = model(torch.tensor([prompt + answered])[:, -40:]).logits[0].log_softmax(-1)
+    expected = -log_probs[9:39].gather(1, torch.tensor(answered)[:, None]).mean()
+    model.config.max_position_embeddings = 40
+    assert fidelity._mean_nll(model, prompt, answered) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_prompt_that_was_too_long_to_be_answered_counts_for_nothing(model, tokenizer, answers):
+    unanswered = answers[0] | {"text": "", "finish": "too long", "prompt": "x" * 5000}
+    with_it, without = (
+        fidelity.measure_fidelity(model, model, tokenizer, {"d": rows})["d"]
+        for rows in ([*answers, unanswered], answers)
+    )
+    assert with_it["documents"] == [*without["documents"], [0.0, 0.0, 0]]
+    assert (with_it["nll"], with_it["tokens"]) == (without["nll"], without["tokens"])
+
+
+def test_logits_of_all_tokens_are_read_as_those_of_the_last(model, monkeypatch):
+    """Some models give the logits of every token, whatever they are asked to keep."""
+    expected, plain_forward = fidelity._mean_nll(model, [5, 6, 7], [8, 9]), model.forward
+    monkeypatch.setattr(model, "forward", lambda *args, logits_to_keep=0, **kw: plain_forward(*args, **kw))
+    assert fidelity._mean_nll(model, [5, 6, 7], [8, 9]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_model_has_no_divergence_from_itself(model, tokenizer, answers):
     found = fidelity.measure_fidelity(model, copy.deepcopy(model), tokenizer, {"d": answers[:2]})["d"]
     assert found["kl"] == 0

@@ -13,11 +13,14 @@ from transformers import (
     AutoModelForCausalLM,
     DataCollatorForLanguageModeling,
     Gemma3TextConfig,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     Qwen3Config,
 )
 from trl import SFTTrainer
+from unlike_llama import CONFIGS, build, plain_log_probs
 
 from sdd_utils import ROOT
 from sdd_utils.engine import attention
@@ -144,6 +147,7 @@ def test_batches_without_padding_train_as_padded_ones_do(model_folder, data, tmp
         free = spied(context)
         context.setattr(attention, "rows_of", lambda positions: alone.append(plain_rows(positions)) or alone[-1])
         report = lora_training.train(job_of(model_folder, tmp_path / "free"), data)
+    del alone[0]  # the probe's
     assert [sum(row.stop - row.start for row in rows) for rows in alone] == [
         len(e["inputs"]["input_ids"][0]) for e in free
     ]
@@ -245,3 +249,42 @@ def test_several_gpus_are_used_if_they_can_share_a_batch(data, tmp_path, monkeyp
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     with pytest.raises(ValueError, match="batch_size = 4 cannot be shared equally by 3 GPUs: make it a multiple of 3"):
         lora_training.run(tmp_path, data, **arguments)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_rows_of_a_batch_have_the_losses_of_each_alone_whatever_the_architecture(kind, tokenizer, data, tmp_path):
+    model = build(kind)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    report = lora_training.train(job_of(tmp_path / "model", tmp_path / "a", epochs=1), data)
+    first = lora_training.schedule(data, epochs=1, batch_size=4, seed=3, trained_tokens=0).select(range(4))
+    loss = tokens = 0
+    for row in first:
+        log_probs = plain_log_probs(model, row["input_ids"])
+        trained = [i for i, kept in enumerate(row["completion_mask"]) if kept]
+        loss -= sum(float(log_probs[i - 1, row["input_ids"][i]]) for i in trained)
+        tokens += len(trained)
+    assert report["loss"][0][1] == pytest.approx(loss / tokens, abs=2e-4)
+    assert report["steps"] == 3
+
+
+def test_rows_read_one_by_one_train_as_rows_end_to_end_do(model_folder, data, tmp_path, monkeypatch):
+    together = lora_training.train(job_of(model_folder, tmp_path / "together"), data)
+    with monkeypatch.context() as context:
+        seen = spied(context)
+        context.setattr(lora_training, "keeps_rows_apart", lambda model: False)
+        alone = lora_training.train(job_of(model_folder, tmp_path / "alone"), data)
+    assert all(len(entry["inputs"]["input_ids"]) == 1 for entry in seen)
+    assert len(seen) == 4 * together["steps"]
+    assert alone | {"loss": []} == together | {"loss": []}
+    torch.testing.assert_close(torch.tensor(alone["loss"]), torch.tensor(together["loss"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(weights(tmp_path / "alone"), weights(tmp_path / "together"), atol=1e-4, rtol=1e-3)
+
+
+def test_chunks_that_begin_at_fixed_places_are_not_packed(capsys):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "attention_chunk_size": 512}
+    model = Llama4ForCausalLM(Llama4TextConfig(**sizes, num_local_experts=2, pad_token_id=0)).eval()
+    assert not lora_training.keeps_rows_apart(model)
+    assert "chunks begin at fixed places" in capsys.readouterr().err

@@ -1,10 +1,13 @@
 """Angular map and block choice against brute force and against transformers' own hidden states."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from unlike_llama import CONFIGS, build
 
 from sdd_utils.base.records import read_record, write_record
 from sdd_utils.steps import pruning, similarity
@@ -52,6 +55,24 @@ def test_batching_does_not_change_the_map(model, tokenizer):
     ]
     np.testing.assert_allclose(maps[1], maps[0], atol=1e-5)
     np.testing.assert_allclose(maps[2], maps[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_neither_the_batch_nor_the_side_of_padding_changes_a_distance(kind, side, tokenizer):
+    own, model = copy.deepcopy(tokenizer), build(kind)
+    own.padding_side = side
+    settings = {"texts": ["x", "a short one", "a longer text about nothing, with many words"], "max_length": 64}
+    alone, together = (similarity.measure_similarity(model, own, **settings, batch_size=n) for n in (1, 3))
+    np.testing.assert_allclose(together.distances, alone.distances, atol=1e-4)
+    np.testing.assert_allclose(together.block_influence, alone.block_influence, atol=1e-4)
+
+
+def test_texts_longer_than_the_context_are_cut_to_it(tokenizer):
+    model = build("learned positions")
+    long = similarity.measure_similarity(model, tokenizer, ["a b" * 400], batch_size=1, max_length=2048)
+    cut = similarity.measure_similarity(model, tokenizer, ["a b" * 400], batch_size=1, max_length=512)
+    assert np.array_equal(long.distances, cut.distances)
 
 
 def test_block_influence_is_the_mean_over_all_real_tokens(model, tokenizer):
