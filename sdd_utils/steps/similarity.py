@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sdd_utils.models.architecture import check_block, decoder_layers
+from sdd_utils.models.architecture import check_block, decoder_layers, text_decoder
 
 DIGITS = 6  # of a distance
 
@@ -87,7 +87,7 @@ def measure_similarity(model, tokenizer, texts: list[str], *, batch_size: int, m
     """
     if not texts:
         raise ValueError("the calibration set is empty: set calibration_rows to at least 1")
-    layers, decoder = decoder_layers(model), model.base_model
+    layers, decoder = decoder_layers(model), text_decoder(model)
     distances, influence, tokens = [], torch.zeros(len(layers), dtype=torch.float64), 0
     for start in tqdm(range(0, len(texts), batch_size), desc="similarity", disable=None):
         batch = tokenizer(
@@ -115,7 +115,7 @@ def _forward(decoder, layers: nn.ModuleList, batch) -> tuple[Tensor, Tensor]:
         previous = state
 
     with _states_seen_by(layers, see):
-        decoder(**batch, use_cache=False)
+        decoder(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False)
     return torch.stack([state.to(last[0].device) for state in last]), cosines
 
 
