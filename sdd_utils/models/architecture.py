@@ -9,6 +9,7 @@ where its model is gated, not cached or out of reach.
 
 import argparse
 import copy
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +18,50 @@ import tabulate
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from sdd_utils import ROOT
 from sdd_utils.models import layer_rules, store
 
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers of a causal language model, whatever wraps it.
 
+    Of the lists in its text decoder that are as long as the configuration says, the one that holds most parameters:
+    vision towers, audio encoders and lists of small parts may be as long.
+
     Raises:
-        ValueError: the model has no list of as many modules as its configuration names layers.
+        ValueError: the text decoder has no such list.
     """
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return module
-    raise ValueError(f"{type(model).__name__} has no decoder layers to prune: use a decoder-only causal language model")
+    modules = text_modules(model).values()
+    lists = [module for module in modules if isinstance(module, nn.ModuleList) and len(module) == depth]
+    if not lists:
+        raise ValueError(
+            f"{type(model).__name__} has no decoder layers to prune: use a decoder-only causal language model"
+        )
+    return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
+
+
+def text_decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a model that reads text, without the LM head: of a multimodal model its language model."""
+    decoder = model.get_decoder()
+    return decoder if isinstance(decoder, PreTrainedModel) else model.base_model  # some call their LM head a decoder
+
+
+def text_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The modules by name that a token of text passes: the text decoder, and what the model has behind it.
+
+    Left out is what stands beside the text decoder, and parts of it that hold a model of another configuration class.
+    """
+    decoder, own = text_decoder(model), (type(model.config), type(model.config.get_text_config()))
+    beside = set(model.base_model.modules()) - {model, *decoder.modules()}
+    for child in decoder.children():
+        inner = set(child.modules())
+        if any(isinstance(module, PreTrainedModel) and type(module.config) not in own for module in inner):
+            beside |= inner
+    return {name: module for name, module in model.named_modules() if module not in beside}
 
 
 def context_length(config: PretrainedConfig) -> float:
@@ -44,6 +72,10 @@ def context_length(config: PretrainedConfig) -> float:
 
 
 SHIPPED = Path(__file__).parent / "configs"
+LINEAR = (nn.Linear, Conv1D)  # the latter is a linear map too, with its weight transposed (GPT-2)
+_EXPERT = re.compile(r"\bexperts\.\d")  # a layer of one of several experts; most are tensors of a class of their own
+_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,25 +141,51 @@ def shape_of(config: transformers.PretrainedConfig, *, block_size: int, rank: in
     model = without_weights(config)
     text, account = config.get_text_config(), account_of(model)
     head = model.get_output_embeddings()
-    linear = {
-        name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head
-    }
+    linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, LINEAR) and layer is not head}
     chosen = [
         layer
         for name, layer in linear.items()
         if targets == "all-linear" or name.rpartition(".")[2] in targets.split(",")
     ]
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    passed = text_modules(model)
     return Shape(
         parameters=account.parameters,
         matmul=account.matmul,
-        adapter=sum(rank * (layer.in_features + layer.out_features) for layer in chosen),
+        adapter=sum(rank * sum(_widths(layer)) for layer in chosen),
         layers=account.layers,
         hidden=text.hidden_size,
         vocabulary=text.vocab_size,
-        layer_width=sum(layer.in_features + layer.out_features for layer in linear.values()) / account.layers,
-        kv_width=2 * account.layers * text.num_key_value_heads * width,
+        layer_width=sum(sum(_widths(layer)) for name, layer in linear.items() if name in passed) / account.layers,
+        kv_width=_kv_width(model),
     )
+
+
+def _widths(layer: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a linear map, in the order of its weight."""
+    return tuple(layer.weight.shape)
+
+
+def _kv_width(model: PreTrainedModel) -> int:
+    """Numbers that a token leaves in the KV cache: what the layers' own maps to keys and values give.
+
+    Where those are one map with others, it follows from the configuration; of latent attention (MLA) transformers
+    caches the latent vector and the rotary part of the keys. Layers of linear attention keep none.
+    """
+    text, layers = model.config.get_text_config(), decoder_layers(model)
+    kinds = getattr(text, "layer_types", None) or [""] * len(layers)
+    attending = [layer for layer, kind in zip(layers, kinds, strict=True) if not str(kind).startswith("linear")]
+    if getattr(text, "kv_lora_rank", None):
+        return len(attending) * (text.kv_lora_rank + text.qk_rope_head_dim)
+    named = [pair for layer in attending for pair in layer.named_modules()]
+    maps = [module for name, module in named if name.rpartition(".")[2] in ("k_proj", "v_proj")]
+    if maps:
+        return sum(layer.out_features for layer in maps if isinstance(layer, nn.Linear))
+    heads = getattr(text, "num_attention_heads", 0) or 0  # a model that keeps states alone has none
+    width = getattr(text, "head_dim", None) or text.hidden_size // max(heads, 1)
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):
+        kv_heads = 1  # Falcon's newer form caches what all heads read
+    return 2 * len(attending) * kv_heads * width
 
 
 def check_block(*, start: int, block_size: int, depth: int, smallest: int = 0) -> None:
@@ -177,11 +235,31 @@ def without_weights(config: PretrainedConfig):
         return AutoModelForCausalLM.from_config(copy.deepcopy(config))
 
 
-def account_of(model) -> Accounting:
+def account_of(model: PreTrainedModel) -> Accounting:
     """Count the parameters of a model, which may be on the meta device."""
-    matmul = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    share = _routed_share(model.config.get_text_config())
+    matmul = sum(_multiplied(name, module, share) for name, module in text_modules(model).items())
     depth = model.config.get_text_config().num_hidden_layers
-    return Accounting(layers=depth, parameters=sum(p.numel() for p in model.parameters()), matmul=matmul)
+    return Accounting(layers=depth, parameters=sum(p.numel() for p in model.parameters()), matmul=round(matmul))
+
+
+def _routed_share(text: PretrainedConfig) -> float:
+    """The share of the routed experts that a token goes through; 1 for a model without experts."""
+    chosen, all_ = (
+        next((n for name in names if isinstance(n := getattr(text, name, None), int) and n), 1)
+        for names in (_EXPERTS_PER_TOKEN, _EXPERTS)
+    )
+    return min(chosen / all_, 1.0)
+
+
+def _multiplied(name: str, module: nn.Module, routed_share: float) -> float:
+    """How many of a module's own weights multiply one token."""
+    if isinstance(module, nn.Embedding):
+        return 0
+    routed = "Expert" in type(module).__name__ or bool(_EXPERT.search(name))
+    own = {key: weight for key, weight in module.named_parameters(recurse=False) if weight.dim() > 1}
+    matrices = [w.numel() for key, w in own.items() if key == "weight" or (routed and "bias" not in key)]
+    return sum(matrices) * (routed_share if routed else 1)
 
 
 def accounting_table(config: PretrainedConfig, block_sizes: list[int]) -> list[dict]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sdd_utils.engine import probe
 from sdd_utils.models import architecture
-from sdd_utils.models.architecture import check_block, decoder_layers
+from sdd_utils.models.architecture import check_block, decoder_layers, text_decoder
 
 DIGITS = 6  # of a distance
 
@@ -90,7 +90,7 @@ def measure_similarity(model, tokenizer, texts: list[str], *, batch_size: int, m
     """
     if not texts:
         raise ValueError("the calibration set is empty: set calibration_rows to at least 1")
-    layers, decoder = decoder_layers(model), model.base_model
+    layers, decoder = decoder_layers(model), text_decoder(model)
     max_length = min(max_length, architecture.context_length(model.config))
     batch_size = batch_size if probe.reads_padding(model) else 1
     distances, influence, tokens = [], torch.zeros(len(layers), dtype=torch.float64), 0
