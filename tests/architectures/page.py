@@ -3,19 +3,25 @@
 from collections import defaultdict
 
 COLUMNS = ("cut", "reload", "decode", "train", "score")
+WORDS = ("exact", "falls back", "refused", "crash", "WRONG")  # the best first
 HEAD = """# Architectures
 
-Every architecture that transformers {transformers} has a causal language model for, and what the package does with it. `make architectures` made this
-page: a tiny random model of each (six layers, float32, CPU) is pruned, saved, loaded, decoded, trained and scored, beside plain forward passes of
-one row. See [own-model.md](own-model.md) for your own model.
+Every architecture that transformers {transformers} has a causal language model for, and what the package does with it.
+`make architectures` made this page. It prunes, saves, loads, decodes, trains and scores a tiny random model of each:
+six layers, float32, on the CPU. Each result is compared with plain forward passes of one row.
+[own-model.md](own-model.md) is about your own model.
 
 - **exact**: our own way serves, and gives what plain passes give.
-- **falls back**: a slower way serves (`generate`, rows one by one or padded, lm-eval's own passes), and gives what plain passes give.
-- **refused**: one sentence instead of a result; [below](#refusals).
+- **falls back**: a slower way serves (`generate`, lm-eval's own passes, rows one by one), and gives what they give.
+- **refused**: one sentence instead of a result; see [below](#refusals).
 
-Blocks are cut at three places: the first layer, three layers in the middle, the last two layers. *Reload*: the pruned checkpoint after saving and
-loading. *Decode*: two prompts of different lengths at once. *Train*: the first loss of a batch of three rows, LoRA on all linear layers. *Score*:
-log-likelihoods of choices after contexts of different lengths.
+The columns:
+
+- *cut*: the model without its first layer, without three in the middle, and without its last two.
+- *reload*: each of these, saved and loaded.
+- *decode*: two prompts of different lengths at once.
+- *packed training*: the first loss of a batch of three rows, with LoRA on all linear layers that peft allows.
+- *score*: log-likelihoods of choices after contexts of different lengths.
 
 {summary}
 
@@ -28,7 +34,9 @@ def page_of(record: dict) -> str:
     """The page as Markdown."""
     rows = record["rows"]
     checked = [row for row in rows if "cut" in row]
-    table = "".join(f"| {row['architecture']} | {' | '.join(_cell(row[name]) for name in COLUMNS)} |\n" for row in checked)
+    table = "".join(
+        f"| {row['architecture']} | {' | '.join(_cell(row[name]) for name in COLUMNS)} |\n" for row in checked
+    )
     head = HEAD.format(transformers=record["versions"]["transformers"], summary=_summary(checked))
     return head + table + _refusals(checked) + _left_out(rows)
 
@@ -36,20 +44,21 @@ def page_of(record: dict) -> str:
 def _cell(answer: str | dict) -> str:
     """One word for all blocks, or the word of most of them and those that differ."""
     if isinstance(answer, str):
-        return _word(answer)
-    words = {block: _word(said) for block, said in answer.items()}
-    best = min(words.values(), key=["exact", "falls back", "refused", "WRONG"].index)
+        return word_of(answer)
+    words = {block: word_of(said) for block, said in answer.items()}
+    best = min(words.values(), key=WORDS.index)
     others = [f"{block}: {word}" for block, word in words.items() if word != best]
     return "; ".join([best, *others])
 
 
-def _word(answer: str) -> str:
+def word_of(answer: str) -> str:
+    """The word that a cell shows."""
     return answer.partition(":")[0]
 
 
 def _summary(checked: list[dict]) -> str:
     """How many architectures are exact in all columns, and so on."""
-    words = [{_word(said) for name in COLUMNS for said in _answers(row[name])} for row in checked]
+    words = [{word_of(said) for name in COLUMNS for said in answers_of(row[name])} for row in checked]
     exact = sum(found == {"exact"} for found in words)
     served = sum(found == {"exact", "falls back"} for found in words)
     refused = len(words) - exact - served
@@ -59,7 +68,14 @@ def _summary(checked: list[dict]) -> str:
     )
 
 
-def _answers(answer: str | dict) -> list[str]:
+def is_right(row: dict) -> bool:
+    """Whether every cell of a row is exact, falls back or is refused."""
+    said = [answer for name in COLUMNS for answer in answers_of(row.get(name, {}))]
+    return {word_of(answer) for answer in said} <= {"exact", "falls back", "refused"}
+
+
+def answers_of(answer: str | dict) -> list[str]:
+    """What was said of a column: one answer, or one of each block."""
     return [answer] if isinstance(answer, str) else list(answer.values())
 
 
@@ -67,8 +83,8 @@ def _refusals(checked: list[dict]) -> str:
     said = defaultdict(list)
     for row in checked:
         for name in COLUMNS:
-            for answer in dict.fromkeys(_answers(row[name])):
-                if _word(answer) not in ("exact", "falls back"):
+            for answer in dict.fromkeys(answers_of(row[name])):
+                if word_of(answer) not in ("exact", "falls back"):
                     said[row["architecture"]].append(f"{name}: {answer.partition(': ')[2]}")
     lines = [f"- **{kind}**, {sentence}\n" for kind, sentences in said.items() for sentence in sentences]
     return "\n## Refusals\n\n" + "".join(lines) if lines else ""

@@ -25,11 +25,12 @@ os.environ |= SETTINGS  # before torch and transformers are imported
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-
 from architectures import checks, tiny  # noqa: E402
-from architectures.page import page_of  # noqa: E402
+from architectures.page import is_right, page_of  # noqa: E402
+
 from sdd_utils import ROOT  # noqa: E402
 from sdd_utils.base.files import digest, json_text, write_json, write_text  # noqa: E402
+from sdd_utils.base.import_graph import code_digest  # noqa: E402
 
 RECORD, PAGE = ROOT / "results" / "architectures.json", ROOT / "docs" / "architectures.md"
 WORK = ROOT / "work" / "architectures"
@@ -69,9 +70,10 @@ def answers(model) -> dict:
 
 @functools.cache
 def key() -> str:
-    """Digest of all that rows depend on: the package, this folder, versions."""
-    sources = sorted([*(ROOT / "sdd_utils").rglob("*.py"), *Path(__file__).parent.glob("*.py")])
-    return digest([path.read_text("utf-8") for path in sources], VERSIONS)
+    """Digest of all that rows depend on: the package's code that makes numbers, what builds and checks, versions."""
+    code = code_digest(f"sdd_utils.{room}" for room in ("models", "engine", "steps"))
+    own = [Path(module.__file__).read_text("utf-8") for module in (checks, tiny)]
+    return digest(code, own, VERSIONS)
 
 
 def work(kinds: Iterable[str]) -> None:
@@ -121,8 +123,8 @@ def main(kinds: list[str]) -> int:
         record = {"versions": VERSIONS, "rows": rows}
         write_json(RECORD, record)
         write_text(PAGE, page_of(record))
-    wrong = [row["architecture"] for row in rows if "WRONG" in str(row)]
-    print(f"{len(rows)} architectures; wrong: {', '.join(wrong) or 'none'}")
+    wrong = [row["architecture"] for row in rows if not is_right(row)]
+    print(f"{len(rows)} architectures; wrong or crashed: {', '.join(wrong) or 'none'}")
     return int(bool(wrong))
 
 
