@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -168,25 +168,26 @@ def differing(place: Place, other: Place) -> set[str]:
 
 def finished(place: Place) -> dict[str, int]:
     """What is finished in the run, and how many rows it is: generated texts, trained steps, scored documents."""
-    rows = {}
-    for path in sorted((place.run / "generated").glob("*.jsonl")):
-        lines = path.read_bytes().split(b"\n")[:-1]  # behind the last newline there may be half a line
-        rows |= {f"{path.name}:{digest(line.decode())}": 1 for line in lines}
+    rows = {f"{name}:{digest(row)}": _count(row) for name, row in _kept(place)}
     for path in (place.run / "adapters").glob("*/training.json"):
         rows[f"{path.parent.name}:{path.stat().st_mtime_ns}"] = json.loads(path.read_text())["report"]["steps"]
-    for path in (place.run / "scores").glob("*.jsonl"):
-        lines = path.read_bytes().split(b"\n")[:-1]
-        rows |= {f"{path.name}:{digest(line.decode())}": json.loads(line)["score"]["n"] for line in lines}
     return rows
 
 
 def made_twice(place: Place) -> int:
     """Rows of the growing files that stand there more than once."""
-    count = 0
-    for path in (place.run / "generated").glob("*.jsonl"):
-        lines = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
-        count += sum(n - 1 for n in Counter((row["id"], row["key"]) for row in lines).values())
-    return count
+    rows = {(name, row["id"], row["key"]): _count(row) for name, row in _kept(place)}
+    return sum(_count(row) for _, row in _kept(place)) - sum(rows.values())
+
+
+def _kept(place: Place) -> Iterator[tuple[str, dict]]:
+    """The rows of every file that only grows, by the name of the file; half a line at its end is none."""
+    for path in (path for room in ("generated", "scores") for path in (place.run / room).glob("*.jsonl")):
+        yield from ((path.stem, json.loads(line)) for line in path.read_bytes().split(b"\n")[:-1])
+
+
+def _count(row: dict) -> int:
+    return row["score"]["n"] if "score" in row else 1
 
 
 def steps_lost(place: Place, newest: dict[str, tuple[int, int]]) -> int:
