@@ -30,7 +30,7 @@ STUDY = "study.yaml"  # in the copy, as are the run and the published results, u
 RUN = "work/study"
 HERE = (STUDY, "--run", RUN, "--publish", "work/published")
 TINY = {
-    "base": "embedded", "model": "work/tiny-llama", "data_sets": {"gsm_symbolic": 24, "pydoc": 24},
+    "base": "embedded", "model": "work/tiny-llama", "data_sets": {"gsm_symbolic": 12, "pydoc": 12},
     "calibration_rows": 4, "calibration_batch": 4, "block_sizes": [2], "finetune_block_sizes": [2],
     "rewrite_tokens": 24, "generation_batch": 4, "lora_rank": 2, "max_length": 2000, "batch_size": 1, "epochs": 5,
     "tasks": {"facts": 40, "gsm_symbolic": 4, "gsm_symbolic_mc": 8, "pydoc_nll": 4},
