@@ -1,9 +1,11 @@
 """A disk that is full in each step: it is told in one sentence, and after space is made the same command goes on."""
 
+import os
 import random
+import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sdd_utils.base import disk
@@ -11,7 +13,7 @@ from tests.faults import place as places
 from tests.faults.place import Place
 from tests.faults.series import series
 
-SIZE = "400m"
+SIZE = "64m"
 MOST_LEFT = 22  # up to 2^22 bytes are left: more than a checkpoint of the tiny model
 
 
@@ -41,12 +43,10 @@ def _fill(process: subprocess.Popen, place: Place, draw: random.Random) -> bool:
     """Leave a few bytes, wait for the end, make space again; whether the end was told as it should be."""
     filler = place.copy / "filler"
     left = int(2 ** draw.uniform(0, MOST_LEFT)) if draw.random() < 0.5 else 0
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(2**20))
-        except OSError:
-            file.truncate(max(0, file.tell() - left))
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(place.copy).free - left))
+        while not left:
+            file.write(bytes(2**12))  # until it is full to the last byte, whatever was freed meanwhile
     status = process.wait()
     filler.unlink()
     last = places.said(place).strip().splitlines()[-1]
