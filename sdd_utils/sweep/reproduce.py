@@ -190,16 +190,17 @@ def _pass_on(messages: TextIO) -> bool:
 
 def _end(process: subprocess.Popen) -> None:
     """End Snakemake and its jobs, which a signal may have reached as well, or not."""
-    jobs = _jobs_of(process)
+    jobs = {*_jobs_of(process)}
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=GRACE)
-    process.send_signal(signal.SIGINT)  # it starts nothing more, and takes back what it gave to a cluster
-    jobs = [*{*jobs, *_jobs_of(process)}]  # it would wait for them
+    process.send_signal(signal.SIGTERM)  # it starts nothing more
+    process.send_signal(signal.SIGINT)  # and takes back what it gave to a cluster; in the background it hears none
     for end in (psutil.Process.terminate, psutil.Process.kill):
+        jobs |= {*_jobs_of(process)}  # it waits for them
         for job in jobs:
             with suppress(psutil.NoSuchProcess):
                 end(job)
-        _, jobs = psutil.wait_procs(jobs, timeout=GRACE)
+        jobs = {*psutil.wait_procs(jobs, timeout=GRACE)[1]}
     process.wait()
 
 

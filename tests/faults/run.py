@@ -6,6 +6,8 @@ Interrupted anywhere, the same command goes on; parts that were counted on this 
 
 import argparse
 import json
+import signal
+import sys
 
 from sdd_utils import ROOT
 from sdd_utils.base.files import write_json
@@ -30,6 +32,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"part {unknown.pop()!r} is unknown: use {', '.join(PARTS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended at exit
     for part in arguments.parts or PARTS:
         work, tries = PARTS[part]
         if part not in (counted := _counted()):

@@ -57,5 +57,5 @@ def _one(place: Place, number: str, draw: random.Random, seconds: float, newest:
                 path.unlink()
     hit = [name for _, name in places.running(place)]
     well = disturb(process, place, draw)
-    print(f"step {number}: hit {', '.join(hit) or 'no job'}; {'well' if well else 'NOT WELL'}", flush=True)
+    print(f"step {number}: hit {', '.join(hit) or 'no job'}; {'well' if well else 'NOT WELL: see the log'}", flush=True)
     return {"hit": hit, "well": well, "finished": places.finished(place), "lost": sum(lost)}

@@ -13,12 +13,15 @@ import pytest
 from sdd_utils.base import disk
 from sdd_utils.sweep import reproduce
 
-# Snakemake waits for its jobs at a SIGTERM and at a SIGINT that reached it alone, and so does this stand-in.
+# Snakemake waits for its jobs at a SIGTERM, and in the background it hears no SIGINT. Without either it goes on with
+# the next job when one has failed.
 DEAF = """#!/bin/sh
-trap : INT TERM HUP
+trap '' INT HUP
+trap told=1 TERM
 sleep 60 &
 echo $! > {folder}/job
 while kill -0 $!; do wait $!; done
+[ -n "$told" ] || sleep 61
 exit 1
 """
 
