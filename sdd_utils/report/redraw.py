@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from sdd_utils import ROOT
+from sdd_utils.base import disk
 from sdd_utils.base.records import read_record, records_by_file
 from sdd_utils.report import notebook_pages, page
 from sdd_utils.report.topics import StudyReport
@@ -42,8 +43,9 @@ def main() -> int:
         if not (folder / "records").is_dir():
             fix = f"run 'make reproduce STUDY={arguments.study}' first"
             raise FileNotFoundError(f"{folder} holds no records: {fix}, or name a study of results/")
-        redraw(folder, pages=arguments.pages)
-    except (FileNotFoundError, ValueError) as error:
+        with disk.told():
+            redraw(folder, pages=arguments.pages)
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"drawn from the records: {folder / 'tables'}, {folder / 'figures'}, {folder / 'index.html'}")

@@ -6,6 +6,8 @@ keeps each document's value, so that models can be compared document by document
 
 import functools
 import math
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
 
@@ -15,8 +17,12 @@ import torch
 from lm_eval.tasks import TaskManager
 
 from sdd_utils import tasks as task_files
+from sdd_utils.base import precision
+from sdd_utils.base.files import digest, file_sha256, keep_rows
+from sdd_utils.base.import_graph import files_behind
 from sdd_utils.data import source_rows
 from sdd_utils.engine import generation, vllm_client, vllm_installed
+from sdd_utils.engine.generation import ADAPTER_WEIGHTS
 from sdd_utils.engine.lm_eval_model import SharedContextLM
 from sdd_utils.models import store
 from sdd_utils.steps import task_kinds
@@ -73,8 +79,9 @@ def evaluate_model(
     shots: dict[str, int],
     chat_tasks: list[str],
     batch_size: int,
+    path: Path | None = None,
 ) -> dict[str, dict]:
-    """Score a model on every task.
+    """Score a model on every task; the model is loaded only if a score is missing from the file.
 
     Args:
         model: name or folder.
@@ -84,6 +91,7 @@ def evaluate_model(
             For a group of tasks (mmlu) it counts in each of them.
         shots: few-shot examples by task; the task's own number where a task is not named.
         chat_tasks: the tasks that are asked in the model's chat format.
+        path: a file of JSON lines that only ever grows, a task per line: what was scored before a kill is read.
 
     Returns:
         by task: {metric, filter, value, stderr, n, limit, chance, shots, chat_template, version, engine,
@@ -91,18 +99,39 @@ def evaluate_model(
         perplexity, and `engine` says what computed it.
     """
     check_tasks(tasks)
-    settings = {"shots": shots, "chat_tasks": chat_tasks}
-    by_vllm = _for_vllm(tasks)
-    scores = _score_by_vllm(model, adapter=adapter, dtype=dtype, tasks=by_vllm, **settings) if by_vllm else {}
-    by_transformers = {task: limit for task, limit in tasks.items() if task not in by_vllm}
-    if by_transformers:
-        scores |= score_loaded_model(
-            *store.load_model(model, adapter=adapter, dtype=dtype),
-            tasks=by_transformers,
-            batch_size=batch_size,
-            **settings,
-        )
+    by_vllm, settings = _for_vllm(tasks), {"shots": shots, "chat_tasks": chat_tasks}
+
+    def make(missing: list[str]) -> Iterator[dict]:
+        theirs, ours = ({task: tasks[task] for task in missing if (task in by_vllm) == vllm} for vllm in (True, False))
+        if theirs:
+            scores = _score_by_vllm(model, adapter=adapter, dtype=dtype, tasks=theirs, **settings)
+            yield from ({"id": task, "score": score} for task, score in scores.items())
+        if ours:
+            loaded = store.load_model(model, adapter=adapter, dtype=dtype)
+            for task, score in _scored(*loaded, tasks=ours, batch_size=batch_size, **settings):
+                yield {"id": task, "score": score}
+
+    rows = make([*tasks])
+    if path:
+        weights = [_identity(store.find_model(str(model))), adapter and file_sha256(adapter / ADAPTER_WEIGHTS)]
+        shared = [_code(), weights, str(dtype or precision.compute_dtype())]
+        asked = {task: [limit, shots.get(task), task in chat_tasks, task in by_vllm] for task, limit in tasks.items()}
+        keys = {task: digest(task, asked[task], batch_size, shared) for task in tasks}
+        rows = keep_rows(path, keys, make=make)
+    scores = {row["id"]: row["score"] for row in rows}
     return {task: scores[task] for task in tasks}
+
+
+def _code() -> list:
+    """What else decides a score: the project's code and task files, versions, precision."""
+    own = [file_sha256(file) for file in files_behind([__name__])]
+    return [own, generation.TRANSFORMERS, generation.engine(), version("lm-eval"), precision.dtype_name()]
+
+
+def _identity(folder: Path) -> list:
+    """What a model is: its weights, and what lies beside them: configuration, tokenizer, chat template."""
+    beside = [path for pattern in ("*.json", "*.jinja", "*.model") for path in sorted(folder.glob(pattern))]
+    return [store.identity(folder), [file_sha256(path) for path in beside if path.name != "manifest.json"]]
 
 
 def _for_vllm(tasks: dict[str, int]) -> dict[str, int]:
@@ -130,11 +159,17 @@ def score_loaded_model(
     model, tokenizer, *, tasks: dict, shots: dict, chat_tasks: list, batch_size: int
 ) -> dict[str, dict]:
     """`evaluate_model` for a model that is loaded, by transformers."""
+    settings = {"shots": shots, "chat_tasks": chat_tasks, "batch_size": batch_size}
+    return dict(_scored(model, tokenizer, tasks=tasks, **settings))
+
+
+def _scored(
+    model, tokenizer, *, tasks: dict, shots: dict, chat_tasks: list, batch_size: int
+) -> Iterator[tuple[str, dict]]:
     manager = _manager_for(tasks)
     # Whether a text starts with a BOS token is the tokenizer's to say: Llama's adds one, SmolLM2's does not. In the
     # chat format it is the template's.
     wrapped = SharedContextLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device))
-    scores = {}
     for task, limit in tasks.items():
         chat = task in chat_tasks
         wrapped.add_bos_token = False if chat else None
@@ -151,8 +186,7 @@ def score_loaded_model(
                 log_samples=True,
                 verbosity="ERROR",
             )
-        scores[task] = _task_score(results, task=task, limit=limit, chat=chat, engine=generation.TRANSFORMERS)
-    return scores
+        yield task, _task_score(results, task=task, limit=limit, chat=chat, engine=generation.TRANSFORMERS)
 
 
 _OF_HUNDRED = ("bleu", "chrf", "ter", "rouge")  # these run to 100 and stand beside the average of scores in 0..1

@@ -28,7 +28,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sdd_utils import ROOT
-from sdd_utils.base import precision
+from sdd_utils.base import disk, precision
 from sdd_utils.base.files import whole_folder
 from sdd_utils.engine import attention, probe
 from sdd_utils.models import adapters, store
@@ -53,6 +53,7 @@ def run(folder: Path, data: Dataset, *, adapter: Path, key: str, settings: dict)
     Raises:
         ValueError: the GPUs cannot share `batch_size` rows equally.
         RuntimeError: the launched training failed; names its log.
+        OSError: the disk is full.
     """
     job = {"folder": str(folder), "adapter": str(adapter), "key": key, "settings": settings}
     processes = max(1, torch.cuda.device_count())
@@ -76,6 +77,8 @@ def launch(job: dict, data: Dataset, *, processes: int) -> dict:
     log = place / "log.txt"
     with log.open("w") as file:
         status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
+    if status and disk.is_full(log.read_text(errors="replace")):
+        raise OSError(disk.FULL)
     if status:
         raise RuntimeError(f"training in {processes} processes ended with status {status}: read {log}; a rerun resumes")
     return json.loads((Path(job["adapter"]) / adapters.REPORT).read_text())["report"]
@@ -101,7 +104,7 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
         callbacks=[KeepNewest()],
     )
     # Autocast casts inputs, and only where it must.
-    with disable_input_dtype_casting(trainer.model, active=arguments.bf16):
+    with disk.told(), disable_input_dtype_casting(trainer.model, active=arguments.bf16):
         trainer.train(resume_from_checkpoint=newest(place))
     return _save(trainer, scheduled, job, len(data))
 

@@ -57,6 +57,10 @@ class Run:
         """Raw generated texts, or likelihoods: files that only ever grow."""
         return self.folder / "generated" / f"{name}.jsonl"
 
+    def scores(self, name: str) -> Path:
+        """A model's scores, a task per line: a file that only ever grows."""
+        return self.folder / "scores" / f"{name}.jsonl"
+
     def training_set(self, data_set: str, which: str) -> Path:
         """A set that the unpruned model wrote, judged: `pydoc.jsonl`, or `pydoc-self_generated.jsonl` where it did not
         see the responses."""

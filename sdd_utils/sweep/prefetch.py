@@ -10,6 +10,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 
+from sdd_utils.base import disk
 from sdd_utils.data.rows import calibration_set, load_rows
 from sdd_utils.models import store
 from sdd_utils.steps import answer_similarity, evaluation
@@ -24,7 +25,8 @@ def main() -> int:
         study = load_study(parser.parse_args().study)
         for what, fetch in parts(study):
             print(f"{what} ...", end=" ", flush=True)
-            print(fetch() or "here")
+            with disk.told():
+                print(fetch() or "here")
     except (ValueError, OSError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import nbformat
 
+from sdd_utils.base import disk
+from sdd_utils.base.files import whole_folder
 from sdd_utils.report.redraw import redraw
 
 
@@ -17,12 +19,13 @@ def publish(run: Path, *, out: Path, names: list[str]) -> None:
     """
     if out.resolve() == run.resolve():
         raise ValueError(f"{out} is the run itself, whose folders publishing would empty: name another folder")
-    for folder in ("records", "notebooks", "figures", "tables"):
+    with whole_folder(out / "records") as records, whole_folder(out / "notebooks") as notebooks:
+        for name in names:
+            shutil.copy(run / "records" / f"{name}.json", records)
+            _keep_notebook(run / "notebooks" / f"{name}.ipynb", notebooks)
+    for folder in ("figures", "tables"):
         shutil.rmtree(out / folder, ignore_errors=True)
         (out / folder).mkdir(parents=True)
-    for name in names:
-        shutil.copy(run / "records" / f"{name}.json", out / "records")
-        _keep_notebook(run / "notebooks" / f"{name}.ipynb", out / "notebooks")
     redraw(out)
 
 
@@ -37,5 +40,14 @@ def _keep_notebook(executed: Path, folder: Path) -> None:
     nbformat.write(notebook, folder / executed.name)
 
 
+def main(run: str, out: str, *names: str) -> None:
+    """Publish as the command line says; one sentence where the disk is full."""
+    try:
+        with disk.told():
+            publish(Path(run), out=Path(out), names=[*names])
+    except OSError as error:
+        raise SystemExit(f"error: {error}") from (None if disk.is_full(error) else error)
+
+
 if __name__ == "__main__":
-    publish(Path(sys.argv[1]), out=Path(sys.argv[2]), names=sys.argv[3:])
+    main(*sys.argv[1:])

@@ -13,51 +13,55 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TextIO
 
+import psutil
 import yaml
 
 from sdd_utils import ROOT
-from sdd_utils.base import precision
-from sdd_utils.base.files import write_text
+from sdd_utils.base import disk, precision
+from sdd_utils.base.files import remove_unfinished, write_text
 from sdd_utils.engine import vllm_installed
 from sdd_utils.study.schema import load_study, name_of, path_of
 from sdd_utils.sweep import preflight
 
-GRACE = 5  # seconds in which a process ends that an interrupt of the terminal has reached
+GRACE = 5  # seconds in which Snakemake ends that a signal has reached as well
+ENDED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}  # what a shell returns for each
 
 
 def main() -> int:
-    """Parse the command line, run, print; the exit status is Snakemake's."""
+    """Parse the command line, run, print; the exit status is Snakemake's, or of `ENDED` after a signal."""
     arguments, further = _parser().parse_known_args()
     try:
-        name = name_of(arguments.study)
-        run, publish = arguments.run or f"work/{name}", arguments.publish or f"results/{name}"
-        _check(arguments, paths=[run, publish])
-        for folder in (run, publish):
-            if set("{}") & set(folder):
-                raise ValueError(
-                    f"folder {folder!r} holds a brace, which Snakemake reads as a pattern: name another one"
-                )
-        _check_apart(ROOT / run, ROOT / publish)
-        _claim(ROOT / run, study=arguments.study)
+        with disk.told():
+            return _reproduce(arguments, further)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _reproduce(arguments: argparse.Namespace, further: list[str]) -> int:
+    name = name_of(arguments.study)
+    run, publish = arguments.run or f"work/{name}", arguments.publish or f"results/{name}"
+    _check(arguments, paths=[run, publish])
+    _check_apart(ROOT / run, ROOT / publish)
+    _claim(ROOT / run, study=arguments.study)
     where = ["--profile", arguments.profile] if arguments.profile else _this_machine()
     with _lock(ROOT / run) as lock:
         if lock is None:
-            print(f"error: another run of study {name!r} is going on in {run}: wait for it to end", file=sys.stderr)
-            return 2
-        try:
-            status = _snakemake(arguments.study, run=run, publish=publish, further=[*where, *further], lock=lock)
-        except KeyboardInterrupt:
-            print(f"interrupted: what is done stays in {run}, the same command goes on from there", file=sys.stderr)
-            return 130  # what a shell returns for a process that an interrupt ended
+            raise RuntimeError(f"another run of study {name!r} is going on in {run}: wait for it to end")
+        remove_unfinished(ROOT / run)
+        status, full = _snakemake(arguments.study, run=run, publish=publish, further=[*where, *further], lock=lock)
     if status == 0:
         _print_results(ROOT / publish)
+    elif status in ENDED.values():
+        print(f"interrupted: what is done stays in {run}, the same command goes on from there", file=sys.stderr)
+    elif full:
+        print(f"error: {disk.FULL}", file=sys.stderr)
     return status
 
 
@@ -158,8 +162,12 @@ def _has_gpu() -> bool:
     return subprocess.run([nvidia_smi, "-L"], capture_output=True, check=False).returncode == 0
 
 
-def _snakemake(study: str, *, run: str, publish: str, further: list[str], lock: int) -> int:
-    """Run Snakemake to its end, also after an interrupt: it ends its jobs first. It holds the lock as well."""
+def _snakemake(study: str, *, run: str, publish: str, further: list[str], lock: int) -> tuple[int, bool]:
+    """Run Snakemake to its end, and its jobs, also after a signal; it holds the lock as well.
+
+    Returns:
+        the exit status, of `ENDED` after a signal; and whether a job or Snakemake itself met a full disk.
+    """
     if study.endswith((".yaml", ".yml")):
         study = str(Path(study).resolve())  # Snakemake runs in the repository's folder
     # In a mapping, where Snakemake reads all values as text: by itself a name such as 007 would be a number.
@@ -167,21 +175,69 @@ def _snakemake(study: str, *, run: str, publish: str, further: list[str], lock: 
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete", "--keep-going"]
     command += ["--quiet", "reason", "host"]
     command += ["--config", f"sweep={config}", *further]
-    process = subprocess.Popen(command, cwd=ROOT, pass_fds=(lock,))
+    with _signals() as received:
+        pipe = {"stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+        process = subprocess.Popen(command, cwd=ROOT, pass_fds=(lock,), **pipe)
+        with ThreadPoolExecutor(1) as reader:
+            full = reader.submit(_pass_on, process.stderr)
+            try:
+                process.wait()
+                full.result()  # until the last job has ended: they outlive a Snakemake that is killed alone
+            except KeyboardInterrupt:
+                _end(process)
+    return (ENDED[received[0]] if received else process.returncode), full.result()
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals of `ENDED` that come meanwhile; the first interrupts, and the others are let pass."""
+    received = []
+
+    def interrupt(number, _) -> None:
+        received.append(number)
+        if len(received) == 1:
+            raise KeyboardInterrupt
+
+    heard = [number for number in ENDED if signal.getsignal(number) != signal.SIG_IGN]  # nohup lets some pass
+    former = {number: signal.signal(number, interrupt) for number in heard}
     try:
-        return process.wait()
-    except KeyboardInterrupt:
-        _end(process)
-        raise
+        yield received
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _pass_on(messages: TextIO) -> bool:
+    """Copy what Snakemake and its jobs say to our own standard error; whether a full disk is among it."""
+    full = False
+    for line in messages:
+        sys.stderr.write(line)
+        full |= disk.is_full(line)
+    return full
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Wait for a process that an interrupt of the terminal has reached as well, or else hand it on."""
-    try:
+    """End Snakemake and its jobs, which a signal may have reached as well, or not."""
+    jobs = {*_jobs_of(process)}
+    with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=GRACE)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        process.wait()
+    process.send_signal(signal.SIGTERM)  # it starts nothing more
+    process.send_signal(signal.SIGINT)  # and takes back what it gave to a cluster; in the background it hears none
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        jobs |= {*_jobs_of(process)}  # it waits for them
+        for job in jobs:
+            with suppress(psutil.NoSuchProcess):
+                end(job)
+        jobs = {*psutil.wait_procs(jobs, timeout=GRACE)[1]}
+    process.wait()
+
+
+def _jobs_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """All processes that a process started, directly or not; none once it has ended."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _print_results(publish: Path) -> None:

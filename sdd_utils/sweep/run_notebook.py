@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from sdd_utils.base import disk
 from sdd_utils.base.files import write_json
 from sdd_utils.study.notebook_parameters import NOTEBOOKS, check_parameters, defaults_of
 
@@ -66,13 +67,17 @@ def _kernel_of_ours(folder: str) -> str:
 
 
 def main(notebook: str, out: str, parameters: str, threads: str) -> None:
-    """Execute a job; a cell that fails ends the process, which then says what papermill says."""
+    """Execute a job; where it fails, the process ends with what papermill says, or with the sentence of a full disk."""
     from papermill.exceptions import PapermillExecutionError
 
     try:
         execute_notebook(notebook, out=Path(out), parameters=json.loads(parameters), threads=int(threads))
-    except PapermillExecutionError as error:
-        raise SystemExit(str(error)) from None
+    except Exception as error:
+        if disk.is_full(error):  # met by the notebook, or by papermill, which writes what it executed
+            raise SystemExit(f"error: {notebook}: {disk.FULL}") from None
+        if isinstance(error, PapermillExecutionError):
+            raise SystemExit(str(error)) from None
+        raise
 
 
 if __name__ == "__main__":

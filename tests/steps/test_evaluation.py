@@ -1,6 +1,9 @@
 """Scores: shared contexts give lm-eval's own log-likelihoods; offline tasks load; estimates are the bootstrap's."""
 
 import copy
+import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from sdd_utils.data.rows import load_rows
 from sdd_utils.engine import decoding, lm_eval_model
 from sdd_utils.engine.lm_eval_model import group_by_prefix
-from sdd_utils.models import chat_format
+from sdd_utils.models import chat_format, store
 from sdd_utils.steps import evaluation
 
 
@@ -98,6 +101,56 @@ def test_scores_say_how_they_were_made(model, tokenizer):
     assert (nll["metric"], nll["higher_is_better"]) == ("nll_per_word", False)
     assert nll["value"] == pytest.approx(nats.sum() / words.sum())
     assert nll["value"] == pytest.approx(np.log(nll["all"]["word_perplexity,none"]), rel=1e-6)
+
+
+def test_a_task_that_was_scored_before_a_kill_is_read_and_others_are_scored(model_folder, tmp_path, monkeypatch):
+    settings = {"shots": {}, "chat_tasks": [], "batch_size": 4, "path": tmp_path / "scores" / "n2.jsonl"}
+    tasks, score, asked = {"facts": 6, "pydoc_nll": 3}, evaluation._scored, []
+    fresh = evaluation.evaluate_model(model_folder, tasks=tasks, **settings | {"path": None})
+
+    def recorded(*loaded, tasks, **others):
+        for task, limit in tasks.items():
+            asked.append((task, limit))
+            yield from score(*loaded, tasks={task: limit}, **others)
+            if len(asked) == 1:
+                raise RuntimeError("killed")
+
+    monkeypatch.setattr(evaluation, "_scored", recorded)
+    with pytest.raises(RuntimeError, match="killed"):
+        evaluation.evaluate_model(model_folder, tasks=tasks, **settings)
+    assert json.dumps(evaluation.evaluate_model(model_folder, tasks=tasks, **settings)) == json.dumps(fresh)
+    monkeypatch.setattr(store, "load_model", lambda *_, **__: pytest.fail("loaded, though all scores are there"))
+    assert json.dumps(evaluation.evaluate_model(model_folder, tasks=tasks, **settings)) == json.dumps(fresh)
+    assert asked == [("facts", 6), ("pydoc_nll", 3)]
+
+
+@pytest.mark.parametrize(
+    "change", ["limit", "shots", "chat", "batch_size", "precision", "weights", "tokenizer", "adapter", "code"]
+)
+def test_a_score_is_found_again_only_where_nothing_changed_that_it_depends_on(
+    model_folder, tmp_path, monkeypatch, change
+):
+    folder, tasks, asked = shutil.copytree(model_folder, tmp_path / "model"), {"facts": 6}, []
+    settings = {"shots": {}, "chat_tasks": [], "batch_size": 4, "adapter": None, "path": tmp_path / "scores.jsonl"}
+    monkeypatch.setattr(store, "load_model", lambda *_, **__: (None, None))
+    monkeypatch.setattr(evaluation, "_scored", lambda *_, tasks, **__: (asked.append(1) or (t, {}) for t in tasks))
+    for _ in range(2):
+        evaluation.evaluate_model(folder, tasks=tasks, **settings)
+    assert len(asked) == 1
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    others = {"shots": {"shots": {"facts": 1}}, "chat": {"chat_tasks": ["facts"]}, "batch_size": {"batch_size": 2}}
+    others |= {"adapter": {"adapter": tmp_path / "adapter"}}
+    if change == "precision":
+        monkeypatch.setenv("SDD_DTYPE", "bfloat16")
+    elif change == "code":
+        monkeypatch.setattr(evaluation, "files_behind", lambda _: [Path(__file__)])
+    elif change in ("weights", "tokenizer"):
+        file = folder / ("model.safetensors" if change == "weights" else "tokenizer_config.json")
+        file.write_bytes(file.read_bytes() + b" ")
+    tasks = {"facts": 5} if change == "limit" else tasks
+    evaluation.evaluate_model(folder, tasks=tasks, **settings | others.get(change, {}))
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(

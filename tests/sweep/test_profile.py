@@ -43,6 +43,8 @@ def started(monkeypatch, tmp_path, *further):
     commands = []
 
     class Process:
+        stderr, returncode = (), 1
+
         def __init__(self, command, **_):
             commands.append(command)
 
@@ -52,45 +54,6 @@ def started(monkeypatch, tmp_path, *further):
     monkeypatch.setattr(reproduce.subprocess, "Popen", Process)
     monkeypatch.setattr(sys, "argv", ["reproduce", "embedded", "--run", str(tmp_path / "run"), *further])
     return reproduce.main(), commands
-
-
-def test_an_interrupt_is_told_in_a_sentence_when_all_has_ended(monkeypatch, tmp_path, capsys):
-    waits = []
-
-    class Process:
-        def __init__(self, command, **_):
-            pass
-
-        def wait(self, timeout=None):
-            waits.append(timeout)
-            if len(waits) == 1:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(reproduce.subprocess, "Popen", Process)
-    monkeypatch.setattr(sys, "argv", ["reproduce", "embedded", "--run", str(tmp_path / "run")])
-    assert reproduce.main() == 130
-    assert len(waits) == 2
-    assert "the same command goes on from there" in capsys.readouterr().err
-
-
-def test_an_interrupt_of_the_command_alone_is_handed_on(monkeypatch):
-    monkeypatch.setattr(reproduce, "GRACE", 0.1)
-    program = "import time; print('ready', flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    process.stdout.readline()
-    reproduce._end(process)
-    assert process.returncode != 0
-
-
-def test_a_run_is_locked_as_long_as_a_process_that_it_started_lives(tmp_path):
-    with reproduce._lock(tmp_path) as lock:
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=(lock,))
-    with reproduce._lock(tmp_path) as lock:
-        assert lock is None
-    child.kill()
-    child.wait()
-    with reproduce._lock(tmp_path) as lock:
-        assert lock is not None
 
 
 @pytest.mark.parametrize("publish", ["{run}", "{run}/published", "{run}/..", "."])

@@ -119,10 +119,10 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
 # By step: the notebook that makes its records, and what it keeps for a rerun, which must not be found again here.
 MADE_BY = {
     "similarity": ("01_similarity_analysis", []),
-    "pruning": ("02_pruning", ["checkpoints/n{block_size}", "generated/answers-[gp]*"]),
+    "pruning": ("02_pruning", ["checkpoints/n{block_size}", "generated/answers-[gp]*", "scores/n{block_size}.jsonl"]),
     "distillation": ("03_self_data_distillation", ["distilled", "generated/{data_set}-*"]),
-    "finetuning": ("04_sft_vs_self_distill", ["adapters"]),
-    "merging": ("05_model_merging", ["merges", "adapters/*+*"]),
+    "finetuning": ("04_sft_vs_self_distill", ["adapters", "scores"]),
+    "merging": ("05_model_merging", ["merges", "adapters/*+*", "scores/*+*"]),
     "embedding_similarity": ("06_embedding_similarity", ["generated/answers-n*"]),
 }
 
