@@ -14,23 +14,23 @@ VLLM_VENV := .venv-vllm
 .PHONY: reproduce plan prefetch figures page vllm test faults compatibility bench lint lab readme clean install
 
 reproduce: install
-	$(PY) -m sdd_utils.sweep.reproduce $(STUDY) $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
+	$(PY) -m sdd_utils.sweep.reproduce "$(STUDY)" $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
 
 # Jobs, tokens, hours, memory and disk of a study before it is begun; no weights are loaded.
 plan: install
-	$(PY) -m sdd_utils.sweep.plan $(STUDY) $(ARGS)
+	$(PY) -m sdd_utils.sweep.plan "$(STUDY)" $(ARGS)
 
 # Everything that a study reads from the hub, for machines without a network.
 prefetch: install
-	$(PY) -m sdd_utils.sweep.prefetch $(STUDY)
+	$(PY) -m sdd_utils.sweep.prefetch "$(STUDY)"
 
 # Every table, figure and the page of a study again, from its committed records; no model is needed.
 figures: install
-	$(PY) -m sdd_utils.report.redraw $(STUDY)
+	$(PY) -m sdd_utils.report.redraw "$(STUDY)"
 
 # The same, and what git does not keep: figures as PDF, executed notebooks as HTML pages.
 page: install
-	$(PY) -m sdd_utils.report.redraw $(STUDY) --pages
+	$(PY) -m sdd_utils.report.redraw "$(STUDY)" --pages
 
 test: install
 	$(PY) -m pytest -q $(ARGS)

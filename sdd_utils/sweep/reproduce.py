@@ -79,7 +79,7 @@ def _check(arguments: argparse.Namespace, *, paths: list[str]) -> None:
     precision.wanted_dtype()
     vllm_installed.engine()
     study = load_study(arguments.study)
-    paths += [keys.get("source", "") for keys in study.own_data.values()]
+    paths = [*paths, *(keys.get("source", "") for keys in study.own_data.values())]
     if braces := [path for path in paths if set("{}") & set(path)]:
         raise ValueError(f"path {braces[0]!r} holds a brace, which Snakemake takes for a pattern: rename it")
     if arguments.profile:
