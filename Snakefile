@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -68,6 +69,19 @@ def parameters(name, **more):
     return json.dumps(parameters_of(S, notebook=NOTEBOOKS[job.step]) | {"study": NAME, "run": RUN} | job.parameters | more)
 
 
+@cache
+def planned_memory():
+    """The plan's peak memory of every job; it loads torch, so only where a job is about to run."""
+    from sdd_utils.sweep.plan import memory_of_jobs
+
+    return memory_of_jobs(S)
+
+
+def memory(step):
+    """A function from a job to the MB of main memory that the plan expects it to take."""
+    return lambda w: planned_memory()["-".join([step, *w])]
+
+
 def execute(step):
     """The command of a job, in a process of its own, which starts in half the time that a `run:` takes."""
     return f"{PYTHON} -m sdd_utils.sweep.run_notebook {NOTEBOOKS[step]} {{log:q}} {{params.values:q}} {{threads}}"
@@ -88,7 +102,7 @@ rule similarity:
     log: f"{LOGS}/similarity.ipynb"
     params: values=parameters("similarity"), environment=ENVIRONMENT
     message: "01 similarity"
-    resources: mem_mb=3000
+    resources: mem_mb=memory("similarity")
     shell: execute("similarity")
 
 rule pruning:
@@ -98,7 +112,7 @@ rule pruning:
     params: values=lambda w: parameters(f"pruning-{w.job}"), environment=ENVIRONMENT
     message: "02 pruning, {wildcards.job}"
     priority: 2  # most waits for it
-    resources: mem_mb=3000
+    resources: mem_mb=memory("pruning")
     shell: execute("pruning")
 
 rule distillation:
@@ -107,7 +121,7 @@ rule distillation:
     log: f"{LOGS}/distillation-{{job}}.ipynb"
     params: values=lambda w: parameters(f"distillation-{w.job}"), environment=ENVIRONMENT
     message: "03 self-data distillation of {wildcards.job}"
-    resources: mem_mb=3000
+    resources: mem_mb=memory("distillation")
     shell: execute("distillation")
 
 rule finetuning:
@@ -117,7 +131,7 @@ rule finetuning:
     params: values=lambda w: parameters(f"finetuning-{w.job}"), environment=ENVIRONMENT
     message: "04 fine-tuning of each arm, {wildcards.job}"
     priority: 1  # takes longest, so the short jobs fill the end of a run
-    resources: mem_mb=4000
+    resources: mem_mb=memory("finetuning")
     shell: execute("finetuning")
 
 rule merging:
@@ -126,7 +140,7 @@ rule merging:
     log: f"{LOGS}/merging-{{job}}.ipynb"
     params: values=lambda w: parameters(f"merging-{w.job}"), environment=ENVIRONMENT
     message: "05 merges, {wildcards.job}"
-    resources: mem_mb=3000
+    resources: mem_mb=memory("merging")
     shell: execute("merging")
 
 rule embedding_similarity:
@@ -135,7 +149,7 @@ rule embedding_similarity:
     log: f"{LOGS}/embedding_similarity-{{job}}.ipynb"
     params: values=lambda w: parameters(f"embedding_similarity-{w.job}"), environment=ENVIRONMENT
     message: "06 embedding similarity, {wildcards.job}"
-    resources: mem_mb=3000
+    resources: mem_mb=memory("embedding_similarity")
     shell: execute("embedding_similarity")
 
 rule results:

@@ -42,7 +42,8 @@ HEAD = """\
 # Made by `python benchmarks/lengths.py`: mean tokens by SmolLM2's tokenizer (49152 words; larger vocabularies need
 # somewhat fewer). `rows` and `documents` are full sizes as published; `measured_on` says how many were tokenised.
 # data_sets: prompt and response of a training row in chat format, and the prompt that asks for its rewrite.
-# tasks: a document reads `read` + shots x `example` tokens, each distinct context once and every choice; `decode` is
+# tasks: a document reads `read` + shots x `example` tokens, each distinct context once and every choice; `longest` is
+# the longest context with one choice; `decode` is
 # what a generated answer takes (gsm8k: assumed to be as long as the reference solutions). growth: see the script.
 """
 ROWS, DOCUMENTS = 1000, 300  # tokenised at most, by data set and by task
@@ -99,7 +100,7 @@ def measure_task(tokenizer, name: str) -> dict:
     read, requests, documents = _tokens(tokenizer, parts, shots=0)
     example = (_tokens(tokenizer, parts, shots=shots)[0] - read) / shots if shots else 0.0
     found = {"documents": size, "parts": count, "kind": kind, "default_shots": default, "read": round(read, 1)}
-    found |= {"example": round(example, 1), "requests": round(requests, 1)}
+    found |= {"example": round(example, 1), "requests": round(requests, 1), "longest": _longest(tokenizer, parts)}
     if kind == "generate":
         found["decode"] = DECODED.get(name) or parts[0].config.generation_kwargs["max_gen_toks"]
     return found | {"measured_on": documents, "measured_shots": shots}
@@ -125,6 +126,15 @@ def _tokens(tokenizer, parts: list, *, shots: int) -> tuple[float, float, int]:
         sizes.append(len(list(task.eval_docs)))
         documents += read
     return fmean(means, weights=sizes), fmean(requests, weights=sizes), documents
+
+
+def _longest(tokenizer, parts: list) -> int:
+    """Tokens of the longest context with one choice, without examples."""
+    for task in parts:
+        task.set_config(key="num_fewshot", value=0)
+        task.build_all_requests(limit=max(20, DOCUMENTS // len(parts)), rank=0, world_size=1)
+    texts = [[text for text in i.args if isinstance(text, str)] for task in parts for i in task.instances]
+    return max(sum(_count(tokenizer, pair)) for pair in texts)
 
 
 def _count(tokenizer, texts: list[str]) -> list[int]:

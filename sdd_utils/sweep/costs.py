@@ -1,7 +1,7 @@
 """What a job costs, by arithmetic: from a model's architecture, a study's keys, token lengths and a throughput.
 
-Lengths are means over rows or documents, so totals are estimates of sums; memory takes the longest that a study
-allows. The rules of cost stand at the head of `throughput.yaml`.
+Lengths are means over rows or documents, so totals are estimates of sums. The rules of cost stand at the head of
+`throughput.yaml`; memory is in `memory`.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,6 @@ from sdd_utils.sweep.token_lengths import (
 )
 
 HERE = Path(__file__).parent
-HEAD_TILE = (4096, 32768)  # tokens and words whose logits TRL's standard loss holds at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +40,16 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
-    """What every estimate of a plan starts from; `shapes` by block size, 0 being the original."""
+    """What every estimate of a plan starts from; `shapes` by block size, 0 being the original.
+
+    `attends_to_all` says that no layer has a window or a state in place of keys: such models are decoded in slots, and
+    choices scored behind a context that is read once.
+    """
 
     study: object
     machine: SimpleNamespace
     shapes: dict[int, Shape]
+    attends_to_all: bool = True
 
     def bytes_of(self, n: int) -> float:
         """Bytes of the weights of the model without n layers."""
@@ -78,11 +82,6 @@ def start_seconds(costs: CostModel, *models: int) -> float:
     return costs.machine.job_seconds + sum(loads)
 
 
-def resident(costs: CostModel, *models: int) -> float:
-    """Bytes of a process that holds the weights of these block sizes at once."""
-    return costs.machine.process_bytes + sum(map(costs.bytes_of, models))
-
-
 def decode_seconds(costs: CostModel, n: int, *, rows: int, context: float, new: float, batch: int) -> float:
     """Seconds of reading `rows` prompts of `context` tokens and generating `new` tokens for each.
 
@@ -100,18 +99,15 @@ def cache_bytes(costs: CostModel, n: int, tokens: float) -> float:
 
 
 def evaluation(costs: CostModel, n: int) -> Estimate:
-    """One model on all tasks; memory is what comes on top of the weights."""
-    read = generated = seconds = memory = 0.0
+    """One model on all tasks."""
+    read = generated = seconds = 0.0
     study, batch = costs.study, costs.study.evaluation_batch
     for task in study.tasks:
         length, documents, context = task_lengths(task), documents_of(study, task), context_of(study, task)
-        new, at_once = length.get("decode", 0), min(batch, documents)
+        new = length.get("decode", 0)
         seconds += decode_seconds(costs, n, rows=documents, context=context, new=new, batch=batch)
         read, generated = read + documents * context, generated + documents * new
-        cached = cache_bytes(costs, n, at_once * length["requests"] * (context + new))
-        logits = at_once * context * costs.shapes[n].vocabulary * 8 if length["kind"] == "rolling" else 0
-        memory = max(memory, cached + logits + layer_bytes(costs, n, at_once * context))
-    return Estimate(read=read, generated=generated, seconds=seconds, memory=memory)
+    return Estimate(read=read, generated=generated, seconds=seconds)
 
 
 def layer_bytes(costs: CostModel, n: int, tokens: float) -> float:
@@ -119,37 +115,13 @@ def layer_bytes(costs: CostModel, n: int, tokens: float) -> float:
     return tokens * 1.5 * costs.shapes[n].layer_width * costs.machine.dtype_bytes
 
 
-def training_memory(costs: CostModel, n: int) -> list[tuple[str, str, float]]:
-    """(what, arithmetic, bytes) of fine-tuning, with all rows of an optimiser step at once, each `max_length` long."""
-    shape, tokens, width = costs.shapes[n], costs.study.batch_size * costs.study.max_length, costs.machine.dtype_bytes
-    layer = f"{tokens:,} tokens x 1.5 x {shape.layer_width:,.0f} values x {width} bytes"
-    kept = f"{shape.layers} layers x {layer}", shape.layers * layer_bytes(costs, n, tokens)
-    if costs.machine.checkpointing:
-        kept = (
-            f"{shape.layers} layers x {tokens:,} tokens x {shape.hidden:,} inputs x {width} bytes",
-            shape.layers * tokens * shape.hidden * width,
-        )
-    rows, words = min(tokens, HEAD_TILE[0]), min(shape.vocabulary, HEAD_TILE[1])
-    head = f"2 x {rows:,} x {words:,} logits x {width} bytes + {tokens:,} tokens x {shape.hidden:,} x 4 bytes"
-    return [
-        ("weights", f"{shape.parameters:,} parameters x {width} bytes", costs.bytes_of(n)),
-        ("LoRA, gradients, Adam", f"{shape.adapter:,} parameters x (4 + 4 + 8) bytes", shape.adapter * 16),
-        ("kept for backward", *kept),
-        ("one layer at work", layer, layer_bytes(costs, n, tokens)),
-        ("LM head, in tiles", head, 2 * rows * words * width + tokens * shape.hidden * 4),
-        ("process", f"stated for {costs.machine.name}", costs.machine.process_bytes),
-    ]
-
-
 def fidelity(costs: CostModel, n: int, *, models: int = 1) -> Estimate:
     """The original and, one after the other, so many models of one size read all of the original's answers."""
     lengths = [set_lengths(name)["prompt"] + costs.study.answer_tokens for name in costs.study.data_sets]
     read = costs.study.answer_prompts * sum(lengths)
     seconds = read_seconds(costs, 0, read) + read_seconds(costs, n, read)
-    # Two distributions, and as much for the arithmetic.
-    logits = 4 * costs.study.answer_tokens * costs.shapes[n].vocabulary * 4
     loads = start_seconds(costs, 0, *[n] * models) - costs.machine.job_seconds
-    return Estimate(read=2 * models * read, seconds=loads + models * seconds, memory=resident(costs, 0, n) + logits)
+    return Estimate(read=2 * models * read, seconds=loads + models * seconds)
 
 
 def similarity(costs: CostModel) -> Estimate:
@@ -157,8 +129,7 @@ def similarity(costs: CostModel) -> Estimate:
     sets, longest = [set_lengths(name) for name in costs.study.calibration_sets], costs.study.max_length
     lengths = [min(length["prompt"] + length["response"], longest) for length in sets]
     read = costs.study.calibration_rows * sum(lengths) / len(sets)
-    memory = resident(costs, 0) + layer_bytes(costs, 0, costs.study.calibration_batch * longest)
-    return Estimate(read=read, seconds=start_seconds(costs, 0) + read_seconds(costs, 0, read), memory=memory)
+    return Estimate(read=read, seconds=start_seconds(costs, 0) + read_seconds(costs, 0, read))
 
 
 def pruned(costs: CostModel, block_size: int) -> Estimate:
@@ -172,7 +143,6 @@ def pruned(costs: CostModel, block_size: int) -> Estimate:
         read=scored.read + compared.read + answered.read,
         generated=scored.generated + answered.generated,
         seconds=start_seconds(costs, 0, block_size, block_size) + scored.seconds + compared.seconds + answered.seconds,
-        memory=max(resident(costs, 0, block_size) + scored.memory, compared.memory, answered.memory),
         disk=costs.bytes_of(block_size),
     )
 
@@ -184,12 +154,10 @@ def _answering(costs: CostModel) -> Estimate:
     decoding = sum(
         decode_seconds(costs, 0, rows=answers, context=context, new=new, batch=batch) for context in contexts
     )
-    at_once = min(answers, costs.machine.sequences or batch)
     return Estimate(
         read=answers * sum(contexts),
         generated=answers * new * len(contexts),
         seconds=decoding + start_seconds(costs, *[0] * len(contexts)) - costs.machine.job_seconds,
-        memory=resident(costs, 0) + cache_bytes(costs, 0, at_once * (max(contexts) + new)),
     )
 
 
@@ -199,14 +167,11 @@ def distillation(costs: CostModel, data_set: str) -> Estimate:
     rows, lengths = rows_of(costs.study, data_set), set_lengths(data_set)
     context = lengths["rewrite_prompt"]
     steps = new if costs.machine.sequences else costs.study.rewrite_tokens
-    at_once = min(rows, costs.machine.sequences or batch)
-    cached = cache_bytes(costs, 0, at_once * (context + costs.study.rewrite_tokens))
     decoding = decode_seconds(costs, 0, rows=rows, context=context, new=steps, batch=batch)
     return Estimate(
         read=sets * rows * context,
         generated=sets * rows * new,
         seconds=start_seconds(costs, *[0] * (sets + 1)) + sets * decoding,
-        memory=resident(costs, 0) + cached + layer_bytes(costs, 0, at_once * context),
         disk=sets * rows * (lengths["response"] + 2 * new) * 5,  # text: about 5 bytes a token
     )
 
@@ -217,14 +182,12 @@ def finetuning(costs: CostModel, *, block_size: int, data_set: str, rows: int) -
     compared = fidelity(costs, block_size, models=arms)
     responses = [response_of(costs.study, data_set, arm) for arm in costs.study.arms]
     trained = costs.study.epochs * rows * sum(min(lengths["prompt"] + r, costs.study.max_length) for r in responses)
-    training = sum(size for _, _, size in training_memory(costs, block_size))
     start = start_seconds(costs, *[block_size] * 2 * arms)
     return Estimate(
         read=arms * scored.read + compared.read,
         trained=trained,
         generated=arms * scored.generated,
         seconds=start + train_seconds(costs, block_size, trained) + arms * scored.seconds + compared.seconds,
-        memory=max(training, resident(costs, block_size) + scored.memory, compared.memory),
         disk=arms * 4 * costs.shapes[block_size].adapter,
     )
 
@@ -242,7 +205,6 @@ def merging(costs: CostModel, *, block_size: int, data_sets: tuple[str, str]) ->
         trained=mixed.trained,
         generated=points * scored.generated + mixed.generated,
         seconds=start_seconds(costs, *[block_size] * passes) + points * scored.seconds + mixed.seconds,
-        memory=max(resident(costs, block_size, block_size) + scored.memory, mixed.memory),
         disk=3 * costs.bytes_of(block_size),
     )
 
@@ -258,7 +220,6 @@ def _mixture(costs: CostModel, n: int, data_sets: tuple[str, str]) -> Estimate:
         trained=trained,
         generated=scored.generated,
         seconds=loads + train_seconds(costs, n, trained) + scored.seconds,
-        memory=max(sum(size for _, _, size in training_memory(costs, n)), resident(costs, n) + scored.memory),
     )
 
 
@@ -267,10 +228,8 @@ def embedding_similarity(costs: CostModel, *, block_size: int, data_set: str) ->
     answers, new, batch = 2 * costs.study.answer_prompts, costs.study.answer_tokens, costs.study.generation_batch
     context, answering = set_lengths(data_set)["prompt"], [block_size] * len(costs.study.arms)
     decoding = sum(decode_seconds(costs, n, rows=answers, context=context, new=new, batch=batch) for n in answering)
-    cached = cache_bytes(costs, block_size, min(answers, costs.machine.sequences or batch) * (context + new))
     return Estimate(
         read=len(answering) * answers * context,
         generated=len(answering) * answers * new,
         seconds=start_seconds(costs, *answering) + decoding,
-        memory=resident(costs, block_size) + cached,
     )

@@ -6,17 +6,20 @@ loaded, downloaded or converted. How the numbers come about: `sdd_utils/sweep/co
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
+from types import SimpleNamespace
 
 import tabulate
 
 from sdd_utils.base import precision
 from sdd_utils.base.records import NOTEBOOKS, read_records
+from sdd_utils.engine import attention
 from sdd_utils.models import architecture
 from sdd_utils.study.jobs import Job, study_jobs
 from sdd_utils.study.paths import Run
 from sdd_utils.study.schema import load_study, name_of
-from sdd_utils.sweep import preflight, token_lengths
+from sdd_utils.sweep import memory, preflight, token_lengths
 from sdd_utils.sweep.costs import (
     CostModel,
     Estimate,
@@ -27,7 +30,6 @@ from sdd_utils.sweep.costs import (
     merging,
     pruned,
     similarity,
-    training_memory,
 )
 
 MILLION, GB, HOUR = 1e6, 1e9, 3600
@@ -51,6 +53,11 @@ def _agrees(params: dict, job: Job, study) -> bool:
 
 def job_cost(costs: CostModel, job: Job) -> Estimate:
     """What one job costs."""
+    return replace(_work(costs, job), memory=memory.peak(costs, job))
+
+
+def _work(costs: CostModel, job: Job) -> Estimate:
+    """What one job costs, memory apart."""
     n, data_set = job.parameters.get("block_size", 0), job.parameters.get("data_set")
     match job.step:
         case "similarity":
@@ -66,7 +73,13 @@ def job_cost(costs: CostModel, job: Job) -> Estimate:
             return merging(costs, block_size=n, data_sets=(data_set, job.parameters["other_data_set"]))
         case "embedding_similarity":
             return embedding_similarity(costs, block_size=n, data_set=data_set)
-    return Estimate(seconds=costs.machine.job_seconds, memory=costs.machine.process_bytes)
+    return Estimate(seconds=costs.machine.job_seconds)
+
+
+def memory_of_jobs(study) -> dict[str, int]:
+    """MB (2**20 bytes) of main memory that each job is expected to take, by its name; a GPU's job takes less."""
+    costs, _ = cost_model(study, hardware="cpu-2-cores")
+    return {job.name: ceil(memory.peak(costs, job) / 2**20) for job in study_jobs(study)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +157,7 @@ def memory_table(costs: CostModel) -> str:
     """The arithmetic of fine-tuning's memory: in words for the middle block size, in GB for each."""
     sizes = sorted({job.parameters["block_size"] for job in study_jobs(costs.study) if job.step == "finetuning"})
     middle = sizes[len(sizes) // 2]
-    columns = {n: training_memory(costs, n) for n in sizes}
+    columns = {n: memory.training(costs, n) for n in sizes}
     lines = [
         {"": what, f"arithmetic at n = {middle}": how, **{f"n = {n}": f"{columns[n][i][2] / GB:.2f}" for n in sizes}}
         for i, (what, how, _) in enumerate(columns[middle])
@@ -165,18 +178,19 @@ def cost_model(study, *, hardware: str | None) -> tuple[CostModel, str]:
         n: architecture.shape_of(config, block_size=n, rank=study.lora_rank, targets=study.lora_targets) for n in sizes
     }
     name = hardware or ("h100-80gb" if shapes[0].parameters >= LARGE else "cpu-2-cores")
-    return CostModel(study=study, machine=load_machine(name), shapes=shapes), origin
+    to_all = attention.attends_to_all(SimpleNamespace(config=config))
+    return CostModel(study=study, machine=load_machine(name), shapes=shapes, attends_to_all=to_all), origin
 
 
 def notes(costs: CostModel, plan: dict[str, Row]) -> list[str]:
     """What a reader should know beside the table."""
     machine, whole = costs.machine, [row.whole for row in plan.values()]
     largest, hours = max(cost.memory for cost in whole), sum(row.left.seconds for row in plan.values()) / HOUR
-    fits, memory = largest <= machine.memory, f"{machine.memory / GB:.0f} GB"
+    fits, room = largest <= machine.memory, f"{machine.memory / GB:.0f} GB"
     lines = [
         f"still to do: {short(hours)} {machine.unit}, {short(hours / machine.jobs_at_once)} h with "
         f"{machine.jobs_at_once} job(s) at once",
-        f"largest memory: {short(largest / GB)} GB {'fits' if fits else 'does NOT fit'} into {memory}"
+        f"largest memory: {short(largest / GB)} GB {'fits' if fits else 'does NOT fit'} into {room}"
         f"{'' if fits else ': lower the batch sizes or max_length'}",
         f"disk: {short(sum(cost.disk for cost in whole) / GB)} GB, and {short(2 * costs.shapes[0].parameters / GB)} GB "
         "for the model itself (2 bytes a parameter)",
@@ -209,9 +223,9 @@ def plan_report(name: str, costs: CostModel, records: list[dict], *, origin: str
         f"left out: {LEFT_OUT}",
     ]
     study = costs.study
-    memory = f"Memory of fine-tuning, GB: {study.batch_size} rows of {study.max_length} tokens at once, LoRA r "
-    memory += f"{study.lora_rank} on {study.lora_targets}; shorter rows or gradient accumulation need less"
-    return "\n".join([*heads, "", plan_table(costs, plan), "", memory, "", memory_table(costs), "", *tails])
+    heading = f"Memory of training, GB: {study.batch_size} rows of {study.max_length} tokens at once, LoRA r "
+    heading += f"{study.lora_rank} on {study.lora_targets}; shorter rows or gradient accumulation need less"
+    return "\n".join([*heads, "", plan_table(costs, plan), "", heading, "", memory_table(costs), "", *tails])
 
 
 def main() -> int:

@@ -29,6 +29,7 @@ from sdd_utils.engine import vllm_installed
 from sdd_utils.study.schema import load_study, name_of, path_of
 from sdd_utils.sweep import preflight
 
+MEMORY_LIMITS = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]  # v2, v1
 GRACE = 5  # seconds in which Snakemake ends that a signal has reached as well
 ENDED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}  # what a shell returns for each
 
@@ -147,10 +148,17 @@ def _lock(folder: Path) -> Iterator[int | None]:
 def _this_machine() -> list[str]:
     """All cores and memory; where there is a GPU, one job at a time, which may use every GPU.
 
-    Not with a profile: they would cap what a cluster's jobs ask for.
+    A job that is expected to take more memory than there is runs alone. Not with a profile: these would cap what a
+    cluster's jobs ask for.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
-    return ["--cores", "1" if _has_gpu() else "all", "--resources", f"mem_mb={memory}"]
+    return ["--cores", "1" if _has_gpu() else "all", "--resources", f"mem_mb={_memory() // 2**20}"]
+
+
+def _memory() -> int:
+    """Bytes of main memory that this process may use: the machine's, or its container's where that is less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [file.read_text().strip() for file in MEMORY_LIMITS if file.is_file()]
+    return min([machine, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def _has_gpu() -> bool:

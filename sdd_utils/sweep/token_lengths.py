@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+MOST = 2.5  # the longest document of a task over the mean one; 1.4 to 2.5 in the offline tasks
 LIKE_SET, LIKE_TASK = "alpaca", "arc_easy"  # stand in for a data set or task whose lengths were never measured
 
 
@@ -39,6 +40,13 @@ def context_of(study, task: str) -> float:
     """Mean tokens that are read for one document of a task, few-shot examples and choices included."""
     length = task_lengths(task)
     return length["read"] + study.shots.get(task, length["default_shots"]) * length["example"]
+
+
+def longest_of(study, task: str) -> float:
+    """Tokens of a task's longest document with its examples; `MOST` times the mean where that was not measured."""
+    length = task_lengths(task)
+    alone = length.get("longest", MOST * length["read"])
+    return alone + study.shots.get(task, length["default_shots"]) * length["example"]
 
 
 def rewritten(study, data_set: str) -> float:

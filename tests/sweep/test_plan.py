@@ -18,7 +18,7 @@ from sdd_utils.base.records import NOTEBOOKS, of_step, read_records
 from sdd_utils.models import architecture
 from sdd_utils.study.jobs import study_jobs
 from sdd_utils.study.schema import STUDIES, load_study
-from sdd_utils.sweep import costs, plan, token_lengths
+from sdd_utils.sweep import costs, memory, plan, token_lengths
 
 RECORDS = ROOT / "results" / "embedded" / "records"
 # The keys under which the committed records of the embedded study were made.
@@ -99,12 +99,10 @@ def test_every_committed_record_is_a_job(records):
 
 
 @pytest.mark.parametrize("step", NOTEBOOKS)
-def test_time_and_memory_are_those_of_the_committed_study_within_a_factor_of_two(embedded, records, step):
+def test_time_is_that_of_the_committed_study_within_a_factor_of_two(embedded, records, step):
     row, own = plan.plan_rows(embedded, [])[step], of_step(records, step)
     seconds = sum(record["provenance"]["wall_s"] for record in own)
-    memory = max(record["provenance"]["peak_rss_mb"] for record in own) * 2**20
     assert 0.5 < row.whole.seconds / seconds < 2
-    assert 0.5 < row.whole.memory / memory < 2
 
 
 @pytest.mark.parametrize("data_set", ["gsm_symbolic", "pydoc"])
@@ -149,7 +147,7 @@ def test_shipped_architectures_have_the_published_sizes():
 
 
 def test_llama_at_n_6_is_fine_tuned_in_80_gb(paper):
-    lines = {what: size for what, _, size in costs.training_memory(paper, 6)}
+    lines = {what: size for what, _, size in memory.training(paper, 6)}
     assert lines["weights"] == 2 * 6_721_589_248
     # r x (in + out) of q, k, v, o, gate, up, down in 26 layers, 16 bytes each
     widths = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)

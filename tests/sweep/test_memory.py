@@ -1,0 +1,118 @@
+"""The plan's memory is within 1.3 times of what was measured, and the sweep runs side by side only what fits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks import wide_vocabulary
+from sdd_utils import ROOT
+from sdd_utils.study.jobs import study_jobs
+from sdd_utils.study.schema import load_study
+from sdd_utils.sweep import memory, plan, reproduce
+
+RECORDS = ROOT / "results" / "embedded" / "records"
+WIDE = json.loads(wide_vocabulary.OUT.read_text())
+KERNEL = 90  # MB that a notebook's kernel and its figures add to a plain process
+BOUND = 1.3
+
+
+def embedded(**changes):
+    return load_study("embedded").model_copy(update=changes)
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return plan.memory_of_jobs(embedded())
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(RECORDS.glob("*.json"))])
+def test_memory_of_every_job_is_that_of_its_committed_record(planned, name):
+    measured = json.loads((RECORDS / f"{name}.json").read_text())["provenance"]["peak_rss_mb"]
+    assert 1 / BOUND < planned[name] / measured < BOUND
+
+
+@pytest.mark.parametrize("step", WIDE["peak_rss_mb"])
+def test_memory_of_a_wide_vocabulary_is_what_was_measured(step, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]} | WIDE["model"]))
+    study = embedded(model=str(config), finetune_block_sizes=[4], **WIDE["study"])
+    costs, _ = plan.cost_model(study, hardware="cpu-2-cores")
+    assert not costs.attends_to_all
+    [job, *_] = [
+        job
+        for job in study_jobs(study)
+        if job.step == step and job.parameters.get("block_size", 4) == 4 and job.parameters.get("data_set") != "pydoc"
+    ]
+    measured = (WIDE["peak_rss_mb"][step] + KERNEL) * 2**20
+    assert 1 / BOUND < memory.peak(costs, job) / measured < BOUND
+
+
+def test_logits_follow_the_vocabulary(tmp_path):
+    """Four times the words, all else equal, cost their rows of the embedding and their logits."""
+    config = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True}
+    peaks = []
+    for words in (65536, 262144):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": words}))
+        study = embedded(model=str(tmp_path / "config.json"))
+        costs, _ = plan.cost_model(study, hardware="cpu-2-cores")
+        peaks.append(memory.scoring(costs, 0) - memory.weights(costs, 0) * 2)
+    longest = 106  # tokens of a document whose likelihood is rolled over, 16 of them at once
+    logits = 16 * longest * (262144 - 65536) * 4
+    assert peaks[1] - peaks[0] == pytest.approx(logits, rel=0.01)
+
+
+def scheduled(tmp_path: Path, total: int) -> list[float]:
+    """When the two jobs of a tiny sweep began, with the rules' memory as ours and so much of it in all."""
+    snakefile, log = tmp_path / "Snakefile", tmp_path / "log"
+    snakefile.write_text(
+        f"rule all:\n    input: 'a', 'b'\n"
+        f"rule job:\n    output: '{{name,a|b}}'\n    resources: mem_mb=lambda w: 5000\n"
+        f"    shell: 'date +%s.%N >> {log}; sleep 2; date +%s.%N >> {log}; touch {{output}}'\n"
+    )
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--directory", str(tmp_path)]
+    command += ["--cores", "2", "--resources", f"mem_mb={total}", "--quiet", "all"]
+    subprocess.run(command, check=True, capture_output=True)
+    return [*map(float, log.read_text().split())]
+
+
+@pytest.mark.parametrize(("total", "one_at_a_time"), [(12000, False), (8000, True), (3000, True)])
+def test_a_machine_that_holds_one_job_runs_one_at_a_time(total, one_at_a_time, tmp_path):
+    """Also where a job alone is expected to take more than there is."""
+    first, second, third, fourth = scheduled(tmp_path, total)  # begin, end, begin, end, or two beginnings first
+    assert (second - first > 1.5 and fourth - third > 1.5) == one_at_a_time
+
+
+def test_memory_of_jobs_in_the_dag_is_that_of_the_plan(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        yaml.safe_dump(yaml.safe_load((ROOT / "studies" / "embedded.yaml").read_text()) | {"max_length": 200})
+    )
+    command = [sys.executable, "-m", "snakemake", "-n", "--nolock", "--config", f"study={path}", f"run={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    told = {}
+    for block in (done.stdout + done.stderr).split("\n\n"):
+        lines = [line.strip() for line in block.splitlines()]
+        log = [Path(line.removeprefix("log: ").split(" ")[0]).stem for line in lines if line.startswith("log: ")]
+        sizes = [line for line in lines if line.startswith("resources: ")]
+        if log and "mem_mb=" in sizes[0]:
+            told[log[0]] = int(sizes[0].split("mem_mb=")[1].split(",")[0])
+    expected = plan.memory_of_jobs(load_study(str(path)))
+    assert told == {name: size for name, size in expected.items() if name != "results"}
+
+
+def test_memory_is_the_machines_or_its_containers(tmp_path, monkeypatch):
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(reproduce, "MEMORY_LIMITS", [limit])
+    found = []
+    for text in (None, "max\n", f"{2**60}\n", f"{3 * 2**30}\n"):
+        if text:
+            limit.write_text(text)
+        found.append(reproduce._memory())
+    assert found == [machine] * 3 + [3 * 2**30]
