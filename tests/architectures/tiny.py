@@ -10,7 +10,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+CLASSES = dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)  # {model type: class}
 DEPTH, WINDOW, VOCABULARY = 6, 8, 260
 END, BEGIN, PAD = 258, 259, 256
 
@@ -57,7 +59,11 @@ SPECIAL: dict[str, dict] = {
     "deepseek_v2": {"first_k_dense_replace": 2, "num_experts_per_tok": 2},
     "doge": {"keep_window_size": 512},
     "dots1": {"first_k_dense_replace": 2, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    "dots3_note": {"text_config": DOTS3_WINDOWED, "vision_config": {"mlp_layer_types": ["dense", "sparse"] * 3}},
+    "dots3_note": {
+        "text_config": DOTS3_WINDOWED,
+        "vision_config": {"mlp_layer_types": ["dense", "sparse"] * 3, "adapter_in_dim": 32, "adapter_out_dim": 32},
+        "audio_config": {"adapter_out_dim": 32},
+    },
     "dots3_note_text": DOTS3_WINDOWED,
     "gemma3n_text": {"num_kv_shared_layers": 2, "layer_types": ["full_attention", "sliding_attention"] * 3},
     "gpt_neo": {"attention_types": [[["global", "local"], 3]]},
