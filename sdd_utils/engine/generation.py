@@ -1,7 +1,8 @@
-"""Batched text generation whose result for a row does not depend on the other rows, or on where a run stopped.
+"""Batched text generation whose result does not depend on where a run stopped.
 
-Every row has its own seed, derived from its id. A rerun of an interrupted job generates only the rows that are
-missing; they come out as they would have, up to ties within rounding, whatever is decoded beside them.
+Every row has its own seed, derived from its id. A row's numbers are rounded by the shape of the products that it
+shares with the rows beside it, and in bfloat16 that decides between likely tokens. So transformers generates in fixed
+groups, and a rerun of an interrupted job decodes the groups that lack a row from their start.
 """
 
 import sys
@@ -13,12 +14,13 @@ import transformers
 from tqdm import tqdm
 
 from sdd_utils.base import precision
-from sdd_utils.base.files import digest, file_sha256, keep_rows
+from sdd_utils.base.files import digest, file_sha256, keep_rows, read_json_lines
 from sdd_utils.engine import decoding, vllm_client, vllm_installed
 from sdd_utils.models import architecture, store
 
 # Raise it when a change of decoding changes texts: what was generated before then counts as another engine's.
 VERSION = 1
+GROUP = 8  # batches: a kill costs less than a group, and each group ends with fewer rows than a batch
 TOO_LONG = "too long"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRANSFORMERS = f"transformers {transformers.__version__}"
@@ -147,20 +149,44 @@ def generate_file(
 
     Returns:
         rows {id, key, text, finish, n_tokens, seed} in the order of `prompts`; `key` says what a text depends on, see
-        `text_keys`.
+        `text_keys`. Rows that transformers made have `job` as well, see `_begun`.
     """
     keys = text_keys(model, prompts, adapter=adapter, **sampling)
 
     def make(missing: list[str]) -> Iterator[dict]:
         missing_prompts, settings = {id_: prompts[id_] for id_ in missing}, {"adapter": adapter, **sampling}
         if engine() == TRANSFORMERS:
-            return generate_texts(
-                *store.load_model(model, adapter=adapter), missing_prompts, batch_size=batch_size, **sampling
-            )
+            job = {id_: prompts[id_] for id_ in _begun(path, keys, missing, batch_size=batch_size)}
+            loaded = store.load_model(model, adapter=adapter)
+            return _by_groups(*loaded, job, missing=missing, batch_size=batch_size, **sampling)
         raw = path.with_suffix(f".{digest(keys)}.vllm.jsonl")  # vLLM keeps its own file until all are there
         return _by_vllm(model, missing_prompts, path=raw, speculate=speculate, **settings)
 
     return keep_rows(path, keys, make=make)
+
+
+def _begun(path: Path, keys: dict[str, str], missing: list[str], *, batch_size: int) -> list[str]:
+    """The ids of the job that was cut off here, whose groups are formed again; else of a new job, which is `missing`.
+
+    The rows that a job makes carry its digest, so it was this one if its rows and the missing ones have it together.
+    """
+    rows = read_json_lines(path)
+    last = rows[-1].get("job") if rows else None
+    made = {row["id"] for row in rows if row.get("job") == last and row["key"] == keys.get(row["id"])}
+    together = made.union(missing)
+    begun = [id_ for id_ in keys if id_ in together]
+    return begun if last == digest(begun, batch_size) else missing
+
+
+def _by_groups(model, tokenizer, prompts: dict, *, missing: list[str], batch_size: int, **sampling) -> Iterator[dict]:
+    """The missing rows, each from its whole group, so that the same rows are decoded beside it as in its first run."""
+    ids, wanted, job = [*prompts], {*missing}, digest([*prompts], batch_size)
+    for start in range(0, len(ids), GROUP * batch_size):
+        group = ids[start : start + GROUP * batch_size]
+        if not wanted.isdisjoint(group):
+            asked = {id_: prompts[id_] for id_ in group}
+            rows = generate_texts(model, tokenizer, asked, batch_size=batch_size, **sampling)
+            yield from (row | {"job": job} for row in rows if row["id"] in wanted)
 
 
 def text_keys(

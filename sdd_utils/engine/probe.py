@@ -70,7 +70,7 @@ def difference(found: Tensor, plain: Tensor) -> float:
 @torch.no_grad()
 def _rounding(model) -> float:
     """How far the logits of a row differ where it is read beside its like, or before other tokens."""
-    row, later = random_rows(model, (17, 9))
+    row, later = random_rows(model, (12, 9))
     copies = model(input_ids=torch.tensor([row] * 3, device=model.device), use_cache=False).logits
     ways = [*copies, plain_logits(model, row + later)[: len(row)]]
     return max(difference(found, plain_logits(model, row)) for found in ways)
@@ -91,7 +91,7 @@ def reads_padding(model) -> bool:
     """Whether rows that are filled up on their left, behind a mask, are read as each alone."""
 
     def pairs() -> Pairs:
-        rows = random_rows(model, (3, 17, 10))
+        rows = random_rows(model, (3, 12))
         width = max(map(len, rows))
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
@@ -106,7 +106,7 @@ def ignores_filling(model) -> bool:
     """Whether what a row is filled up with behind its end, without a mask, changes nothing before it."""
 
     def pairs() -> Pairs:
-        rows = random_rows(model, (3, 17, 10))
+        rows = random_rows(model, (3, 12))
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
         logits = model(input_ids=ids).logits  # as lm-eval calls a model
