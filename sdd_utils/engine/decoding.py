@@ -5,7 +5,8 @@ is padded, and tokens that all prompts begin with are read once. Prompts are rea
 but their last token, which is the row's first input in the joint steps. On CPUs a step reads a row's newest token and
 its draft; the rows' tokens lie end to end, so a row without a draft multiplies one token only.
 
-Every row has its own seed, so its text does not depend on the rows beside it, except for ties within rounding.
+Every row has its own seed, so its text does not depend on the rows beside it, except for ties within rounding. In
+bfloat16 these are many, as products round by their shape: `generation` decodes the same groups after a kill.
 """
 
 import functools
