@@ -21,7 +21,6 @@ from sdd_utils.models import architecture, store
 # Raise it when a change of decoding changes texts: what was generated before then counts as another engine's.
 VERSION = 1
 GROUP = 8  # batches: a kill costs less than a group, and each group ends with fewer rows than a batch
-TOO_LONG = "too long"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRANSFORMERS = f"transformers {transformers.__version__}"
 
@@ -87,7 +86,7 @@ def generate_texts(
         prompt that leaves no room for `max_new_tokens` in the model's context is "too long", and its text is empty.
     """
     encoded, too_long = _fitting(tokenizer, model.config, prompts, max_new_tokens=max_new_tokens)
-    yield from ({"id": id_, "text": "", "finish": TOO_LONG, "n_tokens": 0, "seed": seed} for id_ in too_long)
+    yield from (_unwritten(id_, seed) for id_ in too_long)
     ends = end_tokens(model, tokenizer)
     drawing = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "greedy": greedy}
     draw = decoding.sampler(max_new_tokens=max_new_tokens, **drawing)
@@ -106,12 +105,18 @@ def _fitting(tokenizer, config, prompts: dict[str, str], *, max_new_tokens: int)
             f"{room + max_new_tokens} tokens: lower max_new_tokens"
         )
     encoded = {id_: tokenizer(text, add_special_tokens=False)["input_ids"] for id_, text in prompts.items()}
-    too_long = [id_ for id_, tokens in encoded.items() if len(tokens) > room]
+    fitting = {id_: tokens for id_, tokens in encoded.items() if len(tokens) <= room}
+    too_long = [id_ for id_ in encoded if id_ not in fitting]
     if too_long:
         told = f"{len(too_long)} of {len(prompts)} prompts are longer than {room:.0f} tokens, the model's context less "
         told += f"max_new_tokens, so they get no text; the first is {too_long[0]!r}"
         tqdm.write(told, file=sys.stderr)
-    return {id_: tokens for id_, tokens in encoded.items() if id_ not in {*too_long}}, too_long
+    return fitting, too_long
+
+
+def _unwritten(id_: str, seed: int) -> dict:
+    """The row of a prompt that is too long."""
+    return {"id": id_, "text": "", "finish": "too long", "n_tokens": 0, "seed": seed}
 
 
 def end_tokens(model, tokenizer) -> list[int]:
@@ -175,14 +180,15 @@ def _begun(path: Path, keys: dict[str, str], missing: list[str], *, batch_size: 
     made = {row["id"] for row in rows if row.get("job") == last and row["key"] == keys.get(row["id"])}
     together = made.union(missing)
     begun = [id_ for id_ in keys if id_ in together]
-    return begun if last == digest(begun, batch_size) else missing
+    return begun if last == digest(begun, GROUP * batch_size) else missing
 
 
 def _by_groups(model, tokenizer, prompts: dict, *, missing: list[str], batch_size: int, **sampling) -> Iterator[dict]:
     """The missing rows, each from its whole group, so that the same rows are decoded beside it as in its first run."""
-    ids, wanted, job = [*prompts], {*missing}, digest([*prompts], batch_size)
-    for start in range(0, len(ids), GROUP * batch_size):
-        group = ids[start : start + GROUP * batch_size]
+    ids, wanted, size = [*prompts], {*missing}, GROUP * batch_size
+    job = digest(ids, size)
+    for start in range(0, len(ids), size):
+        group = ids[start : start + size]
         if not wanted.isdisjoint(group):
             asked = {id_: prompts[id_] for id_ in group}
             rows = generate_texts(model, tokenizer, asked, batch_size=batch_size, **sampling)
@@ -202,9 +208,8 @@ def text_keys(
 
 
 def _by_vllm(model, prompts: dict, *, path: Path, **settings) -> Iterator[dict]:
-    seed, config = settings.get("seed", 0), store.load_config(store.find_model(str(model)))
-    most = {"max_new_tokens": settings["max_new_tokens"]}
-    encoded, too_long = _fitting(store.load_tokenizer(model), config, prompts, **most)
-    yield from ({"id": id_, "text": "", "finish": TOO_LONG, "n_tokens": 0, "seed": seed} for id_ in too_long)
-    yield from vllm_client.generate_texts(model, {id_: prompts[id_] for id_ in encoded}, path=path, **settings)
+    config, most = store.load_config(model), settings["max_new_tokens"]
+    fitting, too_long = _fitting(store.load_tokenizer(model), config, prompts, max_new_tokens=most)
+    yield from (_unwritten(id_, settings.get("seed", 0)) for id_ in too_long)
+    yield from vllm_client.generate_texts(model, {id_: prompts[id_] for id_ in fitting}, path=path, **settings)
     path.unlink()

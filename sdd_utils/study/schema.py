@@ -103,7 +103,7 @@ class Study(BaseModel, frozen=True):
     rewrite_tokens: Positive = Field(
         description="longest rewrite, in tokens; a longer one falls back to the original response [ours]"
     )
-    generation_batch: Positive = Field(description="rows decoded at once; a row's text depends on it within rounding, which in bfloat16 decides ties")
+    generation_batch: Positive = Field(description="rows decoded at once; texts depend on it, within rounding")
 
     # Fine-tuning
     arms: Distinct[Literal[tuple(ARMS)]] = Field(
