@@ -5,7 +5,8 @@ is padded, and tokens that all prompts begin with are read once. Prompts are rea
 but their last token, which is the row's first input in the joint steps. On CPUs a step reads a row's newest token and
 its draft; the rows' tokens lie end to end, so a row without a draft multiplies one token only.
 
-Every row has its own seed, so its text does not depend on the rows beside it, except for ties within rounding.
+Every row has its own seed, so its text does not depend on the rows beside it, except for ties within rounding. In
+bfloat16 these are many, as products round by their shape: `generation` decodes the same groups after a kill.
 """
 
 import functools
@@ -111,19 +112,18 @@ def engine_for(model, *, batch_size: int) -> tuple[Callable, int]:
 def _forced(model, engine: Callable) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits of an engine that is made to choose given tokens, and those of plain passes over them.
 
-    Three rows in two places, of unlike length, with an opening in common. The longest says its text twice, so that
-    drafts are read, right ones and wrong ones.
+    Two rows of unlike length with an opening in common. The longer one says its text twice, so that drafts are read.
     """
-    opening, first, second, text, new = probe.random_rows(model, (4, 2, 9, 11, 3))
-    rows = [opening + first, opening + second, opening + text + text[:6]]
-    following = {"0": new, "1": new[::-1], "2": [*text[6:8], new[0]]}
+    opening, first, text, new = probe.random_rows(model, (4, 2, 11, 3))
+    rows = [opening + first, opening + text + text[:6]]
+    following = {"0": new, "1": [text[6], *new[:2]]}  # of the draft, text[6:8], one token is right
     prompts, seen = {str(i): row for i, row in enumerate(rows)}, {}
 
     def draw(logits: Tensor, ids: list[str], steps: list[int]) -> Tensor:
         seen.update(zip(zip(ids, steps, strict=True), logits.clone(), strict=True))
         return torch.tensor([following[id_][step] for id_, step in zip(ids, steps, strict=True)], device=logits.device)
 
-    unused = next(token for token in range(len(new) + 3) if token not in [*new, *text[6:8]])
+    unused = next(token for token in range(len(new) + 3) if token not in [*new, text[6]])
     for _ in engine(model, prompts, batch_size=2, max_new_tokens=len(new), ends=[unused], draw=draw):
         pass
     for id_, row in prompts.items():

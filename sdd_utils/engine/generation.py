@@ -1,7 +1,8 @@
-"""Batched text generation whose result for a row does not depend on the other rows, or on where a run stopped.
+"""Batched text generation whose result does not depend on where a run stopped.
 
-Every row has its own seed, derived from its id. A rerun of an interrupted job generates only the rows that are
-missing; they come out as they would have, up to ties within rounding, whatever is decoded beside them.
+Every row has its own seed, derived from its id. A row's numbers are rounded by the shape of the products that it
+shares with the rows beside it, and in bfloat16 that decides between likely tokens. So transformers generates in fixed
+groups, and a rerun of an interrupted job decodes the groups that lack a row from their start.
 """
 
 import sys
@@ -12,13 +13,13 @@ import transformers
 from tqdm import tqdm
 
 from sdd_utils.base import precision
-from sdd_utils.base.files import digest, file_sha256, keep_rows
+from sdd_utils.base.files import digest, file_sha256, keep_rows, read_json_lines
 from sdd_utils.engine import decoding, vllm_client, vllm_installed
 from sdd_utils.models import architecture, chat_format, store
 
 # Raise it when a change of decoding changes texts: what was generated before then counts as another engine's.
 VERSION = 2
-TOO_LONG = "too long"
+GROUP = 8  # batches: a kill costs less than a group, and each group ends with fewer rows than a batch
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRANSFORMERS = f"transformers {transformers.__version__}"
 
@@ -58,8 +59,7 @@ def generate_texts(
         `max_new_tokens` in the model's context has the finish "too long" and an empty text.
     """
     encoded, too_long = _fitting(tokenizer, model.config, prompts, max_new_tokens=max_new_tokens)
-    for id_ in too_long:
-        yield {"id": id_, "text": "", "finish": TOO_LONG, "n_tokens": 0, "end_token": None, "seed": seed}
+    yield from (_unwritten(id_, seed) for id_ in too_long)
     ends = chat_format.end_tokens(tokenizer, model.generation_config)
     drawing = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "greedy": greedy}
     draw = decoding.sampler(max_new_tokens=max_new_tokens, **drawing)
@@ -78,12 +78,18 @@ def _fitting(tokenizer, config, prompts: dict[str, str], *, max_new_tokens: int)
             f"{room + max_new_tokens} tokens: lower max_new_tokens"
         )
     encoded = {id_: tokenizer(text, add_special_tokens=False)["input_ids"] for id_, text in prompts.items()}
-    too_long = [id_ for id_, tokens in encoded.items() if len(tokens) > room]
+    fitting = {id_: tokens for id_, tokens in encoded.items() if len(tokens) <= room}
+    too_long = [id_ for id_ in encoded if id_ not in fitting]
     if too_long:
         told = f"{len(too_long)} of {len(prompts)} prompts are longer than {room:.0f} tokens, the model's context less "
         told += f"max_new_tokens, so they get no text; the first is {too_long[0]!r}"
         tqdm.write(told, file=sys.stderr)
-    return {id_: tokens for id_, tokens in encoded.items() if id_ not in {*too_long}}, too_long
+    return fitting, too_long
+
+
+def _unwritten(id_: str, seed: int) -> dict:
+    """The row of a prompt that is too long."""
+    return {"id": id_, "text": "", "finish": "too long", "n_tokens": 0, "end_token": None, "seed": seed}
 
 
 def generate_file(
@@ -107,20 +113,45 @@ def generate_file(
 
     Returns:
         rows {id, key, text, finish, n_tokens, end_token, seed} in the order of `prompts`; `key` says what a text
-        depends on, see `text_keys`.
+        depends on, see `text_keys`. Rows that transformers made have `job` as well, see `_begun`.
     """
     keys = text_keys(model, prompts, adapter=adapter, **sampling)
 
     def make(missing: list[str]) -> Iterator[dict]:
         missing_prompts, settings = {id_: prompts[id_] for id_ in missing}, {"adapter": adapter, **sampling}
         if engine() == TRANSFORMERS:
-            return generate_texts(
-                *store.load_model(model, adapter=adapter), missing_prompts, batch_size=batch_size, **sampling
-            )
+            job = {id_: prompts[id_] for id_ in _begun(path, keys, missing, batch_size=batch_size)}
+            loaded = store.load_model(model, adapter=adapter)
+            return _by_groups(*loaded, job, missing=missing, batch_size=batch_size, **sampling)
         raw = path.with_suffix(f".{digest(keys)}.vllm.jsonl")  # vLLM keeps its own file until all are there
         return _by_vllm(model, missing_prompts, path=raw, speculate=speculate, **settings)
 
     return keep_rows(path, keys, make=make)
+
+
+def _begun(path: Path, keys: dict[str, str], missing: list[str], *, batch_size: int) -> list[str]:
+    """The ids of the job that was cut off here, whose groups are formed again; else of a new job, which is `missing`.
+
+    The rows that a job makes carry its digest, so it was this one if its rows and the missing ones have it together.
+    """
+    rows = read_json_lines(path)
+    last = rows[-1].get("job") if rows else None
+    made = {row["id"] for row in rows if row.get("job") == last and row["key"] == keys.get(row["id"])}
+    together = made.union(missing)
+    begun = [id_ for id_ in keys if id_ in together]
+    return begun if last == digest(begun, GROUP * batch_size) else missing
+
+
+def _by_groups(model, tokenizer, prompts: dict, *, missing: list[str], batch_size: int, **sampling) -> Iterator[dict]:
+    """The missing rows, each from its whole group, so that the same rows are decoded beside it as in its first run."""
+    ids, wanted, size = [*prompts], {*missing}, GROUP * batch_size
+    job = digest(ids, size)
+    for start in range(0, len(ids), size):
+        group = ids[start : start + size]
+        if not wanted.isdisjoint(group):
+            asked = {id_: prompts[id_] for id_ in group}
+            rows = generate_texts(model, tokenizer, asked, batch_size=batch_size, **sampling)
+            yield from (row | {"job": job} for row in rows if row["id"] in wanted)
 
 
 def text_keys(
@@ -137,9 +168,8 @@ def text_keys(
 
 
 def _by_vllm(model, prompts: dict, *, path: Path, **settings) -> Iterator[dict]:
-    seed, config = settings.get("seed", 0), store.load_config(store.find_model(str(model)))
-    most = {"max_new_tokens": settings["max_new_tokens"]}
-    encoded, too_long = _fitting(store.load_tokenizer(model), config, prompts, **most)
-    yield from ({"id": id_, "text": "", "finish": TOO_LONG, "n_tokens": 0, "seed": seed} for id_ in too_long)
-    yield from vllm_client.generate_texts(model, {id_: prompts[id_] for id_ in encoded}, path=path, **settings)
+    config, most = store.load_config(model), settings["max_new_tokens"]
+    fitting, too_long = _fitting(store.load_tokenizer(model), config, prompts, max_new_tokens=most)
+    yield from (_unwritten(id_, settings.get("seed", 0)) for id_ in too_long)
+    yield from vllm_client.generate_texts(model, {id_: prompts[id_] for id_ in fitting}, path=path, **settings)
     path.unlink()

@@ -45,14 +45,19 @@ def _fault(model, pairs: Callable[[], Pairs]) -> str | None:
     try:
         with torch.no_grad():
             worst = max(difference(found, plain) for found, plain in pairs())
+            allowed = _allowed(model, worst)
     except Exception as error:  # a model's own code may raise anything
         return f"fails ({type(error).__name__}: {' '.join(str(error).split())[:80]})"
     finally:
         model.train(training)
-    tolerance = TOLERANCE.get(model.dtype, COARSE)
-    if worst <= tolerance or (model.dtype != torch.float32 and worst <= min(MOST, 4 * _rounding(model))):
-        return None
-    return f"gives other logits than plain passes (by {worst:.2g} of their spread)"
+    return None if allowed else f"gives other logits than plain passes (by {worst:.2g} of their spread)"
+
+
+def _allowed(model, worst: float) -> bool:
+    """Whether rounding explains a difference; what the model itself rounds is measured only where it has to be."""
+    if worst <= TOLERANCE.get(model.dtype, COARSE):
+        return True
+    return model.dtype != torch.float32 and worst <= min(MOST, 4 * _rounding(model))
 
 
 def difference(found: Tensor, plain: Tensor) -> float:
@@ -67,10 +72,9 @@ def difference(found: Tensor, plain: Tensor) -> float:
     return float(shares.nan_to_num(nan=torch.inf).max())
 
 
-@torch.no_grad()
 def _rounding(model) -> float:
     """How far the logits of a row differ where it is read beside its like, or before other tokens."""
-    row, later = random_rows(model, (17, 9))
+    row, later = random_rows(model, (12, 9))
     copies = model(input_ids=torch.tensor([row] * 3, device=model.device), use_cache=False).logits
     ways = [*copies, plain_logits(model, row + later)[: len(row)]]
     return max(difference(found, plain_logits(model, row)) for found in ways)
@@ -91,7 +95,7 @@ def reads_padding(model) -> bool:
     """Whether rows that are filled up on their left, behind a mask, are read as each alone."""
 
     def pairs() -> Pairs:
-        rows = random_rows(model, (3, 17, 10))
+        rows = random_rows(model, (3, 12))
         width = max(map(len, rows))
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
@@ -106,7 +110,7 @@ def ignores_filling(model) -> bool:
     """Whether what a row is filled up with behind its end, without a mask, changes nothing before it."""
 
     def pairs() -> Pairs:
-        rows = random_rows(model, (3, 17, 10))
+        rows = random_rows(model, (3, 12))
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
         logits = model(input_ids=ids).logits  # as lm-eval calls a model

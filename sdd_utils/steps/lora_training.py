@@ -123,7 +123,7 @@ def _end_to_end(model) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Logits of rows as TRL lays them end to end, and of each alone."""
     if attention.counts_from_start(model):
         raise NotImplementedError("its layers' chunks begin at fixed places of the sequence")
-    rows = probe.random_rows(model, (5, 1, 11, 3))
+    rows = probe.random_rows(model, (5, 1, 9))
     batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([{"input_ids": row} for row in rows])
     batch = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
     del batch["labels"]

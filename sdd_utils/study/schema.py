@@ -104,7 +104,7 @@ class Study(BaseModel, frozen=True):
     rewrite_tokens: Positive = Field(
         description="longest rewrite, in tokens; a longer one falls back to the original response [ours]"
     )
-    generation_batch: Positive = Field(description="rows decoded at once; does not change a row's text beyond rounding")
+    generation_batch: Positive = Field(description="rows decoded at once; texts depend on it, within rounding")
 
     # Fine-tuning
     arms: Distinct[Literal[tuple(ARMS)]] = Field(

@@ -1,5 +1,6 @@
 """Extraction, conditional selection, and a distilled set that a kill cannot spoil."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -10,7 +11,7 @@ import pytest
 import tiny_models
 
 from sdd_utils import ROOT
-from sdd_utils.engine import generation
+from sdd_utils.engine import decoding, generation
 from sdd_utils.models import chat_format, store
 from sdd_utils.steps import answer_check, distillation
 
@@ -87,6 +88,55 @@ def test_a_kill_at_any_row_gives_the_same_set(model_folder, tmp_path):
         path = tmp_path / f"cut{cut}.jsonl"
         path.write_text("".join(lines[:cut]) + lines[cut][: len(lines[cut]) // 2])  # killed in the middle of a line
         assert rewrite(model_folder, path) == whole
+
+
+@pytest.fixture
+def by_company(monkeypatch):
+    """Texts that say beside which rows they were made, as in bfloat16 they do by their rounding; the calls' prompts."""
+    calls = []
+
+    def decode(model, prompts, *, batch_size, max_new_tokens, **_):
+        calls.append(len(prompts))
+        company = [byte % 90 for byte in hashlib.sha256(repr(sorted(prompts.values())).encode()).digest()[:6]]
+        yield from ((id_, company) for id_ in sorted(prompts, reverse=True))
+
+    monkeypatch.setattr(decoding, "engine_for", lambda model, *, batch_size: (decode, batch_size))
+    monkeypatch.setattr(generation, "GROUP", 2)
+    return calls
+
+
+MANY = [ROWS[0] | {"id": f"m{i:02}", "instruction": f"Count to {i}."} for i in range(11)]
+
+
+def test_a_resumed_set_is_made_in_the_groups_of_the_uninterrupted_one(model_folder, tmp_path, by_company):
+    settings = SETTINGS | {"batch_size": 2}
+    whole = distillation.rewrite(model_folder, MANY, path=tmp_path / "whole.jsonl", **settings)
+    assert by_company == [4, 4, 3]
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    assert len({row["text"] for row in whole}) == 3
+    for cut, groups in {1: [4, 4, 3], 4: [4, 3], 6: [4, 3], 10: [3]}.items():
+        by_company.clear()
+        path = tmp_path / f"cut{cut}.jsonl"
+        path.write_text("".join(lines[:cut]) + lines[cut][:9])
+        assert distillation.rewrite(model_folder, MANY, path=path, **settings) == whole
+        assert by_company == groups
+        assert path.read_text().startswith("".join(lines[:cut]))
+
+
+def test_a_set_cut_off_twice_and_one_that_grows(model_folder, tmp_path, by_company):
+    settings, path = SETTINGS | {"batch_size": 2}, tmp_path / "set.jsonl"
+    distillation.rewrite(model_folder, MANY[:5], path=path, **settings)
+    by_company.clear()
+    grown = distillation.rewrite(model_folder, MANY, path=path, **settings)
+    assert by_company == [4, 2]  # the six new rows only
+    lines = path.read_text().splitlines(keepends=True)
+    for cut in (10, 6):
+        path.write_text("".join(lines[:cut]))
+        assert distillation.rewrite(model_folder, MANY, path=path, **settings) == grown
+    path.write_text("".join(lines[:6]))
+    by_company.clear()
+    distillation.rewrite(model_folder, MANY, path=path, **settings | {"batch_size": 3})
+    assert by_company == [5]  # other batches: there is nothing to go on with, only rows to add
 
 
 def test_finished_rows_are_not_generated_again(model_folder, tmp_path, monkeypatch):
