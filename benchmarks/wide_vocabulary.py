@@ -20,7 +20,7 @@ from sdd_utils import ROOT
 from sdd_utils.base.provenance import process_provenance
 from sdd_utils.data.rows import load_rows, question_of, text_of
 from sdd_utils.engine import generation
-from sdd_utils.models import store
+from sdd_utils.models import chat_format, store
 from sdd_utils.steps import distillation, evaluation, fidelity, finetuning, merging, pruning, similarity
 from sdd_utils.sweep.run_notebook import KEEP_MEMORY
 
@@ -74,7 +74,7 @@ def measure_pruning(run: Path) -> None:
 def measure_distillation(run: Path) -> None:
     rows = load_rows("gsm_symbolic", split="train", rows=48)
     tokenizer = store.load_tokenizer(run / "original")
-    prompts = {row["id"]: generation.render(tokenizer, distillation.rewrite_messages(row)) for row in rows}
+    prompts = {row["id"]: chat_format.render(tokenizer, distillation.rewrite_messages(row)) for row in rows}
     settings = {"max_new_tokens": STUDY["rewrite_tokens"], **SAMPLING}
     texts = generation.generate_file(run / "original", prompts, path=run / "texts.jsonl", **settings)
     sets = {"rewrites": [text["text"] for text in texts[:4]]}
@@ -98,10 +98,9 @@ def measure_finetuning(run: Path) -> None:
 
 def measure_merging(run: Path) -> None:
     for arm in ARMS:
-        model, tokenizer = store.load_model(run / "n4", adapter=run / arm)
-        store.save_model(model, tokenizer, folder=run / f"parent-{arm}", parent="n4", recipe={})
+        merging.write_parent(run / "n4", run / arm, out=run / f"parent-{arm}")
     merging.merge_checkpoints(*(run / f"parent-{arm}" for arm in ARMS), out=run / "slerp", t=0.5)
-    evaluation.evaluate_model(run / "slerp", **SCORING)
+    evaluation.evaluate_model(run / "slerp", dtype=torch.float32, **SCORING)
 
 
 def measure_embedding_similarity(run: Path) -> None:

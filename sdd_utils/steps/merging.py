@@ -20,6 +20,7 @@ from torch import Tensor
 from sdd_utils.base.files import whole_folder
 from sdd_utils.engine import tensor_stream
 from sdd_utils.engine.tensor_stream import TensorLocation, buffers, header, read_chunks, shard_writer, tensor_index
+from sdd_utils.models import store
 from sdd_utils.models.store import write_manifest
 
 BLOCK = 2**16  # elements of a piece that are computed at a time
@@ -97,6 +98,16 @@ def _sums(
             x, y = (space[: len(block)].copy_(part) for space, part in zip(spaces, blocks, strict=True))
             block.copy_(x.mul_(weight_a).add_(y.mul_(weight_b)))
         yield out
+
+
+def write_parent(checkpoint: Path, adapter: Path, *, out: Path) -> None:
+    """Write a fine-tuned model as one checkpoint in float32: its adapter merged into the weights.
+
+    Raises:
+        ValueError: see `store.load_merged` and `store.save_model`.
+    """
+    model, tokenizer, _ = store.load_merged(checkpoint, adapter=adapter)
+    store.save_model(model, tokenizer, folder=out, parent=checkpoint.name, recipe={"adapter": adapter.name})
 
 
 def merge_checkpoints(a: Path, b: Path, *, out: Path, t: float, how: str = "slerp") -> dict:

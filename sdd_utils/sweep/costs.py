@@ -177,7 +177,7 @@ def distillation(costs: CostModel, data_set: str) -> Estimate:
 
 
 def finetuning(costs: CostModel, *, block_size: int, data_set: str, rows: int) -> Estimate:
-    """Every arm: train an adapter, load the model again with it merged in, score it and compare it."""
+    """Every arm: train an adapter, load the model with it beside the weights, score it and compare it."""
     lengths, scored, arms = set_lengths(data_set), evaluation(costs, block_size), len(costs.study.arms)
     compared = fidelity(costs, block_size, models=arms)
     responses = [response_of(costs.study, data_set, arm) for arm in costs.study.arms]

@@ -1,10 +1,12 @@
 """How much memory a job holds at its peak, by arithmetic; the examples it was fitted to stand in its tests.
 
 On a CPU a job keeps what it has freed, for new pages cost time (`run_notebook.KEEP_MEMORY`), and larger tensors do not
-always fit into the gaps: `HEAP` stands for that. A job that merges adapters in float32 leaves gaps of their size.
+always fit into the gaps: `HEAP` stands for that.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 
 from sdd_utils.engine.packed_linear import MOST_BYTES
 from sdd_utils.study.jobs import Job
@@ -53,8 +55,8 @@ def _cache(costs: CostModel, n: int, tokens: float) -> float:
 
 
 def _loading(costs: CostModel, n: int) -> float:
-    """Bytes of loading a model with an adapter: on a CPU it is merged in float32, tensor by tensor rounded."""
-    return weights(costs, n) + (costs.shapes[n].parameters * 4 if costs.machine.device == "cpu" else 0)
+    """Bytes of a model with an adapter beside its weights."""
+    return weights(costs, n) + costs.shapes[n].adapter * costs.machine.weight_bytes
 
 
 def _states(costs: CostModel) -> float:
@@ -116,21 +118,17 @@ def _pruning(costs: CostModel, n: int) -> float:
 
 
 def _finetuning(costs: CostModel, n: int, data_set: str) -> float:
-    """Bytes of training, scoring and comparing: on a CPU the two merged models leave gaps, and a third is compared."""
+    """Bytes of training, of scoring, or of comparing with the original."""
     length = set_lengths(data_set)
     row = min(costs.study.max_length, LONG_BATCH * (length["prompt"] + length["response"]))
-    trained = _training(costs, n, row=row)
-    if costs.machine.device != "cpu":
-        return max(trained, scoring(costs, n), _fidelity(costs, n))
-    loads = min(len(costs.study.arms), 2) + 1
-    return max(trained, scoring(costs, n)) + weights(costs, 0) + loads * _loading(costs, n)
+    return _heap(costs, max(_training(costs, n, row=row), scoring(costs, n), _fidelity(costs, n)))
 
 
 def _merging(costs: CostModel, n: int) -> float:
-    """Bytes of the second parent beside the first while it is merged, then of scoring what is between them."""
-    parents = weights(costs, n) + (_loading(costs, n) if costs.machine.device == "cpu" else 0)
+    """Bytes of a parent in float32 beside what is read back of it, then of scoring what is between two of them."""
+    precise = replace(costs, machine=SimpleNamespace(**vars(costs.machine) | {"weight_bytes": 4}))
     mixed = _training(costs, n) if costs.study.train_on_mixture else 0
-    return parents + max(scoring(costs, n), mixed)
+    return _heap(costs, max(2 * weights(precise, n), scoring(precise, n), mixed))
 
 
 def _training(costs: CostModel, n: int, *, row: float = 0) -> float:

@@ -195,10 +195,6 @@ def notes(costs: CostModel, plan: dict[str, Row]) -> list[str]:
         f"disk: {short(sum(cost.disk for cost in whole) / GB)} GB, and {short(2 * costs.shapes[0].parameters / GB)} GB "
         "for the model itself (2 bytes a parameter)",
     ]
-    if machine.dtype_bytes < 4:
-        lines.append(
-            f"host memory: {short(4 * costs.shapes[0].parameters / GB)} GB a job: adapters are merged in float32"
-        )
     unknown = [name for name in costs.study.data_sets if name not in token_lengths.lengths()["data_sets"]]
     unknown += [name for name in costs.study.tasks if name not in token_lengths.lengths()["tasks"]]
     if unknown:
