@@ -26,8 +26,15 @@ def embedded(**changes):
     return load_study("embedded").model_copy(update=changes)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def as_measured():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDD_DTYPE", "bfloat16")
+        yield
+
+
 @pytest.fixture(scope="module")
-def planned():
+def planned(as_measured):
     return plan.memory_of_jobs(embedded())
 
 
@@ -66,6 +73,12 @@ def test_logits_follow_the_vocabulary(tmp_path):
     longest = 106  # tokens of a document whose likelihood is rolled over, 16 of them at once
     logits = 16 * longest * (262144 - 65536) * 4
     assert peaks[1] - peaks[0] == pytest.approx(logits, rel=0.01)
+
+
+def test_float32_takes_more_memory_than_bfloat16(planned, monkeypatch):
+    monkeypatch.setenv("SDD_DTYPE", "float32")
+    wider = plan.memory_of_jobs(embedded())
+    assert all(wider[name] > size for name, size in planned.items() if name != "results")
 
 
 def scheduled(tmp_path: Path, total: int) -> list[float]:
