@@ -179,7 +179,10 @@ def cost_model(study, *, hardware: str | None) -> tuple[CostModel, str]:
     }
     name = hardware or ("h100-80gb" if shapes[0].parameters >= LARGE else "cpu-2-cores")
     to_all = attention.attends_to_all(SimpleNamespace(config=config))
-    return CostModel(study=study, machine=load_machine(name), shapes=shapes, attends_to_all=to_all), origin
+    machine = load_machine(name)
+    if machine.device == "cpu" and precision.dtype_name() == "float32":
+        machine.weight_bytes = 4
+    return CostModel(study=study, machine=machine, shapes=shapes, attends_to_all=to_all), origin
 
 
 def notes(costs: CostModel, plan: dict[str, Row]) -> list[str]:

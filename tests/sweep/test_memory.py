@@ -2,15 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from benchmarks import wide_vocabulary
 from sdd_utils import ROOT
+from sdd_utils.base.records import NOTEBOOKS
 from sdd_utils.study.jobs import study_jobs
 from sdd_utils.study.schema import load_study
 from sdd_utils.sweep import memory, plan, reproduce
@@ -25,8 +26,15 @@ def embedded(**changes):
     return load_study("embedded").model_copy(update=changes)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def as_measured():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDD_DTYPE", "bfloat16")
+        yield
+
+
 @pytest.fixture(scope="module")
-def planned():
+def planned(as_measured):
     return plan.memory_of_jobs(embedded())
 
 
@@ -67,6 +75,12 @@ def test_logits_follow_the_vocabulary(tmp_path):
     assert peaks[1] - peaks[0] == pytest.approx(logits, rel=0.01)
 
 
+def test_float32_takes_more_memory_than_bfloat16(planned, monkeypatch):
+    monkeypatch.setenv("SDD_DTYPE", "float32")
+    wider = plan.memory_of_jobs(embedded())
+    assert all(wider[name] > size for name, size in planned.items() if name != "results")
+
+
 def scheduled(tmp_path: Path, total: int) -> list[float]:
     """When the two jobs of a tiny sweep began, with the rules' memory as ours and so much of it in all."""
     snakefile, log = tmp_path / "Snakefile", tmp_path / "log"
@@ -88,22 +102,13 @@ def test_a_machine_that_holds_one_job_runs_one_at_a_time(total, one_at_a_time, t
     assert (second - first > 1.5 and fourth - third > 1.5) == one_at_a_time
 
 
-def test_memory_of_jobs_in_the_dag_is_that_of_the_plan(tmp_path):
-    path = tmp_path / "study.yaml"
-    path.write_text(
-        yaml.safe_dump(yaml.safe_load((ROOT / "studies" / "embedded.yaml").read_text()) | {"max_length": 200})
-    )
-    command = [sys.executable, "-m", "snakemake", "-n", "--nolock", "--config", f"study={path}", f"run={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    told = {}
-    for block in (done.stdout + done.stderr).split("\n\n"):
-        lines = [line.strip() for line in block.splitlines()]
-        log = [Path(line.removeprefix("log: ").split(" ")[0]).stem for line in lines if line.startswith("log: ")]
-        sizes = [line for line in lines if line.startswith("resources: ")]
-        if log and "mem_mb=" in sizes[0]:
-            told[log[0]] = int(sizes[0].split("mem_mb=")[1].split(",")[0])
-    expected = plan.memory_of_jobs(load_study(str(path)))
-    assert told == {name: size for name, size in expected.items() if name != "results"}
+def test_every_rule_with_a_model_reserves_what_the_plan_says_of_its_step():
+    """That its function finds every job's number is shown by each dry run, which asks for them."""
+    rules = re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", (ROOT / "Snakefile").read_text(), re.M | re.S)
+    reserved = {name: re.findall(r"mem_mb=(.+)", body) for name, body in rules}
+    assert {name for name in reserved if name in NOTEBOOKS} == set(NOTEBOOKS)
+    for step in set(NOTEBOOKS) - {"results"}:
+        assert reserved[step] == [f'memory("{step}")']
 
 
 def test_memory_is_the_machines_or_its_containers(tmp_path, monkeypatch):
