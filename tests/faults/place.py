@@ -73,6 +73,7 @@ def make(folder: Path, study: dict) -> Place:
             (folder / path.parent).mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / path, folder / path)
         (folder / "work").mkdir(exist_ok=True)
+        (ROOT / "work" / "models").mkdir(parents=True, exist_ok=True)
         (folder / "work" / "models").symlink_to(ROOT / "work" / "models")
         (folder / "studies" / "ci.yaml").symlink_to(folder / ".ci" / "embedded-reduced.yaml")
         tiny_models.write("llama", folder / "work" / "tiny-llama")
