@@ -1,10 +1,12 @@
 """Files are whole or absent, and rows that were dear to make are never lost."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sdd_utils.base.files import digest, keep_rows, read_json_lines, whole_folder, write_json_lines
+from sdd_utils.base.files import digest, keep_rows, one_at_a_time, read_json_lines, whole_folder, write_json_lines
 
 
 def made_of(asked):
@@ -77,3 +79,17 @@ def test_a_folder_is_whole_or_as_before(tmp_path):
     with pytest.raises(RuntimeError):
         interrupted()
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "a.json"]
+
+
+def test_only_one_at_a_time_is_in_there(tmp_path):
+    inside = []
+
+    def work(_):
+        with one_at_a_time(tmp_path / "new" / ".lock"):
+            inside.append("in")
+            time.sleep(0.1)
+            inside.append("out")
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))
+    assert inside == ["in", "out"] * 3

@@ -73,8 +73,11 @@ def make(folder: Path, study: dict) -> Place:
             (folder / path.parent).mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / path, folder / path)
         (folder / "work").mkdir(exist_ok=True)
-        (folder / "work" / "models").symlink_to(ROOT / "work" / "models")
-        (folder / "studies" / "ci.yaml").symlink_to(folder / ".ci" / "embedded-reduced.yaml")
+        (ROOT / "work" / "models").mkdir(parents=True, exist_ok=True)
+        links = {"work/models": ROOT / "work" / "models", "studies/ci.yaml": folder / ".ci" / "embedded-reduced.yaml"}
+        for name, to in links.items():
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).symlink_to(to)
         tiny_models.write("llama", folder / "work" / "tiny-llama")
         (folder / STUDY).write_text(yaml.safe_dump(study))
     return place
