@@ -100,9 +100,11 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
         args=arguments,
         train_dataset=scheduled,
         processing_class=tokenizer,
-        peft_config=_lora(settings),
+        peft_config=_lora(model, settings),
         callbacks=[KeepNewest()],
     )
+    if model.device.type == "cpu":  # where our own loss divides by a step's tokens, whatever the model's loss knows
+        trainer.model_accepts_loss_kwargs = True
     # Autocast casts inputs, and only where it must.
     with disk.told(), disable_input_dtype_casting(trainer.model, active=arguments.bf16):
         trainer.train(resume_from_checkpoint=newest(place))
@@ -216,13 +218,17 @@ class Trainer(SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def _lora(settings: dict) -> LoraConfig:
+def _lora(model, settings: dict) -> LoraConfig:
+    """Not for layers that do more than a linear map, such as routers of experts: peft would call them as one."""
     targets = settings["lora_targets"]
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    special = [name for name, module in linear if type(module).forward is not torch.nn.Linear.forward]
     return LoraConfig(
         r=settings["lora_rank"],
         lora_alpha=settings["lora_alpha"],
         lora_dropout=settings["lora_dropout"],
         target_modules=targets if targets == "all-linear" else targets.split(","),
+        exclude_modules=special or None,
         task_type="CAUSAL_LM",
     )
 
