@@ -40,6 +40,8 @@ def agrees(model, way: str, pairs: Callable[[], Pairs], *, instead: str) -> bool
 
 
 def _fault(model, pairs: Callable[[], Pairs]) -> str | None:
+    if getattr(model.config.get_text_config(decoder=True), "index_topk", None):  # DeepSeek V3.2's sparse attention
+        return "is not tried, as its layers choose among more keys than short rows have"
     training = model.training
     model.eval()
     try:

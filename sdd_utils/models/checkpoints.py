@@ -5,12 +5,13 @@ import math
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 # In a configuration, or kept by a module, beside what makes numbers.
 _NAMES_OF_THE_RUN = ("transformers_version", "dtype", "architectures", "name_or_path")
 # What an architecture's code may raise where a layer is not in the place that it was made for.
-FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, StrictDataclassError)
 LARGEST_GAP = 1e-3  # of logits that are one, in standard deviations; the same code gives the same bits on CPUs
 
 

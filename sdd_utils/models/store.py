@@ -245,23 +245,24 @@ def save_model(model, tokenizer, *, folder: Path, parent: str, recipe: dict) -> 
         ValueError: read back it is another model, as where a rule of the architecture goes by a layer's number.
     """
     with whole_folder(folder) as scratch:
-        model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        checkpoints.add_names_of_version_4(scratch)
-        _check_reading_back(model, scratch)
+        _save_and_read_back(model, scratch)
         weights = {path.name: file_sha256(path) for path in sorted(scratch.glob("*.safetensors"))}
         write_manifest(scratch, weights=weights, parent=parent, recipe=recipe)
     return folder
 
 
-def _check_reading_back(model, folder: Path) -> None:
+def _save_and_read_back(model, folder: Path) -> None:
     try:
+        model.save_pretrained(folder)
+        checkpoints.add_names_of_version_4(folder)
         again, report = _read(folder, model.dtype)
         different = checkpoints.difference(model.eval(), again.to(model.device).eval(), report)
+        different = different and f"read back, {different}"
     except checkpoints.FAILURES as error:
-        different = f"it fails ({' '.join(str(error).split())[:150]})"
+        different = f"saving it and reading it back fails ({' '.join(str(error).split())[:150]})"
     if different:
-        raise ValueError(f"this {type(model).__name__} cannot be kept: read back, {different}; nothing was saved")
+        raise ValueError(f"this {type(model).__name__} cannot be kept: {different}; nothing was saved")
 
 
 def write_manifest(folder: Path, *, weights: dict[str, str], parent: str, recipe: dict) -> None:
