@@ -176,8 +176,7 @@ def load_merged(
 
 def _decoder(folder: Path, dtype: torch.dtype):
     """The decoder-only model of a folder, all of whose tensors were there: others would be random."""
-    if load_config(folder).is_encoder_decoder:
-        raise ValueError(f"model {folder.name!r} is an encoder-decoder: use a decoder-only causal language model")
+    _check_decoder(load_config(folder), folder.name)
     model, report = _read(folder, dtype)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
@@ -185,6 +184,17 @@ def _decoder(folder: Path, dtype: torch.dtype):
             "download it again, or name another model"
         )
     return model
+
+
+def _check_decoder(config, name: str) -> None:
+    """Raise ValueError unless a configuration is that of a decoder-only causal language model."""
+    fix = "use a decoder-only causal language model"
+    if config.is_encoder_decoder:
+        raise ValueError(f"model {name!r} is an encoder-decoder: {fix}")
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"model {name!r} ({config.model_type}) has no causal language model in transformers: {fix}")
+    if not getattr(config.get_text_config(decoder=True), "num_hidden_layers", None):
+        raise ValueError(f"model {name!r} ({config.model_type}) has no one list of decoder layers: {fix}")
 
 
 def _read(folder: Path, dtype: torch.dtype) -> tuple["transformers.PreTrainedModel", dict]:

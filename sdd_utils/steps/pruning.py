@@ -75,7 +75,7 @@ def _passed_over(layers: Iterable[nn.Module]) -> Iterator[None]:
 
     def skip(_, inputs: tuple, named: dict, output):
         states = inputs[0] if inputs else named["hidden_states"]
-        return (states, *output[1:]) if isinstance(output, tuple) else states
+        return type(output)((states, *output[1:])) if isinstance(output, tuple | list) else states
 
     hooks = [layer.register_forward_hook(skip, with_kwargs=True) for layer in layers]
     try:

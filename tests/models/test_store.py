@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 import httpx
 import numpy as np
 import pytest
+import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from sdd_utils.models import store
@@ -119,3 +120,17 @@ def test_a_padding_token_outside_the_embedding_is_not_used(model, tokenizer, tmp
         similarity.measure_similarity(loaded, own, texts, batch_size=rows, max_length=64).distances for rows in (2, 1)
     )
     assert np.abs(together - apart).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("T5Config", "is an encoder-decoder"),
+        ("CLIPConfig", "has no causal language model in transformers"),
+        ("BltConfig", "has no one list of decoder layers"),
+    ],
+)
+def test_models_of_other_kinds_are_told_before_their_weights_are_read(config, said, tmp_path):
+    getattr(transformers, config)().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{said}: use a decoder-only causal language model"):
+        store.load_model(tmp_path)
