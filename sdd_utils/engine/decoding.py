@@ -38,6 +38,7 @@ def _likeliest(logits: Tensor, ids: list[str], steps: list[int]) -> Tensor:
 
 
 GREEDY: Draw = _likeliest
+WRONG_CACHES = {"moshi"}  # beyond its window, which is longer than the rows that are tried, see docs/log.md
 # Tokens that all slots together hold at most: one long prompt sizes every slot. SmolLM2-135M in float32 needs 4.5 GB
 # for as many, Llama-3.1-8B in bfloat16 13 GB.
 MOST_TOKENS = 96 * 1024
@@ -100,16 +101,24 @@ def supports(model) -> bool:
 
 
 def engine_for(model, *, batch_size: int) -> tuple[Callable, int]:
-    """What generates with a model, and how many rows at once: one, where padded rows are not generated exactly."""
+    """What generates with a model, and how many rows at once: one, where padded rows are not generated exactly.
+
+    Raises:
+        ValueError: not even one row is, as where a cache of transformers does not give what plain passes give.
+    """
     if supports(model):
         return decode, batch_size
-    pairs = functools.partial(_forced, model, generate_batches)
-    exact = probe.agrees(model, "generating padded rows", pairs, instead="rows are generated one by one")
-    padded = exact and probe.reads_padding(model)
-    return generate_batches, batch_size if padded else 1
+    padded, alone = (functools.partial(_forced, model, generate_batches, batch_size=rows) for rows in (2, 1))
+    exact = probe.agrees(model, "generating padded rows", padded, instead="rows are generated one by one")
+    if exact and probe.reads_padding(model):
+        return generate_batches, batch_size
+    known = getattr(model.config, "model_type", "") in WRONG_CACHES
+    if known or not (exact or probe.agrees(model, "generating with a cache", alone, instead="it is refused")):
+        raise ValueError(f"{type(model).__name__} cannot generate: with a cache it computes other logits than without")
+    return generate_batches, 1
 
 
-def _forced(model, engine: Callable) -> Iterator[tuple[Tensor, Tensor]]:
+def _forced(model, engine: Callable, *, batch_size: int = 2) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits of an engine that is made to choose given tokens, and those of plain passes over them.
 
     Two rows of unlike length with an opening in common. The longer one says its text twice, so that drafts are read.
@@ -124,7 +133,7 @@ def _forced(model, engine: Callable) -> Iterator[tuple[Tensor, Tensor]]:
         return torch.tensor([following[id_][step] for id_, step in zip(ids, steps, strict=True)], device=logits.device)
 
     unused = next(token for token in range(len(new) + 3) if token not in [*new, text[6]])
-    for _ in engine(model, prompts, batch_size=2, max_new_tokens=len(new), ends=[unused], draw=draw):
+    for _ in engine(model, prompts, batch_size=batch_size, max_new_tokens=len(new), ends=[unused], draw=draw):
         pass
     for id_, row in prompts.items():
         found = torch.stack([seen[id_, step] for step in range(len(new))])

@@ -222,7 +222,7 @@ def _lora(model, settings: dict) -> LoraConfig:
     """Not for layers that do more than a linear map, such as routers of experts: peft would call them as one."""
     targets = settings["lora_targets"]
     linear = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    special = [name for name, module in linear if type(module).forward is not torch.nn.Linear.forward]
+    special = [name for name, module in linear if not _is_linear_map(module)]
     return LoraConfig(
         r=settings["lora_rank"],
         lora_alpha=settings["lora_alpha"],
@@ -231,6 +231,18 @@ def _lora(model, settings: dict) -> LoraConfig:
         exclude_modules=special or None,
         task_type="CAUSAL_LM",
     )
+
+
+@torch.no_grad()
+def _is_linear_map(module: torch.nn.Linear) -> bool:
+    """Whether a subclass of Linear, by its own forward pass, still is the map of its weight."""
+    if type(module).forward is torch.nn.Linear.forward:
+        return True
+    inputs = torch.ones(1, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
+    try:
+        return torch.allclose(module(inputs), torch.nn.Linear.forward(module, inputs), rtol=0.05, atol=1e-3)
+    except (RuntimeError, TypeError):  # other shapes, or a tuple
+        return False
 
 
 def _arguments(place: Path, settings: dict, *, processes: int) -> SFTConfig:

@@ -57,7 +57,7 @@ def test_a_file_becomes_rows_with_context_and_answer(own_data):
 )
 def test_the_answer_stands_in_the_last_line_and_a_heading_is_none(response, answer):
     names = {"instruction": "q", "context": "", "response": "r", "answer": ""}
-    assert source_rows._columns({"q": "?", "r": response}, names)["answer"] == answer
+    assert source_rows._columns({"q": "?", "r": response}, names, where="")["answer"] == answer
 
 
 def test_empty_and_long_rows_are_left_out_and_counted(own_data):

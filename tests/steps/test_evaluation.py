@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from sdd_utils.data.rows import load_rows
-from sdd_utils.engine import decoding, lm_eval_model
+from sdd_utils.engine import decoding, lm_eval_model, probe
 from sdd_utils.engine.lm_eval_model import group_by_prefix
 from sdd_utils.models import chat_format, store
 from sdd_utils.steps import evaluation
@@ -234,6 +234,7 @@ def test_rolling_texts_follow_one_bos_token(tokenizer):
 def test_no_request_has_two_bos_tokens_and_chat_prompts_have_the_templates(tokenizer, monkeypatch, task, prints, chat):
     own = adding_bos(tokenizer)
     own.chat_template = ("\n{{ bos_token }}" if prints else "") + own.chat_template  # not even at the very beginning
+    monkeypatch.setattr(probe, "agrees", lambda *_, **__: True)  # whose rows of random tokens are no requests
     seen = []
     plain_scores, plain_decode = lm_eval_model.SharedContextLM._score_choices, decoding.decode
     spy = lambda self, contexts, *rest: seen.extend(contexts) or plain_scores(self, contexts, *rest)  # noqa: E731
@@ -263,6 +264,7 @@ def test_answers_of_tasks_end_at_every_end_token(tokenizer, monkeypatch, continu
     own = copy.deepcopy(tokenizer)
     own.eos_token = own.pad_token = "<|im_start|>"
     model = tiny_llama(own)
+    monkeypatch.setattr(probe, "agrees", lambda *_, **__: True)  # its passes would be counted
     monkeypatch.setattr(model.generation_config, "eos_token_id", own.eos_token_id)
     end = own.convert_tokens_to_ids("<|im_end|>")
     made = own("ab", add_special_tokens=False)["input_ids"] + [end] + own("cd", add_special_tokens=False)["input_ids"]
