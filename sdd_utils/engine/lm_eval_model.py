@@ -97,17 +97,19 @@ class SharedContextLM(HFLM):
     def _likelihoods(self, requests, *, disable_tqdm: bool, override_bs: int | None) -> list[tuple[float, bool]]:
         """(log-likelihood, is greedy) of every (_, context, choice) of tokens, in order."""
         rolling = any(key is None for key, _, _ in requests)  # windows, which share nothing but their first token
-        if rolling or not self._shares_contexts():
-            alone = None if probe.ignores_filling(self.model) else 1
-            return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=alone or override_bs)
-        groups: dict[tuple, list[int]] = {}
-        for index, (_, context, _) in enumerate(requests):
-            groups.setdefault(tuple(context), []).append(index)
+        plain, groups = [], {}
+        shared = not rolling and self._shares_contexts()
+        for index, (_, context, choice) in enumerate(requests):
+            fits = len(context) + len(choice) <= self.max_length + 1  # else each choice cuts its context otherwise
+            (groups.setdefault(tuple(context), []) if shared and fits else plain).append(index)
         scores = [(0.0, False)] * len(requests)
-        with tqdm(total=len(groups), desc="choices", disable=disable_tqdm or None) as progress:
-            for opening, family in group_by_prefix(
-                groups, context_limit=self.max_length - max(len(choice) for *_, choice in requests)
-            ):
+        alone = None if not plain or probe.ignores_filling(self.model) else 1
+        settings = {"disable_tqdm": disable_tqdm, "override_bs": alone or override_bs}
+        of_plain = super()._loglikelihood_tokens([requests[i] for i in plain], **settings) if plain else []
+        for index, score in zip(plain, of_plain, strict=True):
+            scores[index] = score
+        with tqdm(total=len(groups), desc="choices", disable=disable_tqdm or not groups or None) as progress:
+            for opening, family in group_by_prefix(groups):
                 cache = self._read_opening(opening)
                 for start in range(0, len(family), self.batch_size):
                     chunk = family[start : start + self.batch_size]
@@ -156,9 +158,7 @@ class SharedContextLM(HFLM):
     def _choice_logits(
         self, contexts: list[Tokens], choices: list[list[list[int]]], opening: Tokens, cache: DynamicCache
     ) -> Iterator[torch.Tensor]:
-        """Logits before each of a choice's tokens, in order; contexts are cut on the left to the model's length."""
-        context_limit = self.max_length - max(len(choice) for group in choices for choice in group)
-        contexts = [list(context)[-context_limit:] for context in contexts]
+        """Logits before each of a choice's tokens, in order."""
         ids, positions, part = (table.to(self.device) for table in _lay_out_choices(contexts, choices))
         read_before, start = len(opening), max(map(len, contexts)) - 1
         cache = _repeated(cache, len(contexts), self.model.config)
@@ -178,15 +178,15 @@ class SharedContextLM(HFLM):
                 offset += len(choice) - 1
 
 
-def group_by_prefix(contexts: Iterable[Tokens], *, context_limit: int) -> Iterator[tuple[Tokens, list[Tokens]]]:
+def group_by_prefix(contexts: Iterable[Tokens]) -> Iterator[tuple[Tokens, list[Tokens]]]:
     """(opening, contexts that begin with it, the longest first), where an opening that is worth it is read once.
 
-    Contexts that share nothing worthwhile come last, together, with an empty opening, as do those that will be cut to
-    `context_limit` tokens. Every context is longer than its opening.
+    Contexts that share nothing worthwhile come last, together, with an empty opening. Every context is longer than its
+    opening.
     """
     alike, unshared = defaultdict(list), []
     for context in contexts:
-        (alike[context[:ALIKE]] if len(context) <= context_limit else unshared).append(context)
+        alike[context[:ALIKE]].append(context)
     for family in alike.values():
         opening = commonprefix([context[:-1] for context in family])
         if len(opening) * (len(family) - 1) >= WORTHWHILE:
@@ -210,7 +210,7 @@ def _repeated(cache: DynamicCache, rows: int, config) -> DynamicCache:
     return repeated
 
 
-def _lay_out_choices(contexts: list[list[int]], choices: list[list[list[int]]]) -> torch.Tensor:
+def _lay_out_choices(contexts: list[Tokens], choices: list[list[list[int]]]) -> torch.Tensor:
     """Each context but its last token, filled up to the longest; then that token, and the choices, end to end.
 
     A choice's last token is left out, as nothing follows it.
@@ -225,7 +225,7 @@ def _lay_out_choices(contexts: list[list[int]], choices: list[list[list[int]]]) 
     table[2] = -1
     for row, (context, group) in enumerate(zip(contexts, choices, strict=True)):
         length, start = len(context), longest
-        table[:, row, [*range(length - 1), longest - 1]] = torch.tensor([context, range(length), [0] * length])
+        table[:, row, [*range(length - 1), longest - 1]] = torch.tensor([[*context], [*range(length)], [0] * length])
         for number, choice in enumerate(group, start=1):
             head = choice[:-1]
             places = range(length, length + len(head))

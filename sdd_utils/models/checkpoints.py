@@ -29,9 +29,10 @@ def difference(saved, loaded, report: dict) -> str:
             return f"{len(names)} of its tensors are {kind.removesuffix('_keys')}, such as {names[0]}"
     for settings in (_configuration, _attributes):
         before, after = settings(saved), settings(loaded)
-        if changed := [name for name in before if not _equal(before[name], after.get(name))]:
+        both = [name for name in before if name in after]  # a kind of layer may be gone, and what was kept for it
+        if changed := [name for name in both if not _equal(before[name], after[name])]:
             name = changed[0]
-            return f"its {name} is {after.get(name)} in place of {before[name]}"
+            return f"its {name} is {after[name]} in place of {before[name]}"
     gap = largest_gap(some_logits(saved), some_logits(loaded))
     return f"its logits differ by {gap:.2g} standard deviations" if gap > LARGEST_GAP else ""
 
@@ -93,6 +94,11 @@ def _name_rotary(config: dict | None) -> None:
     if "rope_theta" not in everywhere:
         return
     config["rope_theta"] = everywhere["rope_theta"]
+    if "partial_rotary_factor" in everywhere:
+        config["partial_rotary_factor"] = everywhere["partial_rotary_factor"]
+    if str(config.get("model_type")).startswith("gpt_neox"):
+        config["rotary_emb_base"] = everywhere["rope_theta"]
+        config["rotary_pct"] = everywhere.get("partial_rotary_factor", 1.0)
     if "sliding_attention" in rotary:
         config["rope_local_base_freq"] = rotary["sliding_attention"]["rope_theta"]
     elif everywhere.get("rope_type", "default") != "default":

@@ -225,6 +225,10 @@ def load_tokenizer(name: str | Path):
     embedded = getattr(load_config(folder).get_text_config(), "vocab_size", math.inf)
     if tokenizer.pad_token is None or tokenizer.pad_token_id >= embedded:
         tokenizer.pad_token = tokenizer.eos_token
+    ids = tokenizer("text")["input_ids"]
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        fix = "set add_eos_token to false in its tokenizer_config.json, or mend its post-processor"
+        raise ValueError(f"the tokenizer of {folder.name!r} appends its end token to every text: {fix}")
     tokenizer.chat_template = chat_format.with_one_day(tokenizer.chat_template)
     return tokenizer
 

@@ -1,6 +1,7 @@
 """Where a model comes from, and what is said when it cannot be had."""
 
 import copy
+import json
 import os
 import shutil
 from fnmatch import fnmatch
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from tokenizers import processors
 
 from sdd_utils.models import store
 
@@ -134,3 +136,27 @@ def test_models_of_other_kinds_are_told_before_their_weights_are_read(config, sa
     getattr(transformers, config)().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"{said}: use a decoder-only causal language model"):
         store.load_model(tmp_path)
+
+
+def test_a_tokenizer_that_appends_its_end_token_is_refused(model_folder, tokenizer, tmp_path):
+    folder, ending = shutil.copytree(model_folder, tmp_path / "m"), copy.deepcopy(tokenizer)
+    end = ending.eos_token
+    ending.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, ending.eos_token_id)]
+    )
+    ending.save_pretrained(folder)
+    with pytest.raises(ValueError, match="appends its end token to every text: set add_eos_token to false"):
+        store.load_tokenizer(folder)
+
+
+def test_partial_rotary_shares_have_their_names_of_version_4(tokenizer, tmp_path):
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    rotary = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}
+    for kind, names in (
+        ("glm", {"partial_rotary_factor": 0.5, "rope_theta": 5000.0}),
+        ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 5000.0}),
+    ):
+        config = transformers.AutoConfig.for_model(kind, vocab_size=300, pad_token_id=0, rope_parameters=rotary, **size)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        folder = store.save_model(model, tokenizer, folder=tmp_path / kind, parent="x", recipe={})
+        assert names.items() <= json.loads((folder / "config.json").read_text()).items()

@@ -56,11 +56,26 @@ def test_openings_that_contexts_share_are_read_once_and_change_no_log_likelihood
     assert sorted(openings, key=len) == [[], *shots]
 
 
-def test_contexts_that_will_be_cut_or_share_too_little_are_read_whole():
+def test_contexts_that_share_too_little_are_read_whole():
     opening = tuple(range(300))
-    short, long = [(*opening, 500 + i) for i in range(3)], [(*opening, *range(600, 700 + i)) for i in range(3)]
-    assert list(group_by_prefix([*short, *long], context_limit=350)) == [(opening, short), ((), long[::-1])]
-    assert list(group_by_prefix(short[:2], context_limit=350)) == [((), short[:2])]
+    alike, apart = [(*opening, 500 + i) for i in range(3)], [(*range(300 + i, 350 + 2 * i),) for i in range(3)]
+    assert list(group_by_prefix([*alike, *apart])) == [(opening, alike), ((), apart[::-1])]
+    assert list(group_by_prefix(alike[:2])) == [((), alike[:2])]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_choice_at_the_end_of_the_context_does_not_depend_on_the_rows_beside_it(tokenizer, batch_size):
+    """Each choice cuts its own context, as in HFLM: here those of three do, by different lengths."""
+    model = tiny_llama(tokenizer)
+    model.config.max_position_embeddings = 40
+    context, choices = [*range(60, 98)], [[5], [5, 6, 7], [*range(9)], [8, 9, 10, 11, 12]]
+    asked = [(("c", str(choice)), context, choice) for choice in choices] + [(("d", "e"), [3, 4], [*range(20, 45)])]
+    settings = {"pretrained": model, "tokenizer": tokenizer, "device": "cpu"}
+    assert lm_eval_model.SharedContextLM(**settings).max_length == 40
+    expected = [HFLM(**settings, batch_size=1)._loglikelihood_tokens([one], disable_tqdm=True)[0][0] for one in asked]
+    found = lm_eval_model.SharedContextLM(**settings, batch_size=batch_size)
+    scores = found._loglikelihood_tokens(asked, disable_tqdm=True)
+    np.testing.assert_allclose([score for score, _ in scores], expected, atol=1e-3)
 
 
 def test_generated_answers_are_those_of_hflm(model, tokenizer):
