@@ -44,7 +44,9 @@ def build(folder: Path) -> None:
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(transformers.Gemma3TextConfig(**SIZE, **ids))
-    store.save_model(model.to(torch.bfloat16), tokenizer, folder=folder / "original", parent="random", recipe={})
+    for parameter in model.parameters():  # not buffers, as rotary frequencies stay in float32
+        parameter.data = parameter.data.to(torch.bfloat16)
+    store.save_model(model, tokenizer, folder=folder / "original", parent="random", recipe={})
 
 
 def answered(model: Path, path: Path, **more) -> list[dict]:

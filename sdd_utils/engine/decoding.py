@@ -38,7 +38,6 @@ def _likeliest(logits: Tensor, ids: list[str], steps: list[int]) -> Tensor:
 
 
 GREEDY: Draw = _likeliest
-WRONG_CACHES = {"moshi"}  # beyond its window, which is longer than the rows that are tried, see docs/log.md
 # Tokens that all slots together hold at most: one long prompt sizes every slot. SmolLM2-135M in float32 needs 4.5 GB
 # for as many, Llama-3.1-8B in bfloat16 13 GB.
 MOST_TOKENS = 96 * 1024
@@ -112,8 +111,7 @@ def engine_for(model, *, batch_size: int) -> tuple[Callable, int]:
     exact = probe.agrees(model, "generating padded rows", padded, instead="rows are generated one by one")
     if exact and probe.reads_padding(model):
         return generate_batches, batch_size
-    known = getattr(model.config, "model_type", "") in WRONG_CACHES
-    if known or not (exact or probe.agrees(model, "generating with a cache", alone, instead="it is refused")):
+    if not (exact or probe.agrees(model, "generating with a cache", alone, instead="it is refused")):
         raise ValueError(f"{type(model).__name__} cannot generate: with a cache it computes other logits than without")
     return generate_batches, 1
 

@@ -105,7 +105,9 @@ class SharedContextLM(HFLM):
         scores = [(0.0, False)] * len(requests)
         alone = None if not plain or probe.ignores_filling(self.model) else 1
         settings = {"disable_tqdm": disable_tqdm, "override_bs": alone or override_bs}
-        of_plain = super()._loglikelihood_tokens([requests[i] for i in plain], **settings) if plain else []
+        # Sparse attention chooses among other keys where it fills a cache, which no one reads here.
+        with mock.patch.object(self.model.config.get_text_config(decoder=True), "use_cache", False):
+            of_plain = super()._loglikelihood_tokens([requests[i] for i in plain], **settings) if plain else []
         for index, score in zip(plain, of_plain, strict=True):
             scores[index] = score
         with tqdm(total=len(groups), desc="choices", disable=disable_tqdm or not groups or None) as progress:

@@ -118,10 +118,12 @@ def _pruning(costs: CostModel, n: int) -> float:
 
 
 def _finetuning(costs: CostModel, n: int, data_set: str) -> float:
-    """Bytes of training, of scoring, or of comparing with the original."""
+    """Bytes of training, or of comparing with the original in the gaps that scoring has left."""
     length = set_lengths(data_set)
     row = min(costs.study.max_length, LONG_BATCH * (length["prompt"] + length["response"]))
-    return _heap(costs, max(_training(costs, n, row=row), scoring(costs, n), _fidelity(costs, n)))
+    trained, scored, compared = _training(costs, n, row=row), scoring(costs, n), _fidelity(costs, n)
+    kept = scored + compared if costs.machine.device == "cpu" else max(scored, compared)
+    return _heap(costs, max(trained, kept))
 
 
 def _merging(costs: CostModel, n: int) -> float:

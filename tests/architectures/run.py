@@ -31,6 +31,7 @@ from architectures.page import is_right, page_of  # noqa: E402
 from sdd_utils import ROOT  # noqa: E402
 from sdd_utils.base.files import digest, json_text, write_json, write_text  # noqa: E402
 from sdd_utils.base.import_graph import code_digest  # noqa: E402
+from sdd_utils.models import store  # noqa: E402
 
 RECORD, PAGE = ROOT / "results" / "architectures.json", ROOT / "docs" / "architectures.md"
 WORK = ROOT / "work" / "architectures"
@@ -54,6 +55,10 @@ def row_of(kind: str) -> dict:
 def answers(model) -> dict:
     """The five columns of one row; the first two by block."""
     tokenizer, found = tiny.tokenizer(), {"cut": {}, "reload": {}}
+    refused = checks.run(lambda: store.check_decoder(model.config, type(model).__name__))
+    if refused:
+        every = dict.fromkeys(checks.BLOCKS, refused)
+        return {"cut": every, "reload": every} | dict.fromkeys(("decode", "train", "score"), refused)
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr):
         scratch = Path(scratch)
         for block, (start, size) in checks.BLOCKS.items():
