@@ -87,7 +87,7 @@ class SharedContextLM(HFLM):
             stop=stop,
         )
         for id_, tokens in tqdm(rows, total=len(prompts), desc="texts", disable=disable_tqdm or None):
-            text = chat_format.without_thinking(chat_format.decoded(self.tokenizer, tokens)) or ""
+            text = chat_format.without_thinking(chat_format.finished(self.tokenizer, tokens, self._ends)["text"]) or ""
             yield int(id_), postprocess_generated_text(text, stop=stops, think_end_token=None)
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
