@@ -54,7 +54,12 @@ class SharedContextLM(HFLM):
             _, batch_size = decoding.engine_for(self.model, batch_size=self.batch_size)
             plain = mock.patch.object(self, "batch_size_per_gpu", batch_size)
             with plain, mock.patch.object(self.model.generation_config, "eos_token_id", self._ends):
-                return super().generate_until(requests, disable_tqdm=disable_tqdm)
+                texts = super().generate_until(requests, disable_tqdm=disable_tqdm)
+            for end in filter(
+                None, self.tokenizer.convert_ids_to_tokens(self._ends)
+            ):  # where it is not special, it is decoded
+                texts = [text.removesuffix(end) for text in texts]
+            return texts
         texts = [""] * len(requests)
         for settings, indices in groups.items():
             contexts = {str(index): requests[index].args[0] for index in indices}
