@@ -55,9 +55,8 @@ class SharedContextLM(HFLM):
             plain = mock.patch.object(self, "batch_size_per_gpu", batch_size)
             with plain, mock.patch.object(self.model.generation_config, "eos_token_id", self._ends):
                 texts = super().generate_until(requests, disable_tqdm=disable_tqdm)
-            for end in filter(
-                None, self.tokenizer.convert_ids_to_tokens(self._ends)
-            ):  # where it is not special, it is decoded
+            # An end token that is not special is decoded, and one that the tokenizer lacks has no text.
+            for end in filter(None, self.tokenizer.convert_ids_to_tokens(self._ends)):
                 texts = [text.removesuffix(end) for text in texts]
             return texts
         texts = [""] * len(requests)
