@@ -54,7 +54,11 @@ class SharedContextLM(HFLM):
             _, batch_size = decoding.engine_for(self.model, batch_size=self.batch_size)
             plain = mock.patch.object(self, "batch_size_per_gpu", batch_size)
             with plain, mock.patch.object(self.model.generation_config, "eos_token_id", self._ends):
-                return super().generate_until(requests, disable_tqdm=disable_tqdm)
+                texts = super().generate_until(requests, disable_tqdm=disable_tqdm)
+            # An end token that is not special is decoded, and one that the tokenizer lacks has no text.
+            for end in filter(None, self.tokenizer.convert_ids_to_tokens(self._ends)):
+                texts = [text.removesuffix(end) for text in texts]
+            return texts
         texts = [""] * len(requests)
         for settings, indices in groups.items():
             contexts = {str(index): requests[index].args[0] for index in indices}
@@ -87,7 +91,7 @@ class SharedContextLM(HFLM):
             stop=stop,
         )
         for id_, tokens in tqdm(rows, total=len(prompts), desc="texts", disable=disable_tqdm or None):
-            text = chat_format.without_thinking(chat_format.decoded(self.tokenizer, tokens)) or ""
+            text = chat_format.without_thinking(chat_format.finished(self.tokenizer, tokens, self._ends)["text"]) or ""
             yield int(id_), postprocess_generated_text(text, stop=stops, think_end_token=None)
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):

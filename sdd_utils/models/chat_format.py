@@ -20,6 +20,9 @@ _THINKING_TAGS = {
     "<think>": "</think>",
     "<thinking>": "</thinking>",
     "<thought>": "</thought>",  # EXAONE Deep
+    "<reasoning>": "</reasoning>",
+    "<longcat_think>": "</longcat_think>",
+    "<|begin_of_thought|>": "<|end_of_thought|>",  # Sky-T1, OpenThinker
     "<seed:think>": "</seed:think>",
     "[THINK]": "[/THINK]",  # Magistral
     "<|START_THINKING|>": "<|END_THINKING|>",  # Command A
@@ -27,9 +30,10 @@ _THINKING_TAGS = {
     "<|channel>": "<channel|>",  # Gemma 4
     "◁think▷": "◁/think▷",  # Kimi-VL
 }
+_ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>|<\|begin_of_solution\|>(.*?)<\|end_of_solution\|>", re.DOTALL)
 _ONE_DAY = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 _FAILS = (jinja2.TemplateError, TypeError, AttributeError)  # what a template may raise on a form it does not know
-_QUESTION, _ANSWER = "A question?", "An answer."
+_QUESTION, _ANSWER, _NEXT_QUESTION = "A question?", "An answer.", "What else?"
 
 
 def render(tokenizer, messages: list[dict]) -> str:
@@ -161,8 +165,11 @@ def with_one_day(template: str | None) -> str | None:
 
 
 def turn_end(tokenizer) -> int:
-    """The token that ends an assistant's turn: what the chat template prints behind its text, where that is a special
+    """The token that ends an assistant's turn: what the chat template prints behind its text, where that is an added
     token, and otherwise the tokenizer's end token.
+
+    Where the template prints nothing behind the last turn, the conversation goes on, and what opens the user's turn is
+    no end.
 
     Raises:
         ValueError: neither is there.
@@ -177,11 +184,26 @@ def turn_end(tokenizer) -> int:
 def _printed_end(tokenizer) -> int | None:
     turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     answered = next((text for text in _renderings(tokenizer, turns) if _ANSWER in text), _ANSWER)
-    behind = answered.rpartition(_ANSWER)[2].lstrip()
-    ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
-    added = tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
-    begins = ids[:1] == [tokenizer.bos_token_id] != [tokenizer.eos_token_id]  # of the next turn
-    return ids[0] if added is not None and added.special and not begins else None
+    end = _added_token(tokenizer, answered.rpartition(_ANSWER)[2])
+    return _end_between_turns(tokenizer, turns) if end is None else end
+
+
+def _added_token(tokenizer, text: str) -> int | None:
+    """The added token that a text begins with, special or not; but for the BOS token, which begins a turn."""
+    ids = tokenizer(text.lstrip(), add_special_tokens=False)["input_ids"]
+    begins = ids[:1] == [tokenizer.bos_token_id] != [tokenizer.eos_token_id]
+    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder and not begins else None
+
+
+def _end_between_turns(tokenizer, turns: list[dict]) -> int | None:
+    """The token that ends an answer which a question follows."""
+    going_on = _renderings(tokenizer, [*turns, {"role": "user", "content": _NEXT_QUESTION}])
+    texts = "|".join(map(re.escape, (_QUESTION, _ANSWER, _NEXT_QUESTION)))
+    split = (re.split(texts, conversation) for conversation in going_on)
+    before, asked, answered = next((parts[:3] for parts in split if len(parts) == 4), ("", "", ""))
+    end = _added_token(tokenizer, answered)
+    opens = before.endswith(answered) and end != _added_token(tokenizer, asked)  # a user's turn
+    return None if opens else end
 
 
 def _renderings(tokenizer, messages: list[dict]) -> Iterator[str]:
@@ -223,7 +245,8 @@ def decoded(tokenizer, tokens: list[int]) -> str:
 
 
 def without_thinking(text: str) -> str | None:
-    """A text without its thinking blocks; None where one is not closed, so that no answer has begun.
+    """A text without its thinking blocks and the tags around its answer; None where a block is not closed, so that no
+    answer has begun.
 
     What stands before the end of a block that the prompt had begun is thinking, too.
     """
@@ -233,4 +256,5 @@ def without_thinking(text: str) -> str | None:
         answer = answer.rpartition(end)[2]
         if begin in answer:
             return None
+    answer = _ANSWER_TAGS.sub(lambda match: (match[1] or match[2] or "").strip(), answer)
     return text if answer == text else answer.lstrip()

@@ -6,6 +6,8 @@ Everything here is a pure function of a row and a text, so a set can be judged a
 import re
 import unicodedata
 
+import regex
+
 from sdd_utils.data import number_reader
 from sdd_utils.models import chat_format
 
@@ -14,12 +16,19 @@ ENDINGS = {"number": "End with '#### ' and the number.", "boxed": "Put the final
 MATH_OPENING = "Let's solve this step by step:\n"  # the parent method also opens the math turn; the wording is ours
 
 # A letter of a script that puts spaces between words: in Thai, Lao, Burmese, Khmer, Chinese, Japanese and Korean an
-# answer may stand right beside other letters.
-_LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1100-\u11ff\u3040-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]"
+# answer may stand right beside other letters. Marks (vowel signs, accents) and joiners belong to the letter before.
+_JOINED = r"\p{M}\u200c\u200d\u2060"
+_SPACELESS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1100-\u11ff\u3040-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
+_LETTER = rf"[[\w\p{{N}}{_JOINED}]--[{_SPACELESS}]]"
+_HYPHENS = r"\-‐‑‒–−"
 # What would make an answer part of something longer: "C" is not in "C++", "5 km" in "1.5 km", "no" in "no-one".
-_EDGE_BEFORE = rf"(?<!{_LETTER})(?<![-−+#@.])(?<!\w[/&'’])(?<!\d[,:])"
-_EDGE_BEHIND = rf"(?!{_LETTER})(?![-−+#@])(?![/&.]\w)(?!['’](?!s\b)\w)(?![,:]\d)"
+_EDGE_BEFORE = rf"(?V1)(?<!{_LETTER})(?<![{_HYPHENS}+#@.])(?<!\w[/&'])(?<!\d[,:])"
+_EDGE_BEHIND = rf"(?!{_LETTER}|[{_JOINED}])(?![{_HYPHENS}+#@])(?![/&.]\w)(?!'(?!s\b)\w)(?![,:]\d)"
+_APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ＇", "'"))
+_EMPHASIS = re.compile(r"(?<!\w)_(?=[^\s_])([^_]*[^\s_])_(?!\w)")  # not `__init__`, nor `_name`
 _BOX = re.compile(r"\\f?box(?:ed)?\s*(?=\{)")
+_BARE_BOX = re.compile(r"(\\f?box(?:ed)?)\s+(-?\d++(?:[.,]\d++)*+)(?![\w{\\]|\s*[-+*/^=]|\s*\\(?:[dtc]?frac|sqrt|pi))")
+_CHOICE = re.compile(r"\(\s*([A-Z])\s*\)")
 _TEXT_IN_BOX = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|mbox)\s*\{([^{}]*)\}")
 _LIST = re.compile(r",(?!\d{3}(?!\d))")  # in LaTeX "3,4" is a point or two solutions, and a decimal is "3.4"
 _UNIT = r"(?: [a-z%°²³]\S*){0,2}"
@@ -29,7 +38,7 @@ def check_of(row: dict) -> str:
     """How a rewrite of this row is checked: "boxed" or "number" (mathematics), "text", or "" (not at all)."""
     if not row["answer"]:
         return ""
-    if _BOX.search(row["response"]):
+    if _BOX.search(_with_braces(row["response"])):
         return "boxed"
     return "number" if number_reader.whole_number(row["answer"]) is not None else "text"
 
@@ -48,16 +57,27 @@ def same_answer(row: dict, text: str) -> bool | None:
     """
     check = check_of(row)
     if check == "text":
-        return re.search(_EDGE_BEFORE + re.escape(_folded(row["answer"])) + _EDGE_BEHIND, _folded(text)) is not None
+        answer = regex.escape(_without_emphasis(_folded(row["answer"])))
+        return regex.search(_EDGE_BEFORE + answer + _EDGE_BEHIND, _without_emphasis(_folded(text))) is not None
     if check == "boxed":
-        return _same_boxed(row["answer"], text)
+        return _same_boxed(row["answer"], _with_braces(text))
     number = number_reader.last_number(text)
     return None if number is None else number == number_reader.whole_number(row["answer"])
 
 
 def _folded(text: str) -> str:
-    """A text without the differences that do not count: case, widths of white space, ways to write one letter."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    """A text without the differences that do not count: case, white space, ways to write a letter or an apostrophe."""
+    return " ".join(unicodedata.normalize("NFC", text).translate(_APOSTROPHES).casefold().split())
+
+
+def _without_emphasis(text: str) -> str:
+    """A text without Markdown's underscores around words, which a pattern would take for letters."""
+    return _EMPHASIS.sub(r"\1", text)
+
+
+def _with_braces(text: str) -> str:
+    """A text whose boxes around a bare number (`\\boxed 5`) have braces."""
+    return _BARE_BOX.sub(r"\1{\2}", text)
 
 
 def _same_boxed(answer: str, text: str) -> bool | None:
@@ -69,6 +89,7 @@ def _same_boxed(answer: str, text: str) -> bool | None:
         return None
     given = utils.remove_boxed(boxed).strip()
     plain = [_TEXT_IN_BOX.sub(r"\1", part).replace("{,}", ",").strip() for part in (given, answer)]
+    plain = [choice[1] if (choice := _CHOICE.fullmatch(part)) else part for part in plain]
     numbers = [None if _LIST.search(part) else number_reader.whole_number(part) for part in plain]
     if None not in numbers:
         return numbers[0] == numbers[1]
@@ -99,7 +120,7 @@ def _verdict(row: dict, *, text: str, finish: str) -> str:
         return "truncated"
     if not text.removeprefix(opening(row).strip()).strip():
         return "empty"
-    if any(phrase in text.lower() for phrase in BANNED_PHRASES):
+    if any(phrase in _folded(text) for phrase in BANNED_PHRASES):
         return "banned phrase"
     if not row["answer"]:
         return "kept"

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 import pytest
 from tiny_models import llama_tokenizer, mistral_tokenizer
-from transformers import GenerationConfig
+from transformers import AddedToken, GenerationConfig
 
 from sdd_utils.models import chat_format
 
@@ -167,6 +167,33 @@ def test_a_turn_ends_with_what_the_template_prints():
         chat_format.turn_end(with_template(base, None))
 
 
+def with_tokens(template: str):
+    """A base model's tokenizer, to which a chat template and tokens that are not special were added."""
+    own = with_template(llama_tokenizer(), template)
+    own.eos_token = "<|end_of_text|>"
+    own.add_tokens([AddedToken(token, special=False, normalized=False) for token in ("<eot>", "<user>", "<bot>")])
+    return own
+
+
+@pytest.mark.parametrize(
+    ("turn", "end"),
+    [
+        ("<user>{{ m.content }}{{ '<eot>' if m.role == 'assistant' }}", "<eot>"),
+        ("<{{ m.role }}>{{ m.content }}<eot>\n", "<eot>"),
+        ("<user>{{ m.content }}{% if not loop.last %}<eot>{% endif %}", "<eot>"),
+        ("{{ 'System: x<eot>' if loop.first }}{{ m.role }}: {{ m.content }}{{ '<eot>' if not loop.last }}", "<eot>"),
+        ("{{ 'User: ' if m.role == 'user' }}{{ m.content }}{% if not loop.last %}<eot>{% endif %}", "<eot>"),
+        ("{{ '<user>' if m.role == 'user' else '<bot>' }}{{ m.content }}", "<|end_of_text|>"),  # they open turns
+        ("{{ m.role }}: {{ m.content }}\n", "<|end_of_text|>"),
+        ("{{ raise_exception('one turn') if loop.index > 2 }}{{ m.content }}", "<|end_of_text|>"),
+    ],
+)
+def test_a_turn_ends_with_an_added_token_wherever_it_is_printed(turn, end):
+    own = with_tokens("{% for m in messages %}" + turn + "{% endfor %}")
+    assert chat_format.turn_end(own) == own.convert_tokens_to_ids(end)
+    assert own.convert_tokens_to_ids(end) in chat_format.end_tokens(own, GenerationConfig())
+
+
 @pytest.mark.parametrize(("named", "all_of_them"), [(1, [1, 4]), ([4], [4, 1]), ([1, 2, 4], [1, 2, 4]), (None, [4, 1])])
 def test_all_tokens_that_end_a_turn(named, all_of_them):
     base = llama_tokenizer()
@@ -193,6 +220,12 @@ def test_a_row_keeps_the_token_that_ended_it(tokenizer):
         ("[THINK]Hm.[/THINK]7", "7"),
         ("<seed:think>Hm.</seed:think>7", "7"),
         ("<think>a</think>Well, <think>b</think>7", "Well, 7"),
+        ("<reasoning>\nAdd.\n</reasoning>\n<answer>\n7\n</answer>", "7"),
+        ("So <answer>7</answer>, <answer>8</answer>.", "So 7, 8."),
+        ("<longcat_think>Hm.</longcat_think>7", "7"),
+        ("<|begin_of_thought|>Hm.<|end_of_thought|>\n\n<|begin_of_solution|>7<|end_of_solution|>", "7"),
+        ("<|begin_of_thought|>Add", None),
+        ("write <answer> there", "write <answer> there"),
         ("<think>\nAdd them, then", None),
         ("7 <think>or", None),
         ("", ""),

@@ -21,6 +21,8 @@ NUMBERS = [
     ("7", "#### 7", True), ("7", "#### **7**.", True), ("100", "1e2", None), ("7", "6, so no 7th, 8", False),
     ("2024", "on 2024-01-02", None), ("20", "10-20", True), ("20", "7x", None), ("1000000", "1,000,000", True),
     ("10", "10³", None), ("5", "5\\%", True), ("0.125", "0,125", True), ("12", "1, 2", False), ("12", "1 2", False),
+    ("1/2", "1 ½", False), ("1.5", "1 \\frac{1}{2}", True), ("+5", "5", True), ("3", "–3", False), ("2", "√2", None),
+    ("2", "2π", None), ("5", "_5_", True), ("3", "1e-3", None),
 ]  # fmt: skip
 TEXTS = [
     ("C", "I like C++.", False), ("C", "I like C#.", False), ("C", "I like C.", True), ("C", "**C**", True),
@@ -35,6 +37,16 @@ TEXTS = [
     ("1.2.3", "1.2.34", False), ("東京", "答えは東京です", True), ("서울", "서울은", True), ("Straße", "STRASSE", True),
     ("and", "and/or", False), ("R", "R&D", False), ("yes", "yes", True), ("yes", "Yes, but", True), ("M", "a@M", False),
     ("π", "2π", False), ("ель", "дель", False), ("none", "", False),
+    # marks and joiners belong to the letter before them, in every script
+    ("दिल", "यह दिल्ली है", False), ("दिल", "मेरा दिल है", True), ("राम", "रामायण", False), ("क", "की", False),
+    ("தமிழ", "தமிழ்", False), ("தமிழ்", "இது தமிழ்.", True), ("I", "İ", False), ("می", "می\u200cخواهم", False),
+    ("ก", "กี", False), ("กรุงเทพ", "ดีกรุงเทพ", True), ("x", "x\u0302", False), ("रा", "कीरा", False),
+    # apostrophes, dashes, Markdown's underscores
+    ("O'Brien", "by O’Brien.", True), ("O’Brien", "by O'Brien", True), ("can", "can’t", False),
+    ("Paris", "‘Paris’", True), ("Paris", "Paris’s", True), ("Paris", "**Paris**", True), ("Paris", "_Paris_", True),
+    ("Paris", "_It is Paris_.", True), ("node", "node_modules", False), ("init", "__init__", False),
+    ("private", "_private", False), ("_", "a b", False), ("C", "C–3", False), ("C", "C\u20113", False),
+    ("Paris", "Paris — a city", True), ("1e3", "It is 1e3.", True), ("1e3", "1e34", False), ("1e3", "1000", False),
 ]  # fmt: skip
 BOXES = [
     ("5", "so \\boxed {5}. Done.", True), ("5", "\\boxed{6}, no: \\boxed{5}", True), ("5", "\\boxed{5}, \\boxed{6}",
@@ -50,6 +62,11 @@ BOXES = [
     None),
     ("\\frac{1}{2}", "so \\boxed\\frac{1}{2}", None), ("5", "\\boxed(5) is {x}", None), ("-5", "\\boxed{5}", False),
     ("Monday", "\\boxed{\\text{Tuesday}}", False), ("2\\sqrt{3}", "\\boxed{2 \\sqrt{3}}", True),
+    ("5", "so \\boxed 5.", True), ("5", "$\\boxed 5$", True), ("-5", "\\boxed -5", True), ("5", "\\boxed 5, \\fbox 6",
+    False),
+    ("5", "\\boxed 5 + 1", None), ("1", "\\boxed 1.5x", None), ("5", "\\boxed 5 \\frac{1}{2}", None),
+    ("A", "\\boxed{\\textbf{(A)}}", True), ("\\textbf{(A)}", "\\boxed{A}", True), ("A", "\\boxed{\\text{(B)}}", False),
+    ("5", "\\boxed{\\frac{5}{\\sqrt{2}}}", False),
 ]  # fmt: skip
 
 
@@ -72,6 +89,26 @@ def test_other_answers_stand_in_the_text_as_a_whole(answer, text, right):
 @pytest.mark.parametrize(("answer", "text", "right"), BOXES)
 def test_answers_in_latex_are_the_last_box(answer, text, right):
     assert answer_check.same_answer(row(answer, f"thus \\boxed{{{answer}}}"), text) is right
+
+
+def test_a_box_without_braces_is_a_box():
+    assert answer_check.check_of(row("5", "so it is \\boxed 5.")) == "boxed"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("It is 7. Now it’s your turn", "banned phrase"),
+        ("Now it's your turn", "banned phrase"),
+        ("as in the reference\n  answer", "banned phrase"),
+        ("Your\u00a0response", "banned phrase"),
+        ("It is your turn to respond", "kept"),
+        ("<answer> </answer>", "empty"),
+        ("<reasoning>Hm", "truncated"),
+    ],
+)
+def test_phrases_that_speak_of_the_task_are_banned(text, reason):
+    assert answer_check.select(row("", "the original"), text=text, finish="stop")[1] == reason
 
 
 @pytest.mark.parametrize("line", ["#### 7", "####7", "#### $1,200.", "#### **7**", "#### 7 apples", "#### 50 %  "])

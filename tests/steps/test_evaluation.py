@@ -11,6 +11,7 @@ import torch
 from conftest import tiny_llama
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from transformers import AddedToken
 
 from sdd_utils.data.rows import load_rows
 from sdd_utils.engine import decoding, lm_eval_model, probe
@@ -274,14 +275,17 @@ def test_chat_prompts_of_tasks_are_those_of_training(model, tokenizer):
 
 
 @pytest.mark.parametrize("continuous", [True, False])
-def test_answers_of_tasks_end_at_every_end_token(tokenizer, monkeypatch, continuous):
-    """At one that only the chat template names, too: the text after it is no part of the answer."""
+@pytest.mark.parametrize("printed", ["<|im_end|>", "<eot>"])
+def test_answers_of_tasks_end_at_every_end_token(tokenizer, monkeypatch, continuous, printed):
+    """At one that only the chat template names, too, special or not: it and the text after it are not in the answer."""
     own = copy.deepcopy(tokenizer)
     own.eos_token = own.pad_token = "<|im_start|>"
+    own.add_tokens([AddedToken("<eot>", special=False, normalized=False)])
+    own.chat_template = own.chat_template.replace("<|im_end|>", printed)
     model = tiny_llama(own)
     monkeypatch.setattr(probe, "agrees", lambda *_, **__: True)  # its passes would be counted
     monkeypatch.setattr(model.generation_config, "eos_token_id", own.eos_token_id)
-    end = own.convert_tokens_to_ids("<|im_end|>")
+    end = own.convert_tokens_to_ids(printed)
     made = own("ab", add_special_tokens=False)["input_ids"] + [end] + own("cd", add_special_tokens=False)["input_ids"]
     plain = model.forward
 
