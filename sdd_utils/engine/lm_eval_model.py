@@ -107,13 +107,16 @@ class SharedContextLM(HFLM):
             fits = len(context) + len(choice) <= self.max_length + 1  # else each choice cuts its context otherwise
             (groups.setdefault(tuple(context), []) if shared and fits else plain).append(index)
         scores = [(0.0, False)] * len(requests)
-        alone = None if not plain or probe.ignores_filling(self.model) else 1
-        settings = {"disable_tqdm": disable_tqdm, "override_bs": alone or override_bs}
-        # Sparse attention chooses among other keys where it fills a cache, which no one reads here.
-        with mock.patch.object(self.model.config.get_text_config(decoder=True), "use_cache", False):
-            of_plain = super()._loglikelihood_tokens([requests[i] for i in plain], **settings) if plain else []
-        for index, score in zip(plain, of_plain, strict=True):
-            scores[index] = score
+        if plain:
+            alone = not probe.ignores_filling(self.model)
+            # `override_bs` counts for lm-eval only where it looks for a batch size itself.
+            one = mock.patch.object(self, "batch_size_per_gpu", 1 if alone else self.batch_size)
+            # Sparse attention chooses among other keys where it fills a cache, which no one reads here.
+            with one, mock.patch.object(self.model.config.get_text_config(decoder=True), "use_cache", False):
+                settings = {"disable_tqdm": disable_tqdm, "override_bs": override_bs}
+                of_plain = super()._loglikelihood_tokens([requests[i] for i in plain], **settings)
+            for index, score in zip(plain, of_plain, strict=True):
+                scores[index] = score
         with tqdm(total=len(groups), desc="choices", disable=disable_tqdm or not groups or None) as progress:
             for opening, family in group_by_prefix(groups):
                 cache = self._read_opening(opening)

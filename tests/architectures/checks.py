@@ -202,7 +202,7 @@ def score(model, tokenizer) -> str:
 
 
 def _likelihood(model, context: list[int], choice: list[int]) -> float:
-    logits = plain(model, torch.tensor([context + choice]))[len(context) - 1 : -1].log_softmax(-1)
+    logits = plain(model, torch.tensor([context + choice[:-1]]))[len(context) - 1 :].log_softmax(-1)
     return float(logits.gather(1, torch.tensor(choice)[:, None]).sum())
 
 
