@@ -78,7 +78,8 @@ def test_logits_follow_the_vocabulary(tmp_path):
 def test_float32_takes_more_memory_than_bfloat16(planned, monkeypatch):
     monkeypatch.setenv("SDD_DTYPE", "float32")
     wider = plan.memory_of_jobs(embedded())
-    assert all(wider[name] > size for name, size in planned.items() if name != "results")
+    same = ("results", "merging")  # no model, and float32 in either case
+    assert all(wider[name] > size for name, size in planned.items() if not name.startswith(same))
 
 
 def scheduled(tmp_path: Path, total: int) -> list[float]:
