@@ -112,7 +112,8 @@ class SharedContextLM(HFLM):
             # `override_bs` counts for lm-eval only where it looks for a batch size itself.
             one = mock.patch.object(self, "batch_size_per_gpu", 1 if alone else self.batch_size)
             # Sparse attention chooses among other keys where it fills a cache, which no one reads here.
-            with one, mock.patch.object(self.model.config.get_text_config(decoder=True), "use_cache", False):
+            text = self.model.config.get_text_config(decoder=True)
+            with one, mock.patch.object(text, "use_cache", False, create=True):
                 settings = {"disable_tqdm": disable_tqdm, "override_bs": override_bs}
                 of_plain = super()._loglikelihood_tokens([requests[i] for i in plain], **settings)
             for index, score in zip(plain, of_plain, strict=True):

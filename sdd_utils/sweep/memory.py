@@ -29,7 +29,7 @@ def peak(costs: CostModel, job: Job) -> float:
         "distillation": lambda: _heap(costs, _generation(costs, 0, **_rewriting(costs, data_set))),
         "finetuning": lambda: _finetuning(costs, n, data_set),
         "merging": lambda: _merging(costs, n),
-        "embedding_similarity": lambda: _loading(costs, n) + _generation(costs, n, **_answering(costs)) + ENCODER,
+        "embedding_similarity": lambda: _generation(costs, n, **_answering(costs)) + ENCODER,
     }
     return costs.machine.process_bytes + by_step[job.step]() if job.step in by_step else NO_MODEL
 
@@ -52,11 +52,6 @@ def _packed(costs: CostModel, n: int) -> float:
 def _cache(costs: CostModel, n: int, tokens: float) -> float:
     """Bytes of the keys and values of so many tokens."""
     return tokens * costs.shapes[n].kv_width * costs.machine.weight_bytes
-
-
-def _loading(costs: CostModel, n: int) -> float:
-    """Bytes of a model with an adapter beside its weights."""
-    return weights(costs, n) + costs.shapes[n].adapter * costs.machine.weight_bytes
 
 
 def _states(costs: CostModel) -> float:
