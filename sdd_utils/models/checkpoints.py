@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from transformers import CONFIG_MAPPING
 
 # In a configuration, or kept by a module, beside what makes numbers.
 _NAMES_OF_THE_RUN = ("transformers_version", "dtype", "architectures", "name_or_path")
@@ -72,12 +73,11 @@ def largest_gap(logits: torch.Tensor, others: torch.Tensor) -> float:
 
 
 def add_names_of_version_4(folder: Path) -> None:
-    """Add to a folder of transformers 5 what transformers 4 looks for: rotary settings and tokenizer under old names.
+    """Add to a folder of transformers 5 what transformers 4 looks for: keys, rotary settings, tokenizer by old names.
 
     Version 5 reads the old names as well.
     """
-    config = folder / "config.json"
-    _rewrite(config, lambda values: [_name_rotary(part) for part in (values, values.get("text_config"))])
+    _rewrite(folder / "config.json", _name_keys)
     _rewrite(folder / "tokenizer_config.json", _name_tokenizer)
 
 
@@ -88,8 +88,17 @@ def _rewrite(path: Path, change) -> None:
         path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _name_rotary(config: dict | None) -> None:
-    rotary = (config or {}).get("rope_parameters") or {}
+def _name_keys(config: dict) -> None:
+    for part in (config, config.get("text_config") or {}):
+        _name_rotary(part)
+        names = CONFIG_MAPPING[part["model_type"]].attribute_map if part.get("model_type") in CONFIG_MAPPING else {}
+        for other, name in names.items():  # such as the number of experts, whose name changed for some models
+            if name in part:
+                part.setdefault(other, part[name])
+
+
+def _name_rotary(config: dict) -> None:
+    rotary = config.get("rope_parameters") or {}
     everywhere = rotary.get("full_attention", rotary)  # or one set of settings per kind of layer, as in Gemma 3
     if "rope_theta" not in everywhere:
         return

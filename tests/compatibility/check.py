@@ -35,6 +35,7 @@ KINDS = {
     "mistral": {"sliding_window": 8},
     "qwen3": {},
     "gemma3_text": {"sliding_window": 8, "rope_parameters": BY_KIND},
+    "glm": {"rope_parameters": PLAIN | {"rope_theta": 1e4, "partial_rotary_factor": 0.5}, "pad_token_id": 0},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 2},
 }
 VERSION_4 = ["transformers>=4.57,<5", "tokenizers>=0.22,<0.23", "huggingface-hub>=0.34,<1"]

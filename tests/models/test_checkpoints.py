@@ -127,3 +127,9 @@ def test_a_folder_has_the_names_of_version_4_and_its_group_may_read_it(tokenizer
     assert not isinstance(settings.get("extra_special_tokens"), list)
     assert all(path.stat().st_mode & stat.S_IRGRP for path in (folder, *folder.iterdir()))
     assert store.load_config(folder).rope_parameters == rotary
+
+
+def test_a_number_of_experts_has_its_name_of_version_4(tokenizer, tmp_path):
+    folder = store.save_model(tiny("qwen3_moe"), tokenizer, folder=tmp_path / "n", parent="x", recipe={})
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_experts"] == config["num_local_experts"] == 4
