@@ -29,7 +29,9 @@ CONFIGS = {
     "convolutions": lambda: T.Lfm2Config(
         **GQA, layer_types=["conv", "full_attention"] * 2, block_auto_adjust_ff_dim=False
     ),
-    "recurrent layers": lambda: T.RwkvConfig(**SIZE, attention_hidden_size=32, num_hidden_layers=3),
+    "recurrent layers": lambda: T.RecurrentGemmaConfig(
+        **SIZE, lru_width=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, attention_window_size=8
+    ),
     "experts": lambda: T.MixtralConfig(**GQA, num_local_experts=4, sliding_window=None),
 }  # fmt: skip
 
