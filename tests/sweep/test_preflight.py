@@ -35,6 +35,8 @@ def started(monkeypatch, tmp_path, study, *further):
     commands = []
 
     class Process:
+        stderr, returncode = (), 1  # it says nothing and fails
+
         def __init__(self, command, **_):
             commands.append(command)
 
