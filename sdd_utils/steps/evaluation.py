@@ -108,7 +108,7 @@ def evaluate_model(
             yield from ({"id": task, "score": score} for task, score in scores.items())
         if ours:
             loaded = store.load_model(model, adapter=adapter, dtype=dtype)
-            for task, score in _scored(*loaded, tasks=ours, batch_size=batch_size, **settings):
+            for task, score in score_loaded_model(*loaded, tasks=ours, batch_size=batch_size, **settings):
                 yield {"id": task, "score": score}
 
     rows = make([*tasks])
@@ -157,15 +157,8 @@ def _score_by_vllm(model: str | Path, *, tasks: dict, **settings) -> dict[str, d
 
 def score_loaded_model(
     model, tokenizer, *, tasks: dict, shots: dict, chat_tasks: list, batch_size: int
-) -> dict[str, dict]:
-    """`evaluate_model` for a model that is loaded, by transformers."""
-    settings = {"shots": shots, "chat_tasks": chat_tasks, "batch_size": batch_size}
-    return dict(_scored(model, tokenizer, tasks=tasks, **settings))
-
-
-def _scored(
-    model, tokenizer, *, tasks: dict, shots: dict, chat_tasks: list, batch_size: int
 ) -> Iterator[tuple[str, dict]]:
+    """(task, score) of a model that is loaded, by transformers, as each is done; see `evaluate_model`."""
     manager = _manager_for(tasks)
     # Whether a text starts with a BOS token is the tokenizer's to say: Llama's adds one, SmolLM2's does not. In the
     # chat format it is the template's.

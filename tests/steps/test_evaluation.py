@@ -108,7 +108,7 @@ def model_stops(lm, contexts: list[str]) -> list[str]:
 
 def test_scores_say_how_they_were_made(model, tokenizer):
     tasks = {"facts": 6, "pydoc_nll": 3}
-    scores = evaluation.score_loaded_model(model, tokenizer, tasks=tasks, shots={}, chat_tasks=[], batch_size=4)
+    scores = dict(evaluation.score_loaded_model(model, tokenizer, tasks=tasks, shots={}, chat_tasks=[], batch_size=4))
     assert scores["facts"]["metric"] == "acc_norm"
     assert scores["facts"]["chance"] == 0.25
     assert scores["facts"]["value"] == np.mean(scores["facts"]["documents"])
@@ -121,7 +121,7 @@ def test_scores_say_how_they_were_made(model, tokenizer):
 
 def test_a_task_that_was_scored_before_a_kill_is_read_and_others_are_scored(model_folder, tmp_path, monkeypatch):
     settings = {"shots": {}, "chat_tasks": [], "batch_size": 4, "path": tmp_path / "scores" / "n2.jsonl"}
-    tasks, score, asked = {"facts": 6, "pydoc_nll": 3}, evaluation._scored, []
+    tasks, score, asked = {"facts": 6, "pydoc_nll": 3}, evaluation.score_loaded_model, []
     fresh = evaluation.evaluate_model(model_folder, tasks=tasks, **settings | {"path": None})
 
     def recorded(*loaded, tasks, **others):
@@ -131,7 +131,7 @@ def test_a_task_that_was_scored_before_a_kill_is_read_and_others_are_scored(mode
             if len(asked) == 1:
                 raise RuntimeError("killed")
 
-    monkeypatch.setattr(evaluation, "_scored", recorded)
+    monkeypatch.setattr(evaluation, "score_loaded_model", recorded)
     with pytest.raises(RuntimeError, match="killed"):
         evaluation.evaluate_model(model_folder, tasks=tasks, **settings)
     assert json.dumps(evaluation.evaluate_model(model_folder, tasks=tasks, **settings)) == json.dumps(fresh)
@@ -149,7 +149,7 @@ def test_a_score_is_found_again_only_where_nothing_changed_that_it_depends_on(
     folder, tasks, asked = shutil.copytree(model_folder, tmp_path / "model"), {"facts": 6}, []
     settings = {"shots": {}, "chat_tasks": [], "batch_size": 4, "adapter": None, "path": tmp_path / "scores.jsonl"}
     monkeypatch.setattr(store, "load_model", lambda *_, **__: (None, None))
-    monkeypatch.setattr(evaluation, "_scored", lambda *_, tasks, **__: (asked.append(1) or (t, {}) for t in tasks))
+    monkeypatch.setattr(evaluation, "score_loaded_model", lambda *_, tasks, **__: (asked.append(1) or (t, {}) for t in tasks))
     for _ in range(2):
         evaluation.evaluate_model(folder, tasks=tasks, **settings)
     assert len(asked) == 1
@@ -214,8 +214,8 @@ def test_scored_texts_start_with_one_bos_where_the_tokenizer_adds_one(model, tok
     spy = lambda self, contexts, *rest: seen.extend(contexts) or plain(self, contexts, *rest)  # noqa: E731
     monkeypatch.setattr(lm_eval_model.SharedContextLM, "_score_choices", spy)
     settings = {"tasks": {"facts": 4}, "shots": {}, "batch_size": 2}
-    evaluation.score_loaded_model(model, own, chat_tasks=["facts"] if adds_bos else [], **settings)
-    evaluation.score_loaded_model(model, own, chat_tasks=[], **settings)
+    dict(evaluation.score_loaded_model(model, own, chat_tasks=["facts"] if adds_bos else [], **settings))
+    dict(evaluation.score_loaded_model(model, own, chat_tasks=[], **settings))
     starts = {tuple(token == own.bos_token_id for token in context[:2]) for context in seen}
     assert starts == ({(True, False)} if adds_bos else {(False, False)})
 
@@ -236,7 +236,7 @@ def test_rolling_texts_follow_one_bos_token(tokenizer):
     own = adding_bos(tokenizer)
     model = tiny_llama(own)
     settings = {"tasks": {"pydoc_nll": 3}, "shots": {}, "chat_tasks": [], "batch_size": 2}
-    scores = evaluation.score_loaded_model(model, own, **settings)
+    scores = dict(evaluation.score_loaded_model(model, own, **settings))
     rows = load_rows("pydoc", split="test", rows=3)
     for row, (nats, _) in zip(rows, scores["pydoc_nll"]["documents"], strict=True):
         ids = own(f"{row['instruction']}\n{row['response']}", add_special_tokens=False)["input_ids"]
@@ -258,7 +258,7 @@ def test_no_request_has_two_bos_tokens_and_chat_prompts_have_the_templates(token
     listen = lambda model, prompts, **rest: seen.extend(prompts.values()) or plain_decode(model, prompts, **rest)  # noqa: E731
     monkeypatch.setattr(decoding, "decode", listen)
     settings = {"tasks": {task: 3}, "shots": {}, "chat_tasks": [task] if chat else [], "batch_size": 2}
-    evaluation.score_loaded_model(tiny_llama(own), own, **settings)
+    dict(evaluation.score_loaded_model(tiny_llama(own), own, **settings))
     assert len(seen) >= 3
     assert {list(ids).count(own.bos_token_id) for ids in seen} == {int(prints or not chat)}
 
