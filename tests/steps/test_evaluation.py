@@ -149,7 +149,9 @@ def test_a_score_is_found_again_only_where_nothing_changed_that_it_depends_on(
     folder, tasks, asked = shutil.copytree(model_folder, tmp_path / "model"), {"facts": 6}, []
     settings = {"shots": {}, "chat_tasks": [], "batch_size": 4, "adapter": None, "path": tmp_path / "scores.jsonl"}
     monkeypatch.setattr(store, "load_model", lambda *_, **__: (None, None))
-    monkeypatch.setattr(evaluation, "score_loaded_model", lambda *_, tasks, **__: (asked.append(1) or (t, {}) for t in tasks))
+    monkeypatch.setattr(
+        evaluation, "score_loaded_model", lambda *_, tasks, **__: (asked.append(1) or (t, {}) for t in tasks)
+    )
     for _ in range(2):
         evaluation.evaluate_model(folder, tasks=tasks, **settings)
     assert len(asked) == 1
