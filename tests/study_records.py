@@ -4,8 +4,13 @@ import numpy as np
 
 
 def score(documents, **changes):
-    base = {"metric": "acc", "higher_is_better": True, "documents": documents, "value": float(np.mean(documents))}
-    return base | {"stderr": 0.1, "n": len(documents), "chance": 0.25} | changes
+    """A task's score whose one measure is the accuracy, clear of chance."""
+    base = {"metric": "acc", "n": len(documents), "chance": 0.0, "accuracy": measured(documents)}
+    return base | changes
+
+
+def measured(documents):
+    return {"value": float(np.mean(documents)), "stderr": 0.01, "documents": np.asarray(documents, float).tolist()}
 
 
 def study_records():

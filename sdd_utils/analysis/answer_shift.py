@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from sdd_utils.analysis import model_grid
-from sdd_utils.analysis.statistics import average_score
+from sdd_utils.analysis.statistics import average_score, averaged_tasks
 from sdd_utils.base.records import of_step
 
 
@@ -29,12 +29,16 @@ def shift_points(records: list[dict]) -> list[dict]:
     Each is {arm, block_size, data_set, seed, similarity, lost}: `similarity` the mean cosine of its greedy answers to
     the original's, in -1..1, `lost` the original's average score minus its own, in 0..1.
     """
-    base, tuned, points = average_score(model_grid.original_scores(records)), model_grid.main_comparison(records), []
+    original, tuned, points = model_grid.original_scores(records), model_grid.main_comparison(records), []
+    tasks = averaged_tasks(original)
+    base = average_score(original, tasks=tasks)
     for record in of_step(records, "embedding_similarity"):
         where = {name: record["params"][name] for name in ("block_size", "data_set", "seed")}
         for arm, cosines in cosines_by_arm(record, "greedy").items():
             scores = tuned[(arm, where["block_size"], where["data_set"])][where["seed"]]["scores"]
-            points.append({"arm": arm, **where, "similarity": cosines["mean"], "lost": base - average_score(scores)})
+            points.append(
+                {"arm": arm, **where, "similarity": cosines["mean"], "lost": base - average_score(scores, tasks=tasks)}
+            )
     return points
 
 

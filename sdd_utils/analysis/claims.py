@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from sdd_utils.analysis import comparisons, published
+from sdd_utils.analysis.statistics import CHOICE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,11 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A claim, where it stands, its unit, the steps whose records it needs, and the parts that it consists of."""
+    """A claim, where it stands, its unit, the steps whose records it needs, and the parts that it consists of.
+
+    A `primary` claim is one of the two questions that a study is sized to answer: does fine-tuning heal, and does
+    Self-Data FT forget less? `favours` names the arm that its measure favours by construction, "" where there is none.
+    """
 
     key: str
     claim: str
@@ -30,18 +35,55 @@ class Claim:
     unit: str
     steps: tuple[str, ...]
     parts: tuple[Part, ...]
+    primary: bool = False
+    favours: str = ""
 
 
 def _published(key: str) -> float:
     return published.published_number(key).value
 
 
+_OURS = "this project's own question"
 _ABSTRACT, _TUNED, _LEAD = "arXiv 2410.09982, abstract or summary", ("finetuning", "pruning"), "Self-Data FT - SFT"
 
 
 def claims(in_domain: dict[str, list]) -> tuple[Claim, ...]:
-    """Every claim, for a study whose data sets have these tasks of their own domain."""
+    """Every claim, for a study whose data sets have these tasks of their own domain; its own questions first."""
+    healing = tuple(
+        Claim(
+            key=f"heals_{arm}",
+            claim=f"{name} heals the pruned model on tasks it was not trained for.",
+            source=_OURS,
+            unit="% of the loss",
+            steps=_TUNED,
+            primary=True,
+            parts=(
+                Part(
+                    what=f"share of the lost bits per byte that {name} wins back",
+                    side=1,
+                    measure=partial(comparisons.healed, arm=arm, domains=in_domain),
+                ),
+            ),
+        )
+        for arm, name in (("sft", "SFT"), ("self_data_ft", "Self-Data FT"))
+    )
     return (
+        *healing,
+        Claim(
+            key="forgets_less",
+            claim="Self-Data FT forgets less than SFT, on tasks that neither was trained for.",
+            source=_ABSTRACT,
+            unit="% of the loss",
+            steps=_TUNED,
+            primary=True,
+            parts=(
+                Part(
+                    what=f"{_LEAD} in the share of the lost bits per byte that is won back",
+                    side=1,
+                    measure=partial(comparisons.retention_lead, domains=in_domain),
+                ),
+            ),
+        ),
         Claim(
             key="recovers_more",
             claim="Self-Data FT recovers more than SFT.",
@@ -49,6 +91,20 @@ def claims(in_domain: dict[str, list]) -> tuple[Claim, ...]:
             unit="points",
             steps=_TUNED,
             parts=(Part(what=f"{_LEAD} in recovery", side=1, measure=comparisons.recovery_lead),),
+        ),
+        Claim(
+            key="recovers_more_probability",
+            claim="The same of the probability of the right choice.",
+            source=_OURS,
+            unit="points",
+            steps=_TUNED,
+            parts=(
+                Part(
+                    what=f"{_LEAD} in recovery of choice probability",
+                    side=1,
+                    measure=partial(comparisons.recovery_lead, measure=CHOICE),
+                ),
+            ),
         ),
         Claim(
             key="recovery_lead",
@@ -82,11 +138,12 @@ def claims(in_domain: dict[str, list]) -> tuple[Claim, ...]:
             ),
         ),
         Claim(
-            key="forgets_less",
-            claim="Self-Data FT forgets less than SFT (here: KL from the original).",
+            key="stays_closer",
+            claim="Self-Data FT stays closer to the original's distribution than SFT (KL on the original's answers).",
             source=_ABSTRACT,
             unit="nats per token",
             steps=("finetuning",),
+            favours="Self-Data FT",
             parts=(
                 Part(
                     what=f"{_LEAD} in KL from the original's next token",
@@ -102,6 +159,7 @@ def claims(in_domain: dict[str, list]) -> tuple[Claim, ...]:
             source=_ABSTRACT,
             unit="cosine",
             steps=("embedding_similarity",),
+            favours="Self-Data FT",
             parts=(
                 Part(
                     what=f"{_LEAD} in cosine to the original's answers",

@@ -9,7 +9,23 @@ import numpy as np
 
 from sdd_utils.analysis import model_grid
 from sdd_utils.analysis.answer_shift import cosines_by_arm
-from sdd_utils.analysis.statistics import averaged_tasks, document_values, estimate, recovered, recovery_values, stacked
+from sdd_utils.analysis.forgetting import parted
+from sdd_utils.analysis.statistics import (
+    ACCURACY,
+    BITS,
+    Parts,
+    averaged_tasks,
+    document_values,
+    estimate,
+    estimate_ratio,
+    healed_parts,
+    left_out,
+    recovered,
+    recovery_parts,
+    shows_loss,
+    stacked,
+    stacked_parts,
+)
 from sdd_utils.base.number_format import percent
 from sdd_utils.base.records import of_step
 
@@ -42,14 +58,20 @@ def _shared_seeds(pairs: list[Pair]) -> list[int]:
     return seeds
 
 
-def _recovery_difference(pairs: list[Pair], original: dict[str, dict], *, null: float = 0.0) -> dict:
+def _recovery_difference(
+    pairs: list[Pair], original: dict[str, dict], *, measure: str = ACCURACY, null: float = 0.0
+) -> dict:
     """Mean over cells of the difference in recovery, first minus second of each pair."""
-    seeds = _shared_seeds(pairs)
-    values = [
-        recovery_values([first[seed] for seed in seeds], original, minus=[second[seed] for seed in seeds])
+    tasks, seeds = averaged_tasks(original, measure=measure), _shared_seeds(pairs)
+    if set(tasks) == set(left_out(original, measure=measure)):
+        raise Missing(f"the original's {measure.replace('_', ' ')} is clear of chance on no task")
+    parts = [
+        recovery_parts(
+            [first[seed] for seed in seeds], original, minus=[second[seed] for seed in seeds], measure=measure
+        )
         for first, second in pairs
     ]
-    return estimate(stacked(values), null=null)
+    return estimate_ratio(*stacked_parts(parts), null=null)
 
 
 def _score_difference(pairs: list[Pair], tasks: list[str], *, null: float = 0.0, level: float = 0.95) -> dict:
@@ -65,11 +87,62 @@ def _score_difference(pairs: list[Pair], tasks: list[str], *, null: float = 0.0,
     return estimate(stacked(values), null=null, level=level)
 
 
-def recovery_lead(records: list[dict], *, null: float = 0.0) -> dict:
-    """Recovery of Self-Data FT minus that of SFT, mean over block sizes and data sets."""
-    pairs = _arm_pairs(records)
-    estimated = _recovery_difference(list(pairs.values()), model_grid.original_scores(records), null=null)
+def recovery_lead(records: list[dict], *, measure: str = ACCURACY, null: float = 0.0) -> dict:
+    """Recovery of Self-Data FT minus that of SFT, mean over block sizes and data sets.
+
+    Args:
+        measure: of accuracy, as in the paper, or of choice probability.
+    """
+    pairs, original = _arm_pairs(records), model_grid.original_scores(records)
+    estimated = _recovery_difference(list(pairs.values()), original, measure=measure, null=null)
     return estimated | {"where": _cells(pairs)}
+
+
+def healed(records: list[dict], *, arm: str, domains: dict[str, list], null: float = 0.0) -> dict:
+    """Healed share of bits per byte of one arm on tasks out of its domain, over block sizes and data sets."""
+    cells = {
+        (n, data_set): (model_grid.scores_of(by_seed), {})
+        for (name, n, data_set), by_seed in model_grid.main_comparison(records).items()
+        if name == arm
+    }
+    if not cells:
+        raise Missing(f"no fine-tuning has the arm {arm}")
+    return _healed_share(records, cells, domains=domains, null=null)
+
+
+def retention_lead(records: list[dict], *, domains: dict[str, list], null: float = 0.0) -> dict:
+    """`healed` of Self-Data FT minus that of SFT: what it forgets less, where neither was trained."""
+    return _healed_share(records, _arm_pairs(records), domains=domains, null=null)
+
+
+def _healed_share(records: list[dict], cells: dict[tuple, Pair], *, domains: dict[str, list], null: float) -> dict:
+    """Healed share of each cell's first model, minus that of the second where there is one.
+
+    Over cells it is the mean amount healed over the mean amount lost, so a cell counts as much as pruning lost there.
+    """
+    original, untuned = model_grid.original_scores(records), model_grid.untuned_scores(records)
+    seeds = _shared_seeds([(first, second or first) for first, second in cells.values()])
+    tasks = {cell: parted(averaged_tasks(original, measure=BITS), cell[1], domains)[1] for cell in cells}
+    every = sorted({task for own in tasks.values() for task in own})
+    if not all(tasks.values()):
+        raise Missing("the study has no task with bits per byte outside the domain of each data set")
+    parts = []
+    for cell, (first, second) in cells.items():
+        minus = [second[seed] for seed in seeds] if second else None
+        scores = [first[seed] for seed in seeds]
+        part = healed_parts(scores, original, untuned[cell[0]], minus=minus, tasks=every)
+        parts.append(_weighted(part, every, own=tasks[cell]))
+    tops, losses = stacked_parts(parts)
+    if not shows_loss(losses):
+        raise Missing("pruning's loss in bits per byte is not clear of 0: there is nothing to heal")
+    return estimate_ratio(tops, losses, null=null) | {"where": f"{_cells(cells)}, tasks out of domain"}
+
+
+def _weighted(parts: Parts, every: list[str], *, own: list[str]) -> Parts:
+    """Per task values, scaled so that their mean over all tasks is that over one cell's own."""
+    weights = [len(every) / len(own) * (task in own) for task in every]
+    tops, bottoms = ([weight * task for weight, task in zip(weights, part, strict=True)] for part in parts)
+    return tops, bottoms
 
 
 def recovery_lead_at_cut(records: list[dict], *, null: float = 0.0) -> dict:
@@ -167,8 +240,8 @@ def in_domain(records: list[dict], *, domains: dict[str, list], rank: int, null:
     wide = [lora for lora in capacities if (lora[0] or 0) >= rank and lora[2] == "all-linear"]
     if not wide:
         raise Missing(f"no fine-tuning has rank {rank} or more on all linear layers")
-    averaged, lora = averaged_tasks(model_grid.original_scores(records)), max(wide)
-    domains = {data_set: [task for task in tasks if task in averaged] for data_set, tasks in domains.items()}
+    scored, lora = model_grid.original_scores(records), max(wide)
+    domains = {name: [task for task in tasks if ACCURACY in scored.get(task, {})] for name, tasks in domains.items()}
     cells = {cell: pair for cell, pair in _arm_pairs(records, lora=lora).items() if domains.get(cell[1])}
     if not cells:
         raise Missing("the study names no in-domain task of a data set that was fine-tuned on at this capacity")

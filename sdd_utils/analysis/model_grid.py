@@ -5,8 +5,17 @@ from collections.abc import Iterable
 import numpy as np
 
 from sdd_utils.analysis import published
-from sdd_utils.analysis.statistics import average_score, estimate, holm, recovery, recovery_values
-from sdd_utils.base.records import of_step
+from sdd_utils.analysis.statistics import (
+    ACCURACY,
+    CHOICE,
+    average_score,
+    averaged_tasks,
+    estimate_ratio,
+    holm,
+    recovery,
+    recovery_parts,
+)
+from sdd_utils.base.records import MEASURES, of_step
 from sdd_utils.data.arms import ARMS
 
 _LORA = ("rank", "alpha", "targets")
@@ -14,9 +23,11 @@ _ARM_ORDER = ("original", "no_ft", *ARMS, "merged")
 
 
 def model_grid(records: list[dict]) -> list[dict]:
-    """One row per model: {arm, block_size, data_set, seeds, average, recovery, interval, scores, by_seed}.
+    """One row per model: {arm, block_size, data_set, seeds, average, recovery, interval, choice_recovery, scores,
+    by_seed}.
 
     `data_set` is "" where a model was not fine-tuned; `scores` are means over seeds, `by_seed` has each seed's own.
+    `choice_recovery` is {recovery, interval} of the choice probability; None where no task offers choices.
     """
     original = original_scores(records)
     rows = []
@@ -27,14 +38,15 @@ def model_grid(records: list[dict]) -> list[dict]:
 
 def _summary(by_seed: dict[int, dict], original: dict[str, dict]) -> dict:
     scores = _mean_over_seeds(list(by_seed.values()))
-    return {
-        "seeds": len(by_seed),
-        "average": average_score(scores),
-        "recovery": recovery(scores, original),
-        "interval": estimate(recovery_values(list(by_seed.values()), original))["interval"],
-        "scores": scores,
-        "by_seed": by_seed,
-    }
+    summary = {"seeds": len(by_seed), "average": average_score(scores, tasks=averaged_tasks(original))}
+    summary |= _recovery(by_seed, scores, original, measure=ACCURACY)
+    choice = averaged_tasks(original, measure=CHOICE) and _recovery(by_seed, scores, original, measure=CHOICE)
+    return summary | {"choice_recovery": choice or None, "scores": scores, "by_seed": by_seed}
+
+
+def _recovery(by_seed: dict[int, dict], scores: dict, original: dict[str, dict], *, measure: str) -> dict:
+    estimated = estimate_ratio(*recovery_parts(list(by_seed.values()), original, measure=measure))
+    return {"recovery": recovery(scores, original, measure=measure), "interval": estimated["interval"]}
 
 
 def scaling(records: list[dict]) -> list[dict]:
@@ -160,18 +172,19 @@ def _scores_by_model(records: list[dict]) -> dict[tuple, dict[int, dict]]:
 
 
 def _mean_over_seeds(per_seed: list[dict]) -> dict[str, dict]:
-    """One score per task from several seeds: values and documents averaged, standard error recomputed."""
+    """One score per task from several seeds: each measure's documents averaged, its standard error recomputed."""
     if len(per_seed) == 1:
         return per_seed[0]
-    mean = {}
-    for task, first in per_seed[0].items():
-        documents = np.mean([scores[task]["documents"] for scores in per_seed], axis=0)
-        value = float(np.mean([scores[task]["value"] for scores in per_seed]))
-        spread = float(np.mean([scores[task]["stderr"] for scores in per_seed]))
-        if documents.ndim == 1 and len(documents) > 1:
-            spread = float(documents.std(ddof=1) / np.sqrt(len(documents)))
-        mean[task] = first | {"value": value, "stderr": spread, "documents": documents.tolist()}
-    return mean
+    return {task: score | _mean_measures([scores[task] for scores in per_seed]) for task, score in per_seed[0].items()}
+
+
+def _mean_measures(scores: list[dict]) -> dict[str, dict]:
+    means = {}
+    for measure in MEASURES & scores[0].keys():
+        documents = np.mean([score[measure]["documents"] for score in scores], axis=0)
+        spread = float(documents.std(ddof=1) / np.sqrt(len(documents))) if len(documents) > 1 else 0.0
+        means[measure] = {"value": float(documents.mean()), "stderr": spread, "documents": documents.tolist()}
+    return means
 
 
 def paired(row: dict, other: dict) -> tuple[list[dict], list[dict]]:
@@ -184,7 +197,7 @@ def differences(rows: list[dict], original: dict[str, dict]) -> list[dict]:
     """Self-Data FT minus SFT in recovery, per block size and data set, paired by document and by seed.
 
     Each is {block_size, data_set, difference, interval, p, p_holm, df, seed_share, detectable, seeds, documents}, see
-    `statistics.estimate`; `p_holm` is corrected over all of them.
+    `statistics.estimate_ratio`; `p_holm` is corrected over all of them.
     """
     by_model, entries = rows_by_model(rows), []
     for (arm, block_size, data_set), row in by_model.items():
@@ -192,7 +205,7 @@ def differences(rows: list[dict], original: dict[str, dict]) -> list[dict]:
         if arm != "self_data_ft" or other is None:
             continue
         self_data_ft, sft = paired(row, other)
-        measured = estimate(recovery_values(self_data_ft, original, minus=sft))
+        measured = estimate_ratio(*recovery_parts(self_data_ft, original, minus=sft))
         difference = measured.pop("estimate")
         entries.append({"block_size": block_size, "data_set": data_set, "difference": difference} | measured)
     corrected = holm([entry["p"] for entry in entries])
@@ -200,12 +213,16 @@ def differences(rows: list[dict], original: dict[str, dict]) -> list[dict]:
 
 
 def without_documents(rows: list[dict]) -> list[dict]:
-    """The grid without the per-document scores, which the jobs' own records keep."""
+    """The grid without what there is one of per document, which the jobs' own records keep."""
     return [
-        _without(row, "by_seed")
-        | {"scores": {task: _without(score, "documents") for task, score in row["scores"].items()}}
+        _without(row, "by_seed") | {"scores": {task: _summarised(score) for task, score in row["scores"].items()}}
         for row in rows
     ]
+
+
+def _summarised(score: dict) -> dict:
+    measures = {name: _without(score[name], "documents") for name in MEASURES & score.keys()}
+    return _without(score, "choices") | measures
 
 
 def _without(mapping: dict, key: str) -> dict:

@@ -21,33 +21,68 @@ layers on other rows, so each training counts as a draw of its own, and Satterth
 freedom up. That errs on the safe side: such means cover 95-98 %.
 """
 
+import math
+
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import stdtr
+from scipy.special import stdtr, stdtrit
+
+ACCURACY, CHOICE, BITS = "accuracy", "choice_probability", "gold_bits_per_byte"  # keys of `base.records.Score`
+HAS_CHANCE = (ACCURACY, CHOICE)  # measures of which guessing has a score
+
+_FAR = 64  # standard errors: the end of an interval that has none
+
+Parts = tuple[list[np.ndarray], list[np.ndarray]]  # numerators and denominators of a ratio, per task
 
 
-def averaged_tasks(scores: dict[str, dict]) -> list[str]:
-    """The tasks that enter an average: those scored in 0..1 where more is better."""
-    return [task for task, score in scores.items() if score["higher_is_better"]]
+def averaged_tasks(original: dict[str, dict], *, measure: str = ACCURACY) -> list[str]:
+    """The tasks whose mean is the average: those on which the original stands clear of chance, see `left_out`.
+
+    Where it does on none, all of them: such an average says nothing, and `left_out` says so.
+    """
+    scored = [task for task, score in original.items() if measure in score]
+    return [task for task in scored if _clear_of_chance(original[task], measure)] or scored
 
 
-def average_score(scores: dict[str, dict]) -> float:
-    """Mean score over tasks, 0..1."""
-    return float(np.mean([scores[task]["value"] for task in averaged_tasks(scores)]))
+def left_out(original: dict[str, dict], *, measure: str = ACCURACY) -> dict[str, str]:
+    """Why a task is left out of the average, or should be, by task."""
+    scored = [task for task, score in original.items() if measure in score]
+    low = {task: original[task] for task in scored if not _clear_of_chance(original[task], measure)}
+    stays = "; it stays, as no task is clear of chance, so the average says nothing" if len(low) == len(scored) else ""
+    return {task: f"the original's {_against_chance(score, measure)}{stays}" for task, score in low.items()}
 
 
-def recovery(scores: dict[str, dict], original: dict[str, dict]) -> float:
+def _clear_of_chance(score: dict, measure: str) -> bool:
+    """Whether a score's 95 % interval lies above that of guessing; bits per byte have no such floor."""
+    return measure not in HAS_CHANCE or _lower_end(score[measure]) > score["chance"]
+
+
+def _lower_end(measured: dict) -> float:
+    return measured["value"] - stdtrit(max(len(measured["documents"]) - 1, 1), 0.975) * measured["stderr"]
+
+
+def _against_chance(score: dict, measure: str) -> str:
+    value, low = score[measure]["value"], _lower_end(score[measure])
+    return f"{measure.replace('_', ' ')} of {value:.3f} [{low:.3f}, …] is not clear of chance, {score['chance']:.3f}"
+
+
+def average_score(scores: dict[str, dict], *, tasks: list[str], measure: str = ACCURACY) -> float:
+    """Mean over tasks of one measure."""
+    return float(np.mean([scores[task][measure]["value"] for task in tasks]))
+
+
+def recovery(scores: dict[str, dict], original: dict[str, dict], *, measure: str = ACCURACY) -> float:
     """Average score over the original's average score (arXiv 2410.09982); 1 is full recovery."""
-    _check_solved(original)
-    return average_score(scores) / average_score(original)
+    tasks = averaged_tasks(original, measure=measure)
+    _check_solved(original, tasks, measure)
+    return average_score(scores, tasks=tasks, measure=measure) / average_score(original, tasks=tasks, measure=measure)
 
 
-def _check_solved(original: dict[str, dict]) -> None:
+def _check_solved(original: dict[str, dict], tasks: list[str], measure: str) -> None:
     """Raise ValueError where there is no average score of the original, or where it is 0."""
-    documents = [original[task]["documents"] for task in averaged_tasks(original)]
-    if not documents:
-        raise ValueError("no task enters the average: recovery needs one that is scored in 0..1 where more is better")
-    if not any(map(any, documents)):
+    if not tasks:
+        raise ValueError(f"no task has the measure {measure!r}: recovery needs one that is scored in 0..1")
+    if not any(any(original[task][measure]["documents"]) for task in tasks):
         raise ValueError("the original model scores 0 on every task: recovery needs tasks that it can solve")
 
 
@@ -76,9 +111,10 @@ def estimate(values: list[np.ndarray], *, null: float = 0.0, level: float = 0.95
         null: the value that the p-value tests against.
 
     Returns:
-        {estimate, se, interval, p, detectable, seed_share, df, seeds, documents}: `p` is two-sided; `detectable` is
-        the smallest distance from `null` that a test at 1 - level finds with 80 % power; `seed_share` is the seeds'
-        share of the variance; `df` is {seeds, documents}. Where no value differs from another there is nothing to
+        {estimate, se, seed_se, document_se, interval, p, detectable, seed_share, df, seeds, documents}: `p` is
+        two-sided; `se` has the two parts seed_se and document_se; `detectable` is the smallest distance from `null`
+        that a test at 1 - level finds with 80 % power; `seed_share` is the seeds' share of the variance; `df` is
+        {seeds, documents}. Where no value differs from another there is nothing to
         test with, and p is 1.
     """
     middle = float(np.mean([task.mean() for task in values]))
@@ -91,6 +127,8 @@ def estimate(values: list[np.ndarray], *, null: float = 0.0, level: float = 0.95
     return {
         "estimate": middle,
         "se": se,
+        "seed_se": math.sqrt(by_seed),
+        "document_se": math.sqrt(by_document),
         "interval": [middle - reach * se, middle + reach * se],
         "p": float(min(1.0, 2 * _tail(abs(middle - null) / se, **mixture))) if se > 0 else 1.0,
         "detectable": (reach + _quantile(0.2, **mixture)) * se,
@@ -145,40 +183,127 @@ def _quantile(tail: float, **mixture) -> float:
     return float(brentq(lambda t: _tail(t, **mixture) - tail, 0, 1e4))
 
 
-def recovery_values(scores: list[dict], original: dict[str, dict], *, minus: list[dict] | None = None) -> list:
-    """Recovery, or a difference of two, as values whose mean it is, for `estimate`.
+def estimate_ratio(
+    numerators: list[np.ndarray], denominators: list[np.ndarray], *, null: float = 0.0, level: float = 0.95
+) -> dict:
+    """Mean of one sample over the mean of another, paired by document, by Fieller's method (J. R. Stat. Soc. B 1954).
 
-    The original's average is itself a mean over documents; the ratio is linearised (delta method), so a document
-    counts with numerator and denominator together.
+    A ratio r is in the interval if mean(numerators - r * denominators) does not differ from 0, tested as `estimate`
+    does with the t quantile at the estimate; so is `null`. Where the denominator is not clear of 0, no ratio, however
+    large, can be ruled out: the ends are then `_FAR` standard errors away.
+
+    Args:
+        numerators, denominators: see `estimate`; arrays of one task broadcast to each other.
+
+    Returns:
+        what `estimate` returns, of the ratio.
+    """
+    below = float(np.mean([task.mean() for task in denominators]))
+    ratio = float(np.mean([task.mean() for task in numerators])) / below
+
+    def without(r: float) -> dict:
+        return estimate([top - r * bottom for top, bottom in zip(numerators, denominators, strict=True)], level=level)
+
+    found = without(ratio)
+    se, reach = found["se"], found["interval"][1] - found["estimate"]
+    spreads = [estimate(values)["se"] for values in (numerators, denominators)]
+    ends = _fieller(ratio, below, reach=reach / se, se=se, spreads=spreads) if se > 0 else [ratio, ratio]
+    scaled = {name: found[name] / abs(below) for name in ("se", "detectable", "seed_se", "document_se")}
+    return found | scaled | {"estimate": ratio, "interval": ends, "p": without(null)["p"]}
+
+
+def _fieller(ratio: float, below: float, *, reach: float, se: float, spreads: list[float]) -> list[float]:
+    """The roots r of (mean of numerators - r * denominators)^2 = reach^2 * its variance, a quadratic in r.
+
+    Args:
+        below: the denominators' mean.
+        se: standard error of the mean of numerators - ratio * denominators.
+        spreads: standard errors of the numerators' and the denominators' means.
+    """
+    of_top, of_bottom = np.square(spreads)
+    share = reach**2 * of_bottom / below**2
+    if share >= 1:
+        return [ratio - _FAR * se / abs(below), ratio + _FAR * se / abs(below)]
+    both = (of_top + ratio**2 * of_bottom - se**2) / (2 * ratio) if ratio else 0.0  # covariance
+    slope = both / of_bottom if of_bottom > 0 else 0.0
+    width = reach / abs(below) * math.sqrt(max(se**2 - share * (of_top - slope * both), 0.0))
+    return [float((ratio - share * slope + side * width) / (1 - share)) for side in (-1, 1)]
+
+
+def recovery_parts(
+    scores: list[dict],
+    original: dict[str, dict],
+    *,
+    minus: list[dict] | None = None,
+    tasks: list[str] | None = None,
+    measure: str = ACCURACY,
+) -> Parts:
+    """Recovery, or a difference of two, as numerators and denominators for `estimate_ratio`.
 
     Args:
         scores: a model's scores by task, one dict per seed.
         minus: the other model's, with the same seeds in the same order: pairs by seed and by document.
+        tasks: by default those of the average.
 
     Returns:
-        per averaged task (seeds, documents).
+        per task (seeds, documents), and (1, documents) of the original.
 
     Raises:
         ValueError: the original scores 0 everywhere.
     """
-    _check_solved(original)
-    reference = [document_values([original], task) for task in averaged_tasks(original)]
-    base = float(np.mean([task.mean() for task in reference]))
-    values = [document_values(scores, task, minus=minus) for task in averaged_tasks(original)]
-    ratio = float(np.mean([task.mean() for task in values])) / base
-    return [ratio + (task - ratio * expected) / base for task, expected in zip(values, reference, strict=True)]
+    tasks = averaged_tasks(original, measure=measure) if tasks is None else tasks
+    _check_solved(original, tasks, measure)
+    tops = [document_values(scores, task, minus=minus, measure=measure) for task in tasks]
+    return tops, [document_values([original], task, measure=measure) for task in tasks]
 
 
-def recovered(scores: dict[str, dict], original: dict[str, dict]) -> dict:
+def healed_parts(
+    scores: list[dict],
+    original: dict[str, dict],
+    no_ft: dict[str, dict],
+    *,
+    minus: list[dict] | None = None,
+    tasks: list[str],
+) -> Parts:
+    """The healed share of bits per byte, or a difference of two, for `estimate_ratio`.
+
+        (No FT - model) / (No FT - original)        0 is the pruned model, 1 the original
+
+    Args:
+        scores, minus: see `recovery_parts`.
+        no_ft: the pruned model's scores.
+    """
+    pruned = {task: document_values([no_ft], task, measure=BITS) for task in tasks}
+    reference = [no_ft] * len(scores) if minus is None else minus
+    tops = [-document_values(scores, task, minus=reference, measure=BITS) for task in tasks]
+    return tops, [pruned[task] - document_values([original], task, measure=BITS) for task in tasks]
+
+
+def shows_loss(losses: list[np.ndarray]) -> bool:
+    """Whether pruning's loss, the denominators of `healed_parts`, is clear of 0: else there is nothing to heal."""
+    return estimate(losses)["interval"][0] > 0
+
+
+def recovered(scores: dict[str, dict], original: dict[str, dict], *, measure: str = ACCURACY) -> dict:
     """{recovery, scores, interval}: one model's recovery with its 95 % interval over documents."""
-    spread = estimate(recovery_values([scores], original))["interval"]
-    return {"recovery": recovery(scores, original), "scores": scores, "interval": spread}
+    spread = estimate_ratio(*recovery_parts([scores], original, measure=measure))["interval"]
+    return {"recovery": recovery(scores, original, measure=measure), "scores": scores, "interval": spread}
 
 
-def document_values(scores: list[dict], task: str, *, minus: list[dict] | None = None) -> np.ndarray:
-    """(seeds, documents) scores of one task, or their differences, paired by seed and by document."""
-    values = np.array([score[task]["documents"] for score in scores], dtype=float)
-    return values if minus is None else values - document_values(minus, task)
+def document_values(
+    scores: list[dict], task: str, *, minus: list[dict] | None = None, measure: str = ACCURACY
+) -> np.ndarray:
+    """(seeds, documents) of one measure of a task, or its differences, paired by seed and by document."""
+    values = np.array([score[task][measure]["documents"] for score in scores], dtype=float)
+    return values if minus is None else values - document_values(minus, task, measure=measure)
+
+
+def stacked_parts(cells: list[Parts]) -> Parts:
+    """Several cells' numerators and denominators, as those of their mean: per task (cells, seeds, documents)."""
+    seeds = cells[0][0][0].shape[0]
+    tops, bottoms = zip(*cells, strict=True)
+    same = [[np.broadcast_to(task, (seeds, task.shape[1])) for task in cell] for cell in bottoms]
+    return stacked([*tops]), stacked(same)
 
 
 def stacked(cells: list[list[np.ndarray]]) -> list[np.ndarray]:

@@ -1,11 +1,12 @@
 """Answers to the claims of `claims.py`, from a study's records alone.
 
 A part of a claim says that a difference lies on one side of 0, and some that it is at least so large. The rule: a
-part holds if its estimate lies on its side and its p-value, corrected over all tests of all claims (Holm), is below
-0.05; it does not hold if the estimate lies significantly on the other side, or is significantly smaller than the
-published size. A claim holds if all its parts do, and does not hold if one does not. Everything else is
-inconclusive. So is a claim about training with fewer than three seeds, which do not say how far another seed would move
-the number. "Holds" and "does not hold" speak of the study's models and data, not of the paper's.
+part holds if its estimate lies on its side and its p-value, corrected over its family of tests (Holm), is below 0.05.
+It does not hold if the estimate lies significantly on the other side, or is significantly smaller than the published
+size. The primary claims, which a study is sized to answer, are one family, all others the second. A claim holds if
+all its parts do, and does not hold if one does not. Everything else is inconclusive. So is a claim about training with
+fewer than three seeds, which do not say how far another seed would move the number. "Holds" and "does not hold" speak
+of the study's models and data, not of the paper's.
 """
 
 from sdd_utils.analysis.claims import Claim, Part, claims
@@ -26,17 +27,23 @@ def judge_claims(records: dict[str, dict], *, in_domain: dict[str, list]) -> lis
         in_domain: the tasks of each data set's own domain, by data set.
 
     Returns:
-        per claim {key, claim, source, unit, verdict, why, estimate, interval, p, p_holm, detectable, n, parts,
+        per claim {key, claim, source, unit, favours, verdict, why, estimate, interval, p, p_holm, detectable, n, parts,
         records}. Estimates in points are fractions (0.01 is 1 point). The numbers are those of the part that decides,
         None where nothing was measured. `n` is {seeds, documents}; `records` names the files behind the answer.
     """
     claim_list = claims(in_domain)
     measured = [_measured(claim, list(records.values())) for claim in claim_list]
-    parts = [part for claim_parts, _ in measured for part in claim_parts]
+    for primary in (True, False):
+        family = [parts for claim, (parts, _) in zip(claim_list, measured, strict=True) if claim.primary == primary]
+        _correct([part for parts in family for part in parts])
+    return [_answer(claim, *outcome, records) for claim, outcome in zip(claim_list, measured, strict=True)]
+
+
+def _correct(parts: list[dict]) -> None:
+    """Add the corrected p-values of one family of tests."""
     tests = [(part, name) for part in parts for name in ("p", "p_size") if part[name] is not None]
     for (part, name), p in zip(tests, holm([part[name] for part, name in tests]), strict=True):
         part[f"{name}_holm"] = p
-    return [_answer(claim, *outcome, records) for claim, outcome in zip(claim_list, measured, strict=True)]
 
 
 def _measured(claim: Claim, records: list[dict]) -> tuple[list[dict], str]:
@@ -72,7 +79,7 @@ def _too_small(part: dict) -> bool:
 
 
 def _answer(claim: Claim, parts: list[dict], lacking: str, records: dict[str, dict]) -> dict:
-    answer = {name: getattr(claim, name) for name in ("key", "claim", "source", "unit")}
+    answer = {name: getattr(claim, name) for name in ("key", "claim", "source", "unit", "favours")}
     shared = {"parts": parts, "records": [name for name, r in records.items() if r["step"] in claim.steps]}
     if not parts:
         why = f"{lacking[0].upper()}{lacking[1:]}."

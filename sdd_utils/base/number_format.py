@@ -1,5 +1,7 @@
 """Shares and differences as text, the same in every table, sentence and page; none is "-0.0"."""
 
+_HUNDREDTHS = ("points", "% of the loss")
+
 
 def percent(value: float, low_high: list[float] | None = None) -> str:
     """0.915 as "91.5 %", with its interval where there is one."""
@@ -13,7 +15,7 @@ def percent_interval(low_high: list[float]) -> str:
 
 def amount(value: float, unit: str) -> str:
     """A difference in its unit, e.g. 0.012 in points as "+1.2"."""
-    digits, shown = (1, 100 * value) if unit == "points" else (3, value)
+    digits, shown = (1, 100 * value) if unit in _HUNDREDTHS else (3, value)
     return f"{shown:+z.{digits}f}"
 
 

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from sdd_utils.base.files import json_text, write_text
 from sdd_utils.base.provenance import process_provenance
 
-SCHEMA = 3  # of all records; raised when a type below changes. Records of before types were checked had none.
+SCHEMA = 4  # of all records; raised when a type below changes. Records of before types were checked had none.
 _CLOSED = ConfigDict(extra="forbid", strict=True)
 _OPEN = ConfigDict(extra="allow", strict=True)
 
@@ -26,26 +26,38 @@ Interval = list[float]  # [low, high], 95 %
 
 
 @with_config(_CLOSED)
-class Score(TypedDict):
-    """One task's score; see `steps.evaluation.evaluate_model`."""
+class Measured(TypedDict):
+    """One measure of a model on a task: its mean over documents, the mean's standard error, each document's value."""
 
-    metric: str
-    filter: str  # lm-eval's, e.g. "strict-match"
     value: float
     stderr: float
+    documents: list[float]
+
+
+@with_config(_CLOSED)
+class Score(TypedDict):
+    """One task's score, with the measures that the task allows; see `steps.evaluation` and `base.choices`."""
+
+    metric: str  # lm-eval's, behind `accuracy` or `task_metric`
+    filter: str  # lm-eval's, e.g. "strict-match"
     n: int  # documents
     limit: int  # documents asked for; 0 is all
-    chance: float  # the score of guessing; 0 where guessing has no one score
+    chance: float  # accuracy and choice probability of guessing; 0 where guessing has no one score
     shots: int
     chat_template: bool
     version: str  # of the task
     engine: str
-    higher_is_better: bool
     all: dict[str, Any]  # every metric that lm-eval reports
-    documents: list[float] | list[list[float]]  # per document a value, or (nats, words)
+    accuracy: NotRequired[Measured]  # 0..1
+    task_metric: NotRequired[Measured]  # one that is no accuracy, such as BLEU
+    choice_probability: NotRequired[Measured]  # 0..1
+    gold_bits_per_byte: NotRequired[Measured]  # lower is better
+    margin: NotRequired[Measured]  # nats
+    choices: NotRequired[str]  # the log-likelihoods behind the last three, see `base.choices.unpacked`
 
 
 Scores = dict[str, Score]  # by task
+MEASURES = frozenset(("accuracy", "task_metric", "choice_probability", "gold_bits_per_byte", "margin"))
 
 
 @with_config(_CLOSED)

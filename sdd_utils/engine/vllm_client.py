@@ -101,8 +101,8 @@ def evaluate(
         chat_tasks: the tasks that are asked in the model's chat format.
 
     Returns:
-        by task, what `lm_eval.simple_evaluate` returns: results, samples (without documents and prompts), configs
-        (only the output type), n-shot, versions, higher_is_better and group_subtasks.
+        by task, what `lm_eval_task.evaluate_task` returns: results, samples (without documents and prompts), n-shot,
+        versions and higher_is_better.
 
     Raises:
         RuntimeError: see `generate_texts`.

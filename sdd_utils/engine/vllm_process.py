@@ -82,8 +82,9 @@ def evaluate(
     **hardware,
 ) -> None:
     """Write to `out`, by task, what lm-eval's `simple_evaluate` returns, its samples without documents and prompts."""
-    from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
+
+    from sdd_utils.engine.lm_eval_task import evaluate_task
 
     arguments = _engine(model, **hardware)
     wrapped = _like_ours(_lm_eval_vllm(), ends)(
@@ -95,16 +96,8 @@ def evaluate(
     results = {}
     for task, limit in tasks.items():
         wrapped.add_bos_token = False if task in chat_tasks else None
-        whole = simple_evaluate(
-            wrapped,
-            tasks=[task],
-            num_fewshot=shots.get(task),
-            limit=limit or None,
-            apply_chat_template=task in chat_tasks,
-            task_manager=manager,
-            bootstrap_iters=0,
-            log_samples=True,
-        )
+        chat = task in chat_tasks
+        whole = evaluate_task(wrapped, task, manager=manager, limit=limit, shots=shots.get(task), chat=chat)
         results[task] = _slim(whole)
     _write(out, results)
 
@@ -143,11 +136,10 @@ def _like_ours(base: type, ends: list[int]) -> type:
 
 def _slim(results: dict) -> dict:
     """The parts of lm-eval's results that scores are made of, small enough for JSON."""
-    slim = {key: results[key] for key in ("results", "n-shot", "versions", "higher_is_better", "group_subtasks")}
-    slim["configs"] = {task: {"output_type": config["output_type"]} for task, config in results["configs"].items()}
+    slim = {key: results[key] for key in ("results", "n-shot", "versions", "higher_is_better")}
     slim["samples"] = {
         task: [
-            {key: sample[key] for key in ("doc_id", "filter", "resps", "metrics", *sample["metrics"])}
+            {key: sample[key] for key in ("doc_id", "filter", "choices", "metrics", *sample["metrics"])}
             for sample in samples
         ]
         for task, samples in results["samples"].items()

@@ -129,26 +129,27 @@ def _log_scale(axis: Axes) -> None:
 
 
 def score_bars(scores: dict[str, dict[str, dict]]) -> Figure:
-    """Score per task with normal 95 % intervals, a bar per model, and what guessing scores.
+    """Accuracy per task with normal 95 % intervals, a bar per model, and what guessing scores.
 
     Args:
-        scores: {arm: {task: {value, stderr, chance, higher_is_better}}}, the same tasks in each arm, scores of 0..1.
-            Tasks where lower is better are left out.
+        scores: {arm: {task: {accuracy: {value, stderr}, chance}}}, the same tasks in each arm. Tasks without an
+            accuracy are left out.
     """
     first = next(iter(scores.values()))
-    tasks = [task for task, score in first.items() if score["higher_is_better"]]
-    table = pd.DataFrame({"arm": arm, "task": task, **scores[arm][task]} for arm in scores for task in tasks)
+    tasks = [task for task, score in first.items() if "accuracy" in score]
+    lines = [(arm, task, scores[arm][task]["accuracy"]["value"]) for arm in scores for task in tasks]
+    table = pd.DataFrame(lines, columns=["arm", "task", "value"])
     drawn, (axis,) = figure(width=np.clip(1.3 * len(tasks) + 2.6, 6.4, _WIDEST))
     sns.barplot(table, x="task", y="value", hue="arm", palette=COLOURS, saturation=1, errorbar=None, legend=False,
                 edgecolor="white", width=min(0.3 * len(scores), 0.8), ax=axis)  # fmt: skip
     for bars, arm in zip(list(axis.containers), scores, strict=True):
-        _finish_bars(axis, bars, [scores[arm][task] for task in tasks], arm=arm)
+        _finish_bars(axis, bars, [scores[arm][task]["accuracy"] for task in tasks], arm=arm)
     chance = np.array([(place, first[task]["chance"]) for place, task in enumerate(tasks) if first[task]["chance"]])
     if len(chance):
         places, scores_of_guessing = chance.T
         look = {"colors": "black", "linestyles": "--", "lw": 1.2, "label": "chance"}
         axis.hlines(scores_of_guessing, places - 0.45, places + 0.45, **look)
-    axis.set(xlabel="task", ylabel="score, 0 to 1 (95 % interval)", ylim=(0, None), title="Score per task")
+    axis.set(xlabel="task", ylabel="accuracy, 0 to 1 (95 % interval)", ylim=(0, None), title="Accuracy per task")
     axis.legend(**_BELOW, ncols=min(len(scores) + 1, 4))
     return drawn
 

@@ -12,7 +12,7 @@ from sdd_utils.analysis import comparisons, model_grid
 from sdd_utils.analysis.answer_shift import cosines_by_arm
 from sdd_utils.analysis.model_grid import differences, nearest_cut, original_scores
 from sdd_utils.analysis.published import NUMBERS
-from sdd_utils.analysis.statistics import recovered
+from sdd_utils.analysis.statistics import ACCURACY, BITS, CHOICE, recovered
 from sdd_utils.analysis.verdicts import OPEN, with_interval
 from sdd_utils.base.files import write_text
 from sdd_utils.base.number_format import percent, points
@@ -21,11 +21,29 @@ from sdd_utils.data.arms import arms_in
 from sdd_utils.report.figures import NAMES
 
 
-def score_cells(scores: dict[str, dict]) -> dict[str, str]:
-    """Each task's score and standard error, as text."""
-    return {
-        f"{task} ({score['metric']})": f"{score['value']:.3f} ± {score['stderr']:.3f}" for task, score in scores.items()
+def score_cells(scores: dict[str, dict], measure: str = ACCURACY) -> dict[str, str]:
+    """One measure of each task that has it, with its standard error, as text."""
+    cells = {_column(task, score, measure): score[measure] for task, score in scores.items() if measure in score}
+    return {column: f"{measured['value']:.3f} ± {measured['stderr']:.3f}" for column, measured in cells.items()}
+
+
+def _column(task: str, score: dict, measure: str) -> str:
+    return f"{task} ({score['metric']})" if measure == ACCURACY else task
+
+
+def measure_table(by_model: dict[str, dict[str, dict]]) -> pd.DataFrame:
+    """Every measure of every task, with its standard error, a column per model ({model: scores})."""
+    shown = {ACCURACY: "accuracy", CHOICE: "choice probability", BITS: "bits per byte"}
+    columns = {
+        model: {
+            (task, shown[measure]): "{value:.3f} ± {stderr:.3f}".format_map(score[measure])
+            for task, score in scores.items()
+            for measure in shown
+            if measure in score
+        }
+        for model, scores in by_model.items()
     }
+    return pd.DataFrame(columns)
 
 
 def pooled_similarities(records: list[dict], how: str) -> dict[str, np.ndarray]:
@@ -248,22 +266,48 @@ _TRAINED = {"steps": "steps", "response tokens": "trained_tokens"}
 
 
 def score_table(rows: list[dict]) -> pd.DataFrame:
-    """The grid as text: guessing, then a line per model; a column per task with its standard error, average, recovery.
+    """Accuracy as text: guessing, then a line per model; a column per task with its standard error, average, recovery.
 
-    A task has no score of guessing where text is generated, or where a document is not simply right or wrong.
+    A task has no score of guessing where text is generated, or where several choices are right.
     """
     (original,) = (row["scores"] for row in rows if row["arm"] == "original")
-    guessed = {"n": "-", "model": "Chance", "fine-tuned on": "-", "seeds": "-"}
-    for task, score in original.items():
-        guessed[f"{task} ({score['metric']})"] = f"{score['chance']:.3f}" if score["chance"] else "-"
-    lines = [guessed | {"average": "-", "recovery": "-"}]
-    for row in rows:
-        cells = {"n": row["block_size"], "model": NAMES[row["arm"]], "fine-tuned on": row["data_set"] or "-"}
-        cells |= {"seeds": "-" if row["arm"] in UNTRAINED else row["seeds"], **score_cells(row["scores"])}
-        lines.append(
-            cells | {"average": f"{row['average']:.3f}", "recovery": percent(row["recovery"], row["interval"])}
-        )
-    return pd.DataFrame(lines)
+    guessed = _guessed(original, ACCURACY) | {"average": "-", "recovery": "-"}
+    lines = [
+        _model_cells(row)
+        | score_cells(row["scores"])
+        | {"average": f"{row['average']:.3f}", "recovery": percent(row["recovery"], row["interval"])}
+        for row in rows
+    ]
+    return pd.DataFrame([guessed, *lines])
+
+
+def choice_table(rows: list[dict]) -> pd.DataFrame:
+    """The probability of the right choice as text, as `score_table` does it for accuracy; empty without such tasks."""
+    (original,) = (row["scores"] for row in rows if row["arm"] == "original")
+    lines = [
+        _model_cells(row) | score_cells(row["scores"], CHOICE) | {"recovery": recovery_cell(row["choice_recovery"])}
+        for row in rows
+        if row["choice_recovery"]
+    ]
+    return pd.DataFrame([_guessed(original, CHOICE) | {"recovery": "-"}, *lines] if lines else [])
+
+
+def bits_table(rows: list[dict]) -> pd.DataFrame:
+    """Bits per byte of the right answers as text, a line per model and a column per task; lower is better."""
+    return pd.DataFrame(_model_cells(row) | score_cells(row["scores"], BITS) for row in rows)
+
+
+def _model_cells(row: dict) -> dict:
+    cells = {"n": row["block_size"], "model": NAMES[row["arm"]], "fine-tuned on": row["data_set"] or "-"}
+    return cells | {"seeds": "-" if row["arm"] in UNTRAINED else row["seeds"]}
+
+
+def _guessed(original: dict[str, dict], measure: str) -> dict:
+    """The line of guessing."""
+    scored = {task: score for task, score in original.items() if measure in score}
+    chances = {_column(task, score, measure): score["chance"] for task, score in scored.items()}
+    line = {"n": "-", "model": "Chance", "fine-tuned on": "-", "seeds": "-"}
+    return line | {column: f"{chance:.3f}" if chance else "-" for column, chance in chances.items()}
 
 
 def fidelity_table(records: list[dict]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from sdd_utils.analysis import answer_shift, forgetting, model_grid, verdicts
 from sdd_utils.analysis.model_grid import original_scores
-from sdd_utils.analysis.statistics import averaged_tasks
+from sdd_utils.analysis.statistics import HAS_CHANCE, averaged_tasks, left_out
 from sdd_utils.base.files import write_json
 from sdd_utils.base.records import of_step
 from sdd_utils.report import figures, job_figures, tables
@@ -120,8 +120,18 @@ def _recovery(report: StudyReport) -> Topic:
 
 
 def _scores(report: StudyReport) -> Topic:
-    text = f"Averaged tasks: {', '.join(averaged_tasks(report.original))}."
-    return Topic(tables={"scores": tables.score_table(report.rows)}, text=text)
+    shown = {"scores": tables.score_table(report.rows), "choice_probability": tables.choice_table(report.rows)}
+    return Topic(tables=shown | {"bits_per_byte": tables.bits_table(report.rows)}, text=averaged_sentence(report))
+
+
+def averaged_sentence(report: StudyReport) -> str:
+    """Which tasks the averages hold, and why others are left out."""
+    lines = [
+        f"Averaged in {measure.replace('_', ' ')}: {', '.join(averaged_tasks(report.original, measure=measure))}."
+        for measure in HAS_CHANCE
+    ]
+    reasons = [left_out(report.original, measure=measure) for measure in HAS_CHANCE]
+    return "\n".join([*lines, *(f"Left out: {task}, as {why}." for why_by in reasons for task, why in why_by.items())])
 
 
 def _scaling(report: StudyReport) -> Topic:

@@ -1,7 +1,7 @@
-"""Score a model with lm-eval: stock tasks, and the offline ones under `sdd_utils/tasks/`.
+"""Score a model with lm-eval: stock tasks, and the project's own under `sdd_utils/tasks/`.
 
-Every score says its metric, filter, shots, template, task version, number of documents and standard error, and
-keeps each document's value, so that models can be compared document by document.
+Every score says its metric, filter, shots, template, task version and number of documents. Each of its measures keeps
+every document's value, so that models can be compared document by document.
 """
 
 import functools
@@ -9,21 +9,21 @@ import math
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from unittest import mock
 
-import lm_eval
 import numpy as np
 import torch
 from lm_eval.tasks import TaskManager
 
 from sdd_utils import tasks as task_files
 from sdd_utils.base import precision
+from sdd_utils.base.choices import choice_probability, gold_bits_per_byte, margin, packed
 from sdd_utils.base.files import digest, file_sha256, keep_rows
 from sdd_utils.base.import_graph import files_behind
 from sdd_utils.data import source_rows
 from sdd_utils.engine import generation, vllm_client, vllm_installed
 from sdd_utils.engine.generation import ADAPTER_WEIGHTS
 from sdd_utils.engine.lm_eval_model import SharedContextLM
+from sdd_utils.engine.lm_eval_task import evaluate_task
 from sdd_utils.models import store
 from sdd_utils.steps import task_kinds
 
@@ -31,7 +31,7 @@ TASKS = Path(task_files.__file__).parent
 
 
 def local_tasks() -> list[str]:
-    """Names of the tasks that need no network."""
+    """Names of the project's own tasks."""
     return sorted(path.stem for path in TASKS.glob("*.yaml"))
 
 
@@ -94,9 +94,8 @@ def evaluate_model(
         path: a file of JSON lines that only ever grows, a task per line: what was scored before a kill is read.
 
     Returns:
-        by task: {metric, filter, value, stderr, n, limit, chance, shots, chat_template, version, engine,
-        higher_is_better, all, documents}, where `documents` holds one value each, or a pair (nats, words) for a
-        perplexity, and `engine` says what computed it.
+        by task: {metric, filter, n, limit, chance, shots, chat_template, version, engine, all} and, as far as the task
+        allows, accuracy, choice_probability, gold_bits_per_byte, margin and choices, see `base.records.Score`.
     """
     check_tasks(tasks)
     by_vllm, settings = _for_vllm(tasks), {"shots": shots, "chat_tasks": chat_tasks}
@@ -166,77 +165,60 @@ def score_loaded_model(
     for task, limit in tasks.items():
         chat = task in chat_tasks
         wrapped.add_bos_token = False if chat else None
-        # After every call lm-eval would ask pip for all packages; records name the versions themselves.
-        with mock.patch("lm_eval.evaluator.add_env_info"):
-            results = lm_eval.simple_evaluate(
-                wrapped,
-                tasks=[task],
-                limit=limit or None,
-                num_fewshot=shots.get(task),
-                apply_chat_template=chat,
-                task_manager=manager,
-                bootstrap_iters=0,
-                log_samples=True,
-                verbosity="ERROR",
-            )
+        results = evaluate_task(wrapped, task, manager=manager, limit=limit, shots=shots.get(task), chat=chat)
         yield task, _task_score(results, task=task, limit=limit, chat=chat, engine=generation.TRANSFORMERS)
 
 
-_OF_HUNDRED = ("bleu", "chrf", "ter", "rouge")  # these run to 100 and stand beside the average of scores in 0..1
+_OF_HUNDRED = ("bleu", "chrf", "ter", "rouge")  # these run to 100, so they are no accuracy of 0..1
 
 
 def _task_score(results: dict, *, task: str, limit: int, chat: bool, engine: str) -> dict:
-    """One task's score from what `lm_eval.simple_evaluate` returned."""
+    """One task's score from what `lm_eval_task.evaluate_task` returned."""
     values = {key: value for key, value in results["results"][task].items() if "," in key and "stderr" not in key}
     metric, filter_ = task_kinds.primary(task, list(values))
     leaves = list(results["samples"])  # the task itself, or the tasks of a group
     samples = [sample for leaf in leaves for sample in results["samples"][leaf] if sample["filter"] == filter_]
-    documents = [sample[metric] for sample in samples]
     rising = results["higher_is_better"][leaves[0]].get(metric) and not metric.startswith(_OF_HUNDRED)
-    choice = results["configs"][leaves[0]]["output_type"] == "multiple_choice"
-    score = {
+    return {
         "metric": metric,
         "filter": filter_,
-        **_estimate(documents),
-        "n": len(documents),
+        "n": len(samples),
         "limit": limit,
-        "chance": _chance(samples, documents) if choice else 0.0,
+        "chance": _chance(samples, metric),
         "shots": results["n-shot"][leaves[0]],
         "chat_template": chat,
         "version": str(results["versions"][leaves[0]]),
         "engine": engine,
-        "higher_is_better": bool(rising),
         "all": values,
-        "documents": documents,
+        **_measures(samples, metric, rising=bool(rising)),
     }
-    return score | _nll_per_word(documents) if metric == "word_perplexity" else score
 
 
-def _nll_per_word(documents: list) -> dict:
-    """What changes in a score when a perplexity, per document (log-likelihood, words), becomes nats per word."""
-    pairs = [[-log_likelihood, words] for log_likelihood, words in documents]
-    return {"metric": "nll_per_word", "higher_is_better": False, "documents": pairs} | _ratio_estimate(pairs)
+def _measures(samples: list[dict], metric: str, *, rising: bool) -> dict:
+    """What a score measures per document, as far as its task allows, and the log-likelihoods behind it."""
+    measures, choices = {}, [sample["choices"] for sample in samples]
+    if metric not in task_kinds.LIKELIHOODS:
+        measures["accuracy" if rising else "task_metric"] = _measured([sample[metric] for sample in samples])
+    if not all(choices):
+        return measures
+    if all(choice["gold"] for choice in choices):
+        measures["gold_bits_per_byte"] = _measured([gold_bits_per_byte(choice) for choice in choices])
+        if all(len(choice["nats"]) > len(choice["gold"]) for choice in choices):
+            measures["choice_probability"] = _measured([choice_probability(choice) for choice in choices])
+            measures["margin"] = _measured([margin(choice) for choice in choices])
+    return measures | {"choices": packed(choices)}
 
 
-def _chance(samples: list[dict], documents: list) -> float:
-    """The score of guessing; 0 where several choices are right (TruthfulQA mc2), as guessing has no one score there."""
-    return float(np.mean([1 / len(sample["resps"]) for sample in samples])) if set(documents) <= {0, 1} else 0.0
+def _chance(samples: list[dict], metric: str) -> float:
+    """The score of guessing among choices; 0 where texts are scored, or several are right (TruthfulQA mc2)."""
+    choices = [sample["choices"] for sample in samples]
+    if not all(choices) or not all(choice["gold"] for choice in choices) or metric in task_kinds.LIKELIHOODS:
+        return 0.0
+    return float(np.mean([len(choice["gold"]) / len(choice["nats"]) for choice in choices]))
 
 
-def _estimate(documents: list) -> dict:
-    """Mean and its standard error; a perplexity's pairs are left to `_ratio_estimate`."""
-    if isinstance(documents[0], list | tuple):
-        return {}
+def _measured(documents: list) -> dict:
+    """Mean over documents and its standard error; one document has no spread to measure."""
     values = np.asarray(documents, dtype=float)
     spread = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return {"value": float(values.mean()), "stderr": spread}
-
-
-def _ratio_estimate(pairs: list) -> dict:
-    """Nats per word over all documents, with the linearised standard error of a ratio of sums."""
-    nats, words = np.asarray(pairs, dtype=float).T
-    value = nats.sum() / words.sum()
-    residuals = nats - value * words
-    n = len(pairs)
-    spread = math.sqrt(n / max(n - 1, 1) * float((residuals**2).sum())) / words.sum()
-    return {"value": float(value), "stderr": float(spread)}
+    return {"value": float(values.mean()), "stderr": spread, "documents": values.tolist()}

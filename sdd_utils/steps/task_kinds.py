@@ -9,8 +9,10 @@ from pathlib import Path
 
 from lm_eval.api import metrics, registry
 
-# Of the metrics a task reports, the first of these stands for it; a perplexity becomes nats per word.
-_PREFERRED = ("acc_norm", "exact_match", "acc", "word_perplexity")
+# What a task reports of texts that are scored whole: the log-likelihood of each, which becomes bits per byte.
+LIKELIHOODS = ("gold_bits_per_byte", "bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity")
+# Of the metrics a task reports, the first of these stands for it.
+_PREFERRED = ("acc_norm", "exact_match", "acc", *LIKELIHOODS)
 _PREFERRED_FILTERS = ("none", "flexible-extract")
 _LEADERBOARD_FILTERS = {"gsm8k": "strict-match"}  # what Open LLM Leaderboard v1 counted; `all` has both
 _MOST_NAMED = 8
@@ -72,7 +74,7 @@ def _leaves(item: str | dict, index: dict) -> Iterator[tuple[str, dict]]:
 
 
 def _reported(cfg: dict) -> dict[str, bool]:
-    """What a task reports as "metric,filter", and whether its score is a mean over documents, or nats per word."""
+    """What a task reports as "metric,filter", and whether each document has a value of its own."""
     default = registry.DEFAULT_METRIC_REGISTRY.get(cfg.get("output_type", "generate_until"), [])
     listed = cfg.get("metric_list") or [{"metric": name} for name in default]
     filters = [filter_["name"] for filter_ in cfg.get("filter_list") or []] or ["none"]
@@ -86,7 +88,7 @@ def _name(metric: dict) -> str:
 
 def _per_document(metric: dict) -> bool:
     name = _name(metric)
-    if name == "word_perplexity":
+    if name in LIKELIHOODS:
         return True
     if "aggregation" in metric:
         return metric["aggregation"] == "mean"

@@ -4,6 +4,7 @@ lm-eval calls a builder with the keys of the task's `metadata`, hence the ignore
 too.
 """
 
+import math
 import random
 import re
 from fractions import Fraction
@@ -39,6 +40,13 @@ def gsm_symbolic_choices(**_) -> dict[str, Dataset]:
 def pydoc(**_) -> dict[str, Dataset]:
     """Held-out docstrings with the columns of `sdd_utils.data.rows`."""
     return {"test": Dataset.from_list(load_rows("pydoc", split="test", rows=PYDOC_ROWS))}
+
+
+def bits_per_byte(document: dict, results: list[tuple[float, bool]]) -> dict[str, float]:
+    """lm-eval's scoring of a document whose right answer is scored whole: -log2 p over its bytes."""
+    ((nats, _),) = results
+    answer = document["response"] if "response" in document else f" {document['answer']}"
+    return {"gold_bits_per_byte": -nats / math.log(2) / len(answer.encode())}
 
 
 def last_numbers(responses: list[list[str]], _documents) -> list[list[str]]:

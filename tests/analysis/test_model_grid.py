@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from study_records import score, study_records
+from study_records import measured, score, study_records
 
 from sdd_utils.analysis import model_grid
 from sdd_utils.analysis.published import NUMBERS, published_number
@@ -12,14 +12,15 @@ from sdd_utils.analysis.statistics import bootstrap_mean, recovery
 
 
 def test_recovery_is_the_ratio_of_averages_and_leaves_losses_out():
-    original = {"a": score([1, 1, 0, 1]), "b": score([1, 0]), "nll": score([[3, 1]], higher_is_better=False)}
-    pruned = {"a": score([1, 0, 0, 1]), "b": score([0, 0]), "nll": score([[9, 1]], higher_is_better=False)}
+    loss = {"metric": "bits_per_byte", "chance": 0.0, "gold_bits_per_byte": measured([3])}
+    original = {"a": score([1, 1, 0, 1]), "b": score([1, 0]), "loss": loss}
+    pruned = {"a": score([1, 0, 0, 1]), "b": score([0, 0]), "loss": loss}
     assert recovery(pruned, original) == pytest.approx((0.5 + 0) / (0.75 + 0.5))
     assert recovery(original, original) == 1
     with pytest.raises(ValueError, match="scores 0 on every task"):
         recovery(original, {"a": score([0, 0])})
-    with pytest.raises(ValueError, match="no task enters the average"):
-        recovery(original, {"nll": original["nll"]})
+    with pytest.raises(ValueError, match="no task has the measure 'accuracy'"):
+        recovery(original, {"loss": loss})
 
 
 def test_intervals_cover_the_truth():
@@ -57,9 +58,9 @@ def test_several_seeds_are_averaged_by_document():
     second["params"]["seed"] = 1
     second["metrics"]["arms"]["sft"]["scores"]["a"] = score([0, 0, 0, 0])
     row = next(row for row in model_grid.model_grid([*records, second]) if row["arm"] == "sft")
-    assert (row["seeds"], row["scores"]["a"]["documents"]) == (2, [0.5, 0, 0, 0])
-    single = model_grid._mean_over_seeds([{"a": score([1], stderr=0.0)}, {"a": score([0], stderr=0.0)}])
-    assert (single["a"]["value"], single["a"]["stderr"]) == (0.5, 0.0)  # one document has no spread, not NaN
+    assert (row["seeds"], row["scores"]["a"]["accuracy"]["documents"]) == (2, [0.5, 0, 0, 0])
+    single = model_grid._mean_over_seeds([{"a": score([1])}, {"a": score([0])}])["a"]["accuracy"]
+    assert (single["value"], single["stderr"]) == (0.5, 0.0)  # one document has no spread, not NaN
 
 
 def test_published_numbers_have_sources():
