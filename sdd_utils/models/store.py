@@ -302,14 +302,19 @@ def read_manifest(folder: Path) -> dict:
 
 
 def identity(folder: Path) -> dict:
-    """What a checkpoint's weights are: the hashes of its manifest or of the hub, or else its files' sizes and times."""
+    """What a checkpoint's weights are: their hashes by file, from its manifest, from the hub's cache, or computed."""
     if manifest := read_manifest(folder):
         return manifest["sha256"]
-    files = [*folder.glob("*.safetensors")]
+    files = sorted(folder.glob("*.safetensors"))
     if files and all(path.is_symlink() for path in files):  # the hub's cache names what lies behind by its hash
         return {path.name: path.resolve().name for path in files}
-    sizes = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
-    return {"folder": folder.as_posix(), "files": sizes}
+    return {path.name: _sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+@functools.cache
+def _sha256(path: Path, _size: int, _time: int) -> str:
+    """The hash of a file that is read once per process, unless it changed meanwhile."""
+    return file_sha256(path)
 
 
 def check_original(checkpoint: Path, weights: str) -> None:

@@ -79,6 +79,7 @@ def test_weights_that_changed_in_their_place_are_other_weights(model_folder, tmp
     weights.write_bytes(weights.read_bytes()[::-1])  # as long as before
     os.utime(weights, ns=(0, 0))
     assert store.identity(folder) != before
+    assert store.identity(shutil.copytree(folder, tmp_path / "elsewhere")) == store.identity(folder)
     (folder / "manifest.json").write_text('{"sha256": {"model.safetensors": "abc"}}')
     assert store.identity(folder) == {"model.safetensors": "abc"}
 
