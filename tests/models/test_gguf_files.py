@@ -243,5 +243,5 @@ def test_trouble_with_a_file_on_the_hub_is_one_sentence(name, said, cache, stand
 
 
 def test_a_plan_asks_for_the_file_first_and_fetches_nothing(cache, stand_in_hub):
-    with pytest.raises(FileNotFoundError, match="only the file says its size: 'make prefetch' first"):
+    with pytest.raises(FileNotFoundError, match="only the file says its size: run 'make prefetch' first"):
         architecture.find_config("org/name:files/tiny.gguf")
