@@ -92,7 +92,8 @@ def main() -> None:
     tokenizer = store.load_tokenizer(name)
     texts = pairs_of(tokenizer)
     ids = [[tokenizer(part, add_special_tokens=False)["input_ids"] for part in pair] for pair in texts]
-    theirs = llama_cpp(arguments.llama, file=name, texts=[*map("".join, texts)], pairs=ids)
+    asked = {"file": name, "threads": torch.get_num_threads(), "texts": [*map("".join, texts)], "pairs": ids}
+    theirs = llama_cpp(arguments.llama, **asked)
     whole = [tokenizer(prompt + continuation, add_special_tokens=False)["input_ids"] for prompt, continuation in texts]
     nats = {"llama.cpp": theirs["nats"]}
     for dtype in (torch.float32, torch.bfloat16):

@@ -1,6 +1,6 @@
 """Tokens and log-likelihoods by llama.cpp (package `xllamacpp`), for `gguf_likelihoods`; needs nothing of this project.
 
-Reads {file, texts, pairs} as JSON from stdin, and prints {version, tokens, nats}.
+Reads {file, threads, texts, pairs} as JSON from stdin, and prints {version, tokens, nats}.
 """
 
 import json
@@ -15,6 +15,7 @@ def main() -> None:
     asked = json.load(sys.stdin)
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.n_ctx, settings.n_parallel = asked["file"], 512, 1
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = asked["threads"]
     server = xllamacpp.Server(settings)
     address = server.listening_address
     whole = {"add_special": False, "parse_special": True}
