@@ -72,7 +72,10 @@ class Study(BaseModel, frozen=True):
 
     model_config = STRICT
 
-    model: Text = Field(description="the instruct model: catalogue name, folder, or hub id `org/name@revision`")
+    model: Text = Field(
+        description="the instruct model: catalogue name, folder, `.gguf` file, or on the hub `org/name@revision` or "
+        "`org/name@revision:file.gguf`"
+    )
 
     # Data
     data_sets: dict[Text, Count] = Field(
