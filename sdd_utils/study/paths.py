@@ -6,6 +6,15 @@ from pathlib import Path
 from sdd_utils import ROOT
 
 
+def committed_results(study: str) -> Path:
+    """The folder of a study's committed results, whether there are any or not.
+
+    Args:
+        study: its name.
+    """
+    return ROOT / "results" / study
+
+
 def job_name(
     step: str = "",
     *,
@@ -36,6 +45,11 @@ class Run:
     @property
     def records(self) -> Path:
         return self.folder / "records"
+
+    @property
+    def notebooks(self) -> Path:
+        """The executed ones, each under the name of its record."""
+        return self.folder / "notebooks"
 
     @property
     def figures(self) -> Path:
