@@ -26,7 +26,6 @@ towards agreement: it finds a wrong number, not one that is a little off.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,10 +33,10 @@ from pathlib import Path
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from sdd_utils import ROOT
 from sdd_utils.analysis.record_numbers import FOLLOWING, PAIRED, ROUNDED, SAMPLED, Number, numbers_of
 from sdd_utils.base.records import SCHEMA, device_of, read_record
 from sdd_utils.study.jobs import study_jobs
+from sdd_utils.study.paths import shown
 from sdd_utils.study.schema import load_study
 
 NO_REFERENCE = (
@@ -132,11 +131,10 @@ def records_of(folder: Path, *, names: Iterable[str] | None = None) -> dict[str,
     """
     paths = [path for path in sorted(folder.glob("*.json")) if names is None or path.stem in names]
     if not paths:
-        raise FileNotFoundError(f"{os.path.relpath(folder, ROOT)} holds no records")
+        raise FileNotFoundError(f"{shown(folder)} holds no records: run 'make reproduce' first")
     schemas = {json.loads(path.read_text("utf-8")).get("schema") for path in paths} - {SCHEMA}
     if schemas:
-        place = os.path.relpath(folder, ROOT)
-        raise ValueError(f"{place} holds records of schema {schemas.pop()}, and this version writes schema {SCHEMA}")
+        raise ValueError(f"{shown(folder)} holds records of schema {schemas.pop()}, this version writes {SCHEMA}")
     return {path.stem: read_record(path) for path in paths}
 
 

@@ -6,7 +6,6 @@ python -m sdd_utils.report.redraw work/embedded       # those of a run, or of an
 """
 
 import argparse
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from sdd_utils.base import disk
 from sdd_utils.base.records import read_record, records_by_file
 from sdd_utils.report import notebook_pages, page
 from sdd_utils.report.topics import StudyReport
-from sdd_utils.study.paths import committed_results
+from sdd_utils.study.paths import committed_results, shown
 
 
 def redraw(folder: Path, *, pages: bool = False) -> None:
@@ -50,7 +49,7 @@ def main() -> int:
     try:
         if not (folder / "records").is_dir():
             fix = f"run 'make reproduce STUDY={study}' and 'make publish STUDY={study}', or name the folder of a run"
-            raise FileNotFoundError(f"{os.path.relpath(folder, ROOT)} holds no records: {fix}, such as work/embedded")
+            raise FileNotFoundError(f"{shown(folder)} holds no records: {fix}, such as work/embedded")
         with disk.told():
             redraw(folder, pages=arguments.pages)
     except (OSError, ValueError) as error:

@@ -15,6 +15,11 @@ def committed_results(study: str) -> Path:
     return ROOT / "results" / study
 
 
+def shown(path: Path) -> str:
+    """A path as messages name it: relative to the repository where it lies there."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
 def job_name(
     step: str = "",
     *,

@@ -5,7 +5,6 @@ Nothing else writes into `results/<study>/`, which later runs are compared with 
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from sdd_utils.base.records import records_by_file
 from sdd_utils.report.redraw import redraw
 from sdd_utils.report.topics import StudyReport
 from sdd_utils.study.jobs import other_keys, study_jobs
-from sdd_utils.study.paths import Run, committed_results
+from sdd_utils.study.paths import Run, committed_results, shown
 from sdd_utils.study.schema import load_study, name_of
 from sdd_utils.sweep.reproduce import locked
 
@@ -42,13 +41,13 @@ def publish(run: Run, *, out: Path, study) -> None:
 def _check_places(run: Path, *, out: Path) -> None:
     """Publishing empties folders of its own: they must not be those of the run, or of the repository."""
     if not (run / "records").is_dir():
-        raise FileNotFoundError(f"{os.path.relpath(run, ROOT)} holds no run: 'make reproduce' makes one")
+        raise FileNotFoundError(f"{shown(run)} holds no run: 'make reproduce' makes one")
     if run.is_relative_to(out) or out.is_relative_to(run) or ROOT.is_relative_to(out):
         raise ValueError(f"--results {out} holds the run or the repository, or lies in the run: name another folder")
 
 
 def _check_finished(run: Run, *, study) -> None:
-    jobs, place = study_jobs(study), os.path.relpath(run.folder, ROOT)
+    jobs, place = study_jobs(study), shown(run.folder)
     fix = "let 'make reproduce' come to its end first"
     places = {job.name: (run.records / f"{job.name}.json", run.notebooks / f"{job.name}.ipynb") for job in jobs}
     missing = [name for name, paths in places.items() if not all(path.is_file() for path in paths)]
@@ -91,7 +90,7 @@ def main() -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"published: {out}; look at what changed, and commit it")
+    print(f"published: {shown(out)}; look at what changed, and commit it")
     return 0
 
 

@@ -28,7 +28,7 @@ from sdd_utils.analysis import verification
 from sdd_utils.base import disk, precision
 from sdd_utils.base.files import remove_unfinished, write_text
 from sdd_utils.engine import vllm_installed
-from sdd_utils.study.paths import Run, committed_results
+from sdd_utils.study.paths import Run, committed_results, shown
 from sdd_utils.study.schema import load_study, name_of, path_of
 from sdd_utils.sweep import preflight
 
@@ -100,7 +100,7 @@ def _check(study: str, *, run: str, profile: str) -> None:
     """Raise an error, in one sentence, before anything is started."""
     precision.wanted_dtype()
     vllm_installed.engine()
-    _check_folder(ROOT / run)
+    _check_folder(run)
     keys = load_study(study)
     paths = [run, *(own.get("source", "") for own in keys.own_data.values())]
     if braces := [path for path in paths if set("{}") & set(path)]:
@@ -111,9 +111,10 @@ def _check(study: str, *, run: str, profile: str) -> None:
         check(keys)
 
 
-def _check_folder(run: Path) -> None:
+def _check_folder(run: str) -> None:
     """Drawing empties folders of a run: it must not be one that git keeps."""
-    if ROOT.is_relative_to(run.resolve()) or run.resolve().is_relative_to(ROOT / "results"):
+    folder = (ROOT / run).resolve()
+    if ROOT.is_relative_to(folder) or folder.is_relative_to(ROOT / "results"):
         raise ValueError(f"--run {run} holds the repository or lies in results/: name another folder")
 
 
@@ -126,7 +127,7 @@ def _claim(run: Path, *, study: str) -> None:
     owner = ROOT / note.read_text("utf-8") if note.is_file() else path
     if owner != path and owner.is_file() and not _say_the_same(owner, path):
         raise ValueError(f"{run} holds the run of {owner}, not of {path}: rename one, or name another folder by --run")
-    write_text(note, str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
+    write_text(note, shown(path))
 
 
 def _say_the_same(*paths: Path) -> bool:
@@ -162,7 +163,7 @@ def locked(run: Path) -> Iterator[int]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(f"another run is going on in {os.path.relpath(run, ROOT)}: wait for it to end") from None
+            raise RuntimeError(f"another run is going on in {shown(run)}: wait for it to end") from None
         yield file.fileno()
 
 

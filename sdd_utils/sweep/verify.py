@@ -7,19 +7,17 @@ numbers agree, 1 if not, 2 if they cannot be compared.
 
 import argparse
 import json
-import os
 import random
 import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from sdd_utils import ROOT
 from sdd_utils.analysis import verification
 from sdd_utils.base import disk
 from sdd_utils.base.files import write_json
 from sdd_utils.study.jobs import Job, other_keys, study_jobs
-from sdd_utils.study.paths import Run, committed_results
+from sdd_utils.study.paths import Run, committed_results, shown
 from sdd_utils.study.schema import load_study, name_of
 from sdd_utils.sweep import reproduce
 
@@ -67,7 +65,7 @@ def _draw(folder: Path, *, names: list[str], count: int, seed: int | None) -> li
         seed = former["seed"] if goes_on else random.SystemRandom().randrange(10**6) if seed is None else seed
         write_json(folder / NOTE, {"seed": seed, "count": count, "finished": False})
     drawn = random.Random(seed).sample(sorted(names), min(count, len(names)))
-    print(f"seed {seed} draws {', '.join(drawn)}: they run in {_place(folder)}, with what they need", flush=True)
+    print(f"seed {seed} draws {', '.join(drawn)}: they run in {shown(folder)}, with what they need", flush=True)
     return drawn
 
 
@@ -75,13 +73,9 @@ def _empty(folder: Path) -> None:
     """Remove what a former verification left. Raises ValueError where the folder holds something else."""
     found = [path for path in folder.iterdir() if path.name != ".lock"]
     if found and not (folder / NOTE).is_file():
-        raise ValueError(f"{_place(folder)} holds another run: rename the study that it is of, or move it away")
+        raise ValueError(f"{shown(folder)} holds another run: rename the study that it is of, or move it away")
     for path in found:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _place(folder: Path) -> str:
-    return os.path.relpath(folder, ROOT)
 
 
 def _with_needs(names: Iterable[str], jobs: dict[str, Job]) -> set[str]:
