@@ -61,7 +61,7 @@ def numbers_of(record: dict) -> dict[str, Number]:
     if record["step"] == "results":
         return {name: number for name, number in found.items() if number.kind == SAMPLED}
     if record["step"] == "pruning":
-        scores = {name: number for name, number in found.items() if number.documents is not None}
+        scores = {name: number for name, number in found.items() if np.size(number.documents) > 1}
         return found | {name: replace(number, kind=PAIRED) for name, number in scores.items()}
     if record["params"].get("equal_tokens"):  # then texts that are sampled decide where all arms stop
         counts = [name for name in found if re.search(r"\.training\.\w+(?<!loss)$", name)]

@@ -43,7 +43,7 @@ NO_REFERENCE = (
     "there are no committed results of {study} to compare with: 'make publish STUDY={study}' makes a finished run so"
 )
 LEVEL = 0.05  # of all paired and sampled numbers together
-SHOWN = 10  # numbers that are named
+SHOWN = 10  # numbers and jobs that are named
 EPSILON = {"bfloat16": 2.0**-7, "float32": 2.0**-23}
 # By how many epsilons of each precision a rounded number may move. A state after l layers is off by about u sqrt(2 l)
 # of its length, with u half an epsilon: the two additions of a layer round independently, so errors add in squares
@@ -103,13 +103,18 @@ class Comparison:
         how = "to the last bit (same machine, versions and precision)" if self.same else "within tolerance"
         agreeing = len(self.numbers) - len(wrong)
         lines = [f"compared with the committed results: {agreeing} of {len(self.numbers)} numbers agree {how}"]
-        lines += [f"  {_in_words(number)}" for number in wrong[:SHOWN]]
-        lines += [f"  and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
+        lines += _first([_in_words(number) for number in wrong])
         if self.same and wrong:
             lines += [f"  {sum(number.near for number in wrong)} of these agree within the tolerance of other machines"]
-        lines += [f"  {job}: {why}" for job, why in self.left.items()]
+        lines += _first([f"{job}: {why}" for job, why in self.left.items()])
         lines += [f"  not compared, as another block is removed: {', '.join(self.apart)}"] if self.apart else []
         return "\n".join([*lines, *([] if self.agrees else [f"  {self.made}"])])
+
+
+def _first(lines: list[str]) -> list[str]:
+    """The first lines, and how many more there are."""
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return [f"  {line}" for line in [*lines[:SHOWN], *more]]
 
 
 def _in_words(number: Compared) -> str:
@@ -271,8 +276,8 @@ def _tolerance(name: str, ours: Number, committed: Number, *, epsilons: list[flo
         return _rounding(key, epsilons, size=float(committed.value) if key == "original" else 1.0)
     if ours.kind == PAIRED:
         differences = ours.documents - committed.documents
-        se = differences.std(ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else np.inf
-        return float(stdtrit(max(ours.df, 1), 1 - level / 2) * se) + sum(epsilons) * abs(float(committed.value))
+        se = differences.std(ddof=1) / np.sqrt(len(differences))
+        return float(stdtrit(ours.df, 1 - level / 2) * se) + sum(epsilons) * abs(float(committed.value))
     if ours.kind == SAMPLED:
         share = ours.n > 0 and committed.n > 0
         toward = float(np.sign(committed.value - ours.value))
