@@ -16,7 +16,7 @@ from sdd_utils.base import precision
 from sdd_utils.base.records import NOTEBOOKS, read_records
 from sdd_utils.engine import attention
 from sdd_utils.models import architecture
-from sdd_utils.study.jobs import Job, study_jobs
+from sdd_utils.study.jobs import Job, other_keys, study_jobs
 from sdd_utils.study.paths import Run
 from sdd_utils.study.schema import load_study, name_of
 from sdd_utils.sweep import memory, preflight, token_lengths
@@ -43,12 +43,8 @@ LEFT_OUT = (
 
 def is_done(job: Job, records: list[dict], study) -> bool:
     """Whether a record says that this job was run with the study's present keys."""
-    return any(record["step"] == job.step and _agrees(record["params"], job, study) for record in records)
-
-
-def _agrees(params: dict, job: Job, study) -> bool:
-    keys = {name: getattr(study, name) for name in params if hasattr(study, name)}
-    return all(params[name] == value for name, value in (keys | job.parameters).items() if name in params)
+    same = (record for record in records if record["step"] == job.step)
+    return any(not other_keys(record["params"], job=job, study=study) for record in same)
 
 
 def job_cost(costs: CostModel, job: Job) -> Estimate:

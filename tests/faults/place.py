@@ -26,9 +26,9 @@ from sdd_utils.base.records import NOTEBOOKS
 from tests import tiny_models
 
 WORK = ROOT / "work" / "faults"
-STUDY = "study.yaml"  # in the copy, as are the run and the published results, under the same names everywhere
+STUDY = "study.yaml"  # in the copy, as is the run, under the same names everywhere
 RUN = "work/study"
-HERE = (STUDY, "--run", RUN, "--publish", "work/published")
+HERE = (STUDY, "--run", RUN)
 TINY = {
     "base": "embedded", "model": "work/tiny-llama", "data_sets": {"gsm_symbolic": 12, "pydoc": 12},
     "calibration_rows": 4, "calibration_batch": 4, "block_sizes": [2], "finetune_block_sizes": [2],

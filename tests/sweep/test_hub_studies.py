@@ -49,10 +49,9 @@ def run_study(values, folder, environment):
     fetched = run("prefetch", folder / "mine.yaml", environment=environment)
     assert fetched.returncode == 0, fetched.stdout + fetched.stderr[-2000:]
     offline = environment | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    places = ["--run", folder / "run", "--publish", folder / "published"]
-    done = run("reproduce", folder / "mine.yaml", *places, environment=offline)
+    done = run("reproduce", folder / "mine.yaml", "--run", folder / "run", environment=offline)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return {path.stem: json.loads(path.read_text()) for path in (folder / "published" / "records").glob("*.json")}
+    return {path.stem: json.loads(path.read_text()) for path in (folder / "run" / "records").glob("*.json")}
 
 
 def scores_of(record):
