@@ -107,6 +107,9 @@ class Study(BaseModel, frozen=True):
     rewrite_tokens: Positive = Field(
         description="longest rewrite, in tokens; a longer one falls back to the original response [ours]"
     )
+    rewrite_attempts: Positive = Field(
+        description="how often a row is written at most: one whose rewrite is rejected is written again [ours]"
+    )
     generation_batch: Positive = Field(description="rows decoded at once; texts depend on it, within rounding")
 
     # Fine-tuning

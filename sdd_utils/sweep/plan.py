@@ -21,6 +21,7 @@ from sdd_utils.study.paths import Run
 from sdd_utils.study.schema import load_study, name_of
 from sdd_utils.sweep import memory, preflight, token_lengths
 from sdd_utils.sweep.costs import (
+    REJECTED,
     CostModel,
     Estimate,
     distillation,
@@ -194,6 +195,8 @@ def notes(costs: CostModel, plan: dict[str, Row]) -> list[str]:
         f"disk: {short(sum(cost.disk for cost in whole) / GB)} GB, and {short(2 * costs.shapes[0].parameters / GB)} GB "
         "for the model itself (2 bytes a parameter)",
     ]
+    if costs.study.rewrite_attempts > 1:
+        lines.append(f"rewrite_attempts: {REJECTED:.0%} of every attempt's rewrites are taken to be written again")
     unknown = [name for name in costs.study.data_sets if name not in token_lengths.lengths()["data_sets"]]
     unknown += [name for name in costs.study.tasks if name not in token_lengths.lengths()["tasks"]]
     if unknown:
