@@ -65,10 +65,9 @@ def power_curves(entries: list[dict]) -> Figure:
     for axis, entry in zip(axes, entries, strict=False):
         _draw_lines(axis, entry)
         _plain_log_scales(axis)
-        axis.set_title(fill(entry["what"], 34))
-        axis.set(xlabel="documents", ylabel=f"detectable difference ({entry['unit']})")
-        if same:
-            axis.label_outer()
+        axis.set_title(fill(entry["what"], 30))
+        named = not same or axis.get_subplotspec().is_first_col()
+        axis.set(xlabel="documents", ylabel=f"detectable difference ({entry['unit']})" if named else "")
         legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     for unused in axes[len(entries) :]:
         unused.remove()
