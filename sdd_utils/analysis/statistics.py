@@ -31,6 +31,7 @@ ACCURACY, CHOICE, BITS = "accuracy", "choice_probability", "gold_bits_per_byte" 
 HAS_CHANCE = (ACCURACY, CHOICE)  # measures of which guessing has a score
 
 _CLOZE = "_continuation"  # lm-eval's name for a task whose answers are texts instead of letters (mmlu_continuation)
+_OF_SIZE = ("se", "seed_se", "document_se", "interaction_se", "detectable")  # of `estimate`, in the mean's own unit
 _FAR = 64  # standard errors: the end of an interval that has none
 
 Parts = tuple[list[np.ndarray], list[np.ndarray]]  # numerators and denominators of a ratio, per task
@@ -119,29 +120,33 @@ def estimate(values: list[np.ndarray], *, null: float = 0.0, level: float = 0.95
         null: the value that the p-value tests against.
 
     Returns:
-        {estimate, se, seed_se, document_se, interval, p, detectable, seed_share, df, seeds, documents}: `p` is
-        two-sided; `se` has the two parts seed_se and document_se; `detectable` is the smallest distance from `null`
-        that a test at 1 - level finds with 80 % power; `seed_share` is the seeds' share of the variance; `df` is
-        {seeds, documents}. Where no value differs from another there is nothing to
-        test with, and p is 1.
+        {estimate, se, seed_se, document_se, interaction_se, interval, p, detectable, seed_share, level, df, cells,
+        seeds, documents}: `p` is two-sided; `se` has the two parts seed_se and document_se; interaction_se is the part
+        of seed_se that more documents lower as well; `detectable` is the smallest distance from `null` that a test at
+        1 - level finds with 80 % power; `seed_share` is the seeds' share of the variance; `df` is {seeds, documents}.
+        Where no value differs from another there is nothing to test with, and p is 1.
     """
     middle = float(np.mean([task.mean() for task in values]))
     cells = [task[None] if task.ndim == 2 else task for task in values]
     by_seed, seed_df = _seed_variance(cells)
-    by_document, document_df = _document_variance(cells)
-    se, share = float(np.sqrt(by_seed + by_document)), float(by_seed / max(by_seed + by_document, 1e-300))
-    mixture = {"share": share, "seed_df": max(seed_df, 1), "document_df": document_df}
+    interaction = _interaction_variance(cells)
+    by_document, document_df = _document_variance(cells, interaction=interaction)
+    se, mixture = math.sqrt(by_seed + by_document), _mixture(by_seed, by_document, seed_df, document_df)
     reach = _quantile((1 - level) / 2, **mixture)
+    dfs = {"seed_df": seed_df, "document_df": document_df}
     return {
         "estimate": middle,
         "se": se,
         "seed_se": math.sqrt(by_seed),
         "document_se": math.sqrt(by_document),
+        "interaction_se": math.sqrt(min(interaction, by_seed)),
         "interval": [middle - reach * se, middle + reach * se],
         "p": float(min(1.0, 2 * _tail(abs(middle - null) / se, **mixture))) if se > 0 else 1.0,
-        "detectable": (reach + _quantile(0.2, **mixture)) * se,
-        "seed_share": share,
+        "detectable": detectable_difference(by_seed, by_document, **dfs, level=level),
+        "seed_share": mixture["share"],
+        "level": level,
         "df": {"seeds": seed_df, "documents": document_df},
+        "cells": cells[0].shape[0],
         "seeds": cells[0].shape[1],
         "documents": sum(task.shape[2] for task in cells),
     }
@@ -157,28 +162,51 @@ def _seed_variance(values: list[np.ndarray]) -> tuple[float, float]:
     return float(parts.sum()), _satterthwaite(parts, np.full(cells, seeds - 1))
 
 
-def _document_variance(values: list[np.ndarray]) -> tuple[float, float]:
+def _interaction_variance(values: list[np.ndarray]) -> float:
+    """The mean's variance from the interaction of seeds and documents; with one seed documents hold it, and it is 0."""
+    cells, seeds, _ = values[0].shape
+    variance = 0.0
+    for task in values:
+        interactions = task - task.mean(axis=1, keepdims=True) - task.mean(axis=2, keepdims=True)
+        interactions = interactions + task.mean(axis=(1, 2), keepdims=True)
+        df, n = max(task.shape[2] - 1, 1) * max(seeds - 1, 1), task.shape[2]
+        variance += (interactions**2).sum() / df / (seeds * n) / cells**2 / len(values) ** 2
+    return float(variance)
+
+
+def _document_variance(values: list[np.ndarray], *, interaction: float) -> tuple[float, float]:
     """The mean's variance from documents, interaction left out, and its degrees of freedom.
 
     A task of a single document has no spread to measure and counts with none.
     """
-    cells, seeds, _ = values[0].shape
-    parts, interaction = [], 0.0
-    for task in values:
-        n, means = task.shape[2], task.mean(axis=(0, 1))
-        df = max(n - 1, 1)
-        interactions = task - task.mean(axis=1, keepdims=True) - task.mean(axis=2, keepdims=True)
-        interactions = interactions + task.mean(axis=(1, 2), keepdims=True)
-        interaction += (interactions**2).sum() / (df * max(seeds - 1, 1)) / (seeds * n) / cells**2 / len(values) ** 2
-        parts.append(((means - means.mean()) ** 2).sum() / df / n / len(values) ** 2)
-    dfs = [max(task.shape[2] - 1, 1) for task in values]
-    return max(float(sum(parts) - interaction), 0.0), _satterthwaite(np.array(parts), np.array(dfs))
+    dfs = np.array([max(task.shape[2] - 1, 1) for task in values])
+    means = [task.mean(axis=(0, 1)) for task in values]
+    squares = np.array([((mean - mean.mean()) ** 2).sum() / len(mean) / len(values) ** 2 for mean in means])
+    return max(float((squares / dfs).sum()) - interaction, 0.0), _satterthwaite(squares / dfs, dfs)
 
 
 def _satterthwaite(parts: np.ndarray, dfs: np.ndarray) -> float:
     """Degrees of freedom of a sum of variances that have `dfs` each."""
     squares = (parts**2 / dfs).sum()
     return float(parts.sum() ** 2 / squares) if squares > 0 else float(dfs.sum())
+
+
+def _mixture(by_seed: float, by_document: float, seed_df: float, document_df: float) -> dict:
+    """The mixture of two t distributions that a mean with these two parts of its variance is referred to."""
+    share = float(by_seed / max(by_seed + by_document, 1e-300))
+    return {"share": share, "seed_df": max(seed_df, 1), "document_df": document_df}
+
+
+def detectable_difference(
+    by_seed: float, by_document: float, *, seed_df: float, document_df: float, level: float = 0.95
+) -> float:
+    """The smallest difference that a two-sided test at 1 - level finds with 80 % power.
+
+    Args:
+        by_seed, by_document: the two parts of the variance of the mean, with seed_df and document_df.
+    """
+    mixture = _mixture(by_seed, by_document, seed_df, document_df)
+    return (_quantile((1 - level) / 2, **mixture) + _quantile(0.2, **mixture)) * math.sqrt(by_seed + by_document)
 
 
 def _tail(t: float, *, share: float, seed_df: float, document_df: float) -> float:
@@ -216,7 +244,7 @@ def estimate_ratio(
     se, reach = found["se"], found["interval"][1] - found["estimate"]
     spreads = [estimate(values)["se"] for values in (numerators, denominators)]
     ends = _fieller(ratio, below, reach=reach / se, se=se, spreads=spreads) if se > 0 else [ratio, ratio]
-    scaled = {name: found[name] / abs(below) for name in ("se", "detectable", "seed_se", "document_se")}
+    scaled = {name: found[name] / abs(below) for name in _OF_SIZE}
     return found | scaled | {"estimate": ratio, "interval": ends, "p": without(null)["p"]}
 
 

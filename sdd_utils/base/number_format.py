@@ -13,10 +13,14 @@ def percent_interval(low_high: list[float]) -> str:
     return f"[{100 * low_high[0]:z.1f}, {100 * low_high[1]:z.1f}]"
 
 
+def in_unit(value: float, unit: str) -> float:
+    """A difference as the number that its unit shows, e.g. 0.012 in points as 1.2."""
+    return 100 * value if unit in _HUNDREDTHS else value
+
+
 def amount(value: float, unit: str) -> str:
-    """A difference in its unit, e.g. 0.012 in points as "+1.2"."""
-    digits, shown = (1, 100 * value) if unit in _HUNDREDTHS else (3, value)
-    return f"{shown:+z.{digits}f}"
+    """A difference in its unit as text, e.g. 0.012 in points as "+1.2"."""
+    return f"{in_unit(value, unit):+z.{1 if unit in _HUNDREDTHS else 3}f}"
 
 
 def points(difference: float, low_high: list[float]) -> str:

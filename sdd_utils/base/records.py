@@ -236,12 +236,44 @@ class EmbeddingMetrics(TypedDict):
 
 
 @with_config(_CLOSED)
+class Sizes(TypedDict):
+    """The least size of a study that detects a difference; None where it cannot be had so. See `analysis.power`."""
+
+    documents: int | None  # at the measured seeds
+    seeds: int | None  # at the measured documents
+    both: list[int] | None  # [seeds, documents], in the measured proportion
+
+
+@with_config(_CLOSED)
+class Power(TypedDict):
+    """One measured comparison: the parts of its variance, and what it detects; see `analysis.statistics.estimate`."""
+
+    key: str  # of its claim
+    what: str
+    where: str
+    unit: str  # points and % of the loss are kept as fractions
+    primary: bool
+    estimate: float
+    seed_se: float
+    document_se: float
+    interaction_se: float
+    level: float
+    df: dict[str, float]  # of seeds and of documents
+    cells: int
+    seeds: int
+    documents: int
+    detectable: float
+    half: Sizes  # to detect half of that
+
+
+@with_config(_CLOSED)
 class ResultsMetrics(TypedDict):
-    """Of 09: what the page shows."""
+    """Of 09: what the page shows, and what a plan of another study starts from."""
 
     grid: list[dict[str, Any]]
     differences: list[dict[str, Any]]
     shift: dict[str, Any]
+    power: list[Power]
 
 
 @with_config(_CLOSED)

@@ -12,7 +12,7 @@ from sdd_utils.analysis import model_grid
 from sdd_utils.base.files import write_text
 from sdd_utils.base.number_format import amount, percent, percent_interval
 from sdd_utils.base.records import device_of, of_step
-from sdd_utils.report import tables
+from sdd_utils.report import power_views, tables
 from sdd_utils.report.figures import NAMES
 from sdd_utils.report.topics import StudyReport
 
@@ -20,6 +20,7 @@ FIGURES = {
     "scaling": "Recovery against the number of training rows",
     "embedding_similarity": "Cosine of each model's answers to the original's",
     "shift": "Average score lost against the mean cosine, a mark per fine-tuned model",
+    "power": "Smallest difference that is detected, against documents, a line per number of seeds",
     "distance_curves": "Angular distance of every block of n layers",
     "similarity_map": "Angular distance between the inputs of every two layers",
 }
@@ -52,6 +53,7 @@ def build_page(report: StudyReport, summary: dict) -> Path:
         arms=[NAMES[arm] for arm in _arms(summary["metrics"]["grid"])],
         compared=_compared(report),
         claims=[claim | _drawn(claim) for claim in report.claims],
+        power=power_views.power_table(summary["metrics"]["power"]).to_dict("records"),
         figures={name: (caption, _embedded(path)) for name, caption, path in _figures(folder)},
         records={step: _of_step(named, step) for step in dict.fromkeys(r["step"] for r in named.values())},
         notebooks={path.stem for path in (folder / "notebooks").glob("*.ipynb")},

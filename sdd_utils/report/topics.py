@@ -14,12 +14,12 @@ from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from sdd_utils.analysis import answer_shift, forgetting, model_grid, verdicts
+from sdd_utils.analysis import answer_shift, forgetting, model_grid, power, verdicts
 from sdd_utils.analysis.model_grid import original_scores
 from sdd_utils.analysis.statistics import HAS_CHANCE, averaged_tasks, left_out
 from sdd_utils.base.files import write_json
 from sdd_utils.base.records import of_step
-from sdd_utils.report import figures, job_figures, tables
+from sdd_utils.report import figures, job_figures, power_views, tables
 
 
 @dataclass(kw_only=True)
@@ -63,6 +63,11 @@ class StudyReport:
         """The answer to every claim, see `verdicts.judge_claims`."""
         return verdicts.judge_claims(self.named, in_domain=self.in_domain)
 
+    @cached_property
+    def power(self) -> list[dict]:
+        """What each comparison can see, see `analysis.power.power_entries`."""
+        return power.power_entries(self.claims)
+
     def show(self, name: str) -> None:
         """Write a topic's tables and figures, and display them with its text."""
         topic = self.write(name)
@@ -99,7 +104,8 @@ class StudyReport:
         """The metrics of the record of 09; documents' scores stay in the jobs' records."""
         differences = model_grid.differences(self.rows, self.original)
         shift = answer_shift.shift_correlation(answer_shift.shift_points(self.records))
-        return {"grid": model_grid.without_documents(self.rows), "differences": differences, "shift": shift}
+        grid = model_grid.without_documents(self.rows)
+        return {"grid": grid, "differences": differences, "shift": shift, "power": self.power}
 
 
 def _check_precision(records: dict[str, dict]) -> None:
@@ -173,6 +179,12 @@ def _claims(report: StudyReport) -> Topic:
     return Topic(tables=claim_tables, text="\n\n".join(sentences), show_tables=False)
 
 
+def _power(report: StudyReport) -> Topic:
+    primary = [entry for entry in report.power if entry["primary"]]
+    drawn = {"power": power_views.power_curves(primary)} if primary else {}
+    return Topic(tables={"power": power_views.power_table(report.power)}, figures=drawn)
+
+
 def _table(name: str, make: Callable[[StudyReport], pd.DataFrame]) -> Callable[[StudyReport], Topic]:
     return lambda report: Topic(tables={name: make(report)})
 
@@ -193,4 +205,5 @@ TOPICS: dict[str, Callable[[StudyReport], Topic]] = {
     "fidelity": _table("fidelity", lambda report: tables.fidelity_table(report.records)),
     "paper_vs_ours": _table("paper_vs_ours", lambda report: tables.comparison_table(report.records, report.rows)),
     "claims": _claims,
+    "power": _power,
 }

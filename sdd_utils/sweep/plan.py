@@ -1,7 +1,8 @@
 """What a study will cost before it is begun: `python -m sdd_utils.sweep.plan STUDY`, or `make plan STUDY=...`.
 
-Prints the sweep's jobs by step with tokens, hours, peak memory and disk, and what is already done. No weights are
-loaded, downloaded or converted. How the numbers come about: `sdd_utils/sweep/costs.py` and the two YAML files it reads.
+Prints the sweep's jobs by step with tokens, hours, peak memory and disk, what is already done, and which differences
+the study can detect. No weights are loaded, downloaded or converted. How the numbers come about:
+`sdd_utils/sweep/costs.py` and the two YAML files it reads, and `sdd_utils/sweep/expected_power.py`.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from sdd_utils.models import architecture
 from sdd_utils.study.jobs import Job, other_keys, study_jobs
 from sdd_utils.study.paths import Run
 from sdd_utils.study.schema import load_study, name_of
-from sdd_utils.sweep import memory, preflight, token_lengths
+from sdd_utils.sweep import expected_power, memory, preflight, token_lengths
 from sdd_utils.sweep.costs import (
     REJECTED,
     CostModel,
@@ -205,8 +206,13 @@ def notes(costs: CostModel, plan: dict[str, Row]) -> list[str]:
     return lines
 
 
-def plan_report(name: str, costs: CostModel, records: list[dict], *, origin: str) -> str:
-    """The whole output."""
+def plan_report(name: str, costs: CostModel, records: list[dict], *, origin: str, power: str) -> str:
+    """The whole output.
+
+    Args:
+        origin: where the architecture is from.
+        power: see `expected_power.report`.
+    """
     plan, shape = plan_rows(costs, records), costs.shapes[0]
     heads = [
         f"study {name}: {costs.study.model}, {shape.parameters / GB:.3f} billion parameters, {shape.layers} layers",
@@ -223,7 +229,7 @@ def plan_report(name: str, costs: CostModel, records: list[dict], *, origin: str
     study = costs.study
     heading = f"Memory of training, GB: {study.batch_size} rows of {study.max_length} tokens at once, LoRA r "
     heading += f"{study.lora_rank} on {study.lora_targets}; shorter rows or gradient accumulation need less"
-    return "\n".join([*heads, "", plan_table(costs, plan), "", heading, "", memory_table(costs), "", *tails])
+    return "\n".join([*heads, "", plan_table(costs, plan), "", heading, "", memory_table(costs), "", power, "", *tails])
 
 
 def main() -> int:
@@ -239,9 +245,10 @@ def main() -> int:
         preflight.check_data(study)
         preflight.check_tasks(study)
         costs, origin = cost_model(study, hardware=arguments.hardware)
-        run = arguments.run or f"work/{name_of(arguments.study)}"
-        records = read_records(Run.at(run).records)
-        print(plan_report(arguments.study, costs, records, origin=origin))
+        name = name_of(arguments.study)
+        records = read_records(Run.at(arguments.run or f"work/{name}").records)
+        power = expected_power.report(study, name=name)
+        print(plan_report(arguments.study, costs, records, origin=origin, power=power))
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

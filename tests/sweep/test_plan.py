@@ -263,13 +263,14 @@ def test_zero_means_all_and_shots_lengthen_contexts(paper):
 
 def test_what_was_never_measured_is_said():
     s = setting_of(EMBEDDED, data_sets={"mine": 100}, merge_pairs=[], tasks={"piqa": 50}, calibration_sets=["mine"])
-    text = plan.plan_report("mine.yaml", s, [], origin="here")
+    text = plan.plan_report("mine.yaml", s, [], origin="here", power="power")
     assert "never measured: mine, piqa; data sets are taken to be like alpaca" in text
 
 
 def test_report_ends_with_what_to_do(embedded, records):
-    lines = plan.plan_report("embedded", embedded, records, origin="here").splitlines()
+    lines = plan.plan_report("embedded", embedded, records, origin="here", power="power").splitlines()
     assert any(re.match(r"finetuning +4 +4 ", line) for line in lines)
+    assert "power" in lines
     assert [line.split(":")[0] for line in lines[-3:]] == ["prefetch", "run", "left out"]
 
 

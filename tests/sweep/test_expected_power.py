@@ -1,0 +1,104 @@
+"""What the plan promises is what the committed variances say for the planned seeds, cells and documents."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from sdd_utils.analysis.power import detectable, sizes_for
+from sdd_utils.base.records import SCHEMA
+from sdd_utils.sweep import expected_power
+
+STUDY = {
+    "data_sets": {"gsm_symbolic": 48, "pydoc": 48}, "finetune_block_sizes": [4, 6], "seeds": [0, 1, 2],
+    "arms": ["sft", "self_data_ft"], "tasks": {"facts": 200, "gsm_symbolic_mc": 64},
+}  # fmt: skip
+
+
+def entry(key, *, primary):
+    known = {"seed_se": 0.01, "document_se": 0.02, "interaction_se": 0.005, "level": 0.95, "estimate": 0.1}
+    known |= {"df": {"seeds": 8.0, "documents": 262.0}, "cells": 4, "seeds": 3, "documents": 264}
+    known["detectable"] = detectable(known, seeds=3, documents=264)
+    half = sizes_for(known, known["detectable"] / 2)
+    return known | {"key": key, "what": f"the {key}", "where": "", "unit": "points", "primary": primary, "half": half}
+
+
+ENTRIES = [entry("question", primary=True), entry("recovers_more", primary=False), entry("other", primary=False)]
+
+
+def commit(results, name, **changes):
+    """A committed record of 09 with `ENTRIES`, measured on the tasks of `STUDY`."""
+    grid = [{"arm": "original", "scores": {task: {"n": n} for task, n in STUDY["tasks"].items()}}]
+    provenance = {"commit": "", "dirty": False, "versions": {}, "device": "cpu", "dtype": "float32", "threads": 1}
+    provenance |= {"seed": None, "started": "", "wall_s": 1.0, "peak_rss_mb": 1}
+    metrics = {"grid": grid, "differences": [], "shift": {}, "power": ENTRIES}
+    record = {"schema": SCHEMA, "step": "results", "study": name, "params": {"study": name, "run": "work/x"}}
+    record |= {"metrics": metrics, "provenance": provenance}
+    folder = results / name / "records"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(record | changes))
+
+
+def lines(results, *, name="mine", **changes):
+    return expected_power.report(SimpleNamespace(**STUDY | changes), name=name, results=results).splitlines()
+
+
+def shown(said):
+    """The detectable differences of a plan, in points."""
+    return [float(line.split("  ")[-2]) for line in said if line.startswith("the ")]
+
+
+def test_a_study_like_the_committed_one_detects_what_that_did(tmp_path):
+    commit(tmp_path, "embedded")
+    said = lines(tmp_path)
+    assert said[0].endswith("3 seeds, 4 cells (block size x data set) and 264 documents; variances of results/embedded")
+    assert [line.split("  ")[0] for line in said if line.startswith("the ")] == ["the question", "the recovers_more"]
+    assert shown(said) == [pytest.approx(100 * ENTRIES[0]["detectable"], abs=0.05)] * 2
+
+
+def test_its_own_variances_go_before_those_of_the_embedded_study(tmp_path):
+    commit(tmp_path, "embedded")
+    commit(tmp_path, "mine")
+    assert lines(tmp_path)[0].endswith("variances of results/mine")
+
+
+def test_seeds_cells_and_documents_are_the_planned_ones(tmp_path):
+    commit(tmp_path, "embedded")
+    twice = {task: 2 * n for task, n in STUDY["tasks"].items()}
+    for changes, size in (
+        ({"seeds": [0, 1, 2, 3, 4]}, {"seeds": 5, "documents": 264}),
+        ({"finetune_block_sizes": [4]}, {"seeds": 3, "documents": 264, "cells": 2}),
+        ({"tasks": twice}, {"seeds": 3, "documents": 528}),
+    ):
+        assert shown(lines(tmp_path, **changes))[0] == pytest.approx(100 * detectable(ENTRIES[0], **size), abs=0.05)
+
+
+def test_more_documents_of_the_larger_task_alone_help_little(tmp_path):
+    commit(tmp_path, "embedded")
+    (before, _), (large, _), (small, _) = (
+        shown(lines(tmp_path, tasks=STUDY["tasks"] | changes))
+        for changes in ({}, {"facts": 200 + 300}, {"gsm_symbolic_mc": 64 + 300})
+    )
+    assert before - large < 0.5 * (before - small)
+
+
+def test_fewer_seeds_than_claims_need_are_told(tmp_path):
+    commit(tmp_path, "embedded")
+    said = lines(tmp_path, seeds=[0])
+    assert said[1] == "1 seed(s), as the study has, leave every claim about training inconclusive"
+    assert shown(said) == shown(lines(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "study", "said"),
+    [
+        (None, {}, "results/embedded holds no variances: results.json does not exist yet"),
+        ({"schema": 3}, {}, "results/embedded holds no variances: results.json has record schema 3, this version"),
+        ({}, {"arms": ["sft"]}, "the study has not both SFT and Self-Data FT to compare"),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_is_one_line(changes, study, said, tmp_path):
+    if changes is not None:
+        commit(tmp_path, "embedded", **changes)
+    (line,) = lines(tmp_path, **study)
+    assert line.startswith(f"detectable differences: unknown, as {said}")
