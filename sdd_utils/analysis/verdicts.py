@@ -27,9 +27,9 @@ def judge_claims(records: dict[str, dict], *, in_domain: dict[str, list]) -> lis
         in_domain: the tasks of each data set's own domain, by data set.
 
     Returns:
-        per claim {key, claim, source, unit, favours, verdict, why, estimate, interval, p, p_holm, detectable, n, parts,
-        records}. Estimates in points are fractions (0.01 is 1 point). The numbers are those of the part that decides,
-        None where nothing was measured. `n` is {seeds, documents}; `records` names the files behind the answer.
+        per claim {key, claim, source, unit, primary, favours, verdict, why, estimate, interval, p, p_holm, detectable,
+        n, parts, records}. Estimates in points are fractions (0.01 is 1 point). The numbers are those of the part that
+        decides, None where nothing was measured. `n` is {seeds, documents}; `records` names the files behind the answer.
     """
     claim_list = claims(in_domain)
     measured = [_measured(claim, list(records.values())) for claim in claim_list]
@@ -79,7 +79,7 @@ def _too_small(part: dict) -> bool:
 
 
 def _answer(claim: Claim, parts: list[dict], lacking: str, records: dict[str, dict]) -> dict:
-    answer = {name: getattr(claim, name) for name in ("key", "claim", "source", "unit", "favours")}
+    answer = {name: getattr(claim, name) for name in ("key", "claim", "source", "unit", "primary", "favours")}
     shared = {"parts": parts, "records": [name for name, r in records.items() if r["step"] in claim.steps]}
     if not parts:
         why = f"{lacking[0].upper()}{lacking[1:]}."
