@@ -91,7 +91,9 @@ def _healed_by_domain(points: list[dict]) -> tuple[Figure, np.ndarray]:
         for point in own if len(arms) <= 2 else ():  # of more arms the names would stand on each other
             step = arms.index(point["arm"]) - (len(arms) - 1) / 2
             where = domains.index(point["domain"]) + dodge * step, point["value"]
-            axis.annotate(percent(point["value"]), where, (6, 3), textcoords="offset points", size=9)
+            side = -1 if step < 0 else 1  # away from the other arm's interval
+            look = {"textcoords": "offset points", "size": 9, "ha": "right" if side < 0 else "left"}
+            axis.annotate(percent(point["value"]), where, (6 * side, 3), **look)
     return drawn, axes
 
 

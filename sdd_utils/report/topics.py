@@ -13,6 +13,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from sdd_utils.analysis import answer_shift, forgetting, model_grid, verdicts
 from sdd_utils.analysis.model_grid import original_scores
@@ -66,7 +67,7 @@ class StudyReport:
     def show(self, name: str) -> None:
         """Write a topic's tables and figures, and display them with its text."""
         topic = self.write(name)
-        shown = [table.style.hide() for table in topic.tables.values()] if topic.show_tables else []
+        shown = [_captioned(*table) for table in topic.tables.items()] if topic.show_tables else []
         for part in (*shown, *topic.figures.values()):
             display(part)
         if topic.text:
@@ -100,6 +101,11 @@ class StudyReport:
         differences = model_grid.differences(self.rows, self.original)
         shift = answer_shift.shift_correlation(answer_shift.shift_points(self.records))
         return {"grid": model_grid.without_documents(self.rows), "differences": differences, "shift": shift}
+
+
+def _captioned(name: str, table: pd.DataFrame) -> Styler:
+    """A table as a notebook shows it, under its name."""
+    return table.style.hide().set_caption(name.replace("_", " "))
 
 
 def _check_precision(records: dict[str, dict]) -> None:
