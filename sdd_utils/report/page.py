@@ -1,4 +1,4 @@
-"""The page of a study, `results/<study>/index.html`: one file that needs no other to be read.
+"""The page of a run or of committed results, `index.html`: one file that needs no other to be read.
 
 It shows what `records`, `tables`, `figures` and `claims.json` beside it hold, and links every number to its record.
 """

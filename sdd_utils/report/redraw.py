@@ -1,10 +1,12 @@
-"""Draw a study's tables, figures and page again from its committed records, without a model.
+"""Draw a study's tables, figures and page again from its records, without a model.
 
-python -m sdd_utils.report.redraw embedded            # tables, PNG figures, index.html
+python -m sdd_utils.report.redraw embedded            # the committed results: tables, PNG figures, index.html
 python -m sdd_utils.report.redraw embedded --pages    # also figures as PDF and notebooks as HTML pages
+python -m sdd_utils.report.redraw work/embedded       # those of a run, or of any other folder
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,10 +15,11 @@ from sdd_utils.base import disk
 from sdd_utils.base.records import read_record, records_by_file
 from sdd_utils.report import notebook_pages, page
 from sdd_utils.report.topics import StudyReport
+from sdd_utils.study.paths import committed_results, shown
 
 
 def redraw(folder: Path, *, pages: bool = False) -> None:
-    """Make everything in a study's folder that follows from its records.
+    """Make everything in a study's folder that follows from the records that 09 read; former figures and tables go.
 
     Args:
         pages: also write what git does not keep: figures as PDF, executed notebooks as HTML.
@@ -25,7 +28,10 @@ def redraw(folder: Path, *, pages: bool = False) -> None:
         FileNotFoundError, ValueError: a record is missing or of another schema.
     """
     summary = read_record(folder / "records" / "results.json")
-    report = StudyReport(records_by_file(folder / "records"), in_domain=summary["params"]["in_domain"], folder=folder)
+    named = records_by_file(folder / "records", names=summary["params"]["record_names"])
+    report = StudyReport(named, in_domain=summary["params"]["in_domain"], folder=folder)
+    for name in ("figures", "tables"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     report.write_all(suffixes=("png", "pdf") if pages else ("png",))
     page.build_page(report, summary)
     if pages:
@@ -38,11 +44,12 @@ def main() -> int:
     parser.add_argument("study", nargs="?", default="embedded", help="name of a folder under results/, or a path")
     parser.add_argument("--pages", action="store_true", help="also write PDF figures and HTML notebooks")
     arguments = parser.parse_args()
-    folder = ROOT / "results" / arguments.study if "/" not in arguments.study else ROOT / arguments.study
+    study = arguments.study
+    folder = ROOT / study if "/" in study else committed_results(study)
     try:
         if not (folder / "records").is_dir():
-            fix = f"run 'make reproduce STUDY={arguments.study}' first"
-            raise FileNotFoundError(f"{folder} holds no records: {fix}, or name a study of results/")
+            fix = f"run 'make reproduce STUDY={study}' and 'make publish STUDY={study}', or name the folder of a run"
+            raise FileNotFoundError(f"{shown(folder)} holds no records: {fix}, such as work/embedded")
         with disk.told():
             redraw(folder, pages=arguments.pages)
     except (OSError, ValueError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sdd_utils.base.files import digest
 from sdd_utils.data.rows import question_of
 from sdd_utils.engine.generation import generate_file
 from sdd_utils.models import chat_format
@@ -61,39 +62,73 @@ def answer_messages(row: dict) -> list[dict]:
 ASKED_BY = {"distilled": rewrite_messages, "self_generated": answer_messages}
 
 
-def rewrite(model: str | Path, rows: list[dict], *, path: Path, which: str = "distilled", **settings) -> list[dict]:
+def rewrite(
+    model: str | Path,
+    rows: list[dict],
+    *,
+    path: Path,
+    which: str = "distilled",
+    attempts: int = 1,
+    seed: int = 0,
+    **settings,
+) -> list[dict]:
     """Have the model write every response anew, into a file that a rerun only adds to.
+
+    A row whose text is rejected is written again with another seed, up to so many times. Each attempt is a job of its
+    own, over the rows that were rejected so far; a prompt that is too long is not tried again.
 
     Args:
         which: "distilled", with sight of the original response, or "self_generated", without it.
-        path, settings: see `generation.generate_file`.
+        attempts: how often a row is written at most.
+        path, seed, settings: see `generation.generate_file`.
 
     Returns:
-        the raw texts {id, key, text, finish, n_tokens, end_token, seed}, in the order of `rows`.
+        the raw texts {id, key, text, finish, n_tokens, end_token, seed}, attempt by attempt, each in the order of
+        `rows`: a row has as many of them as it has attempts.
     """
     tokenizer = load_tokenizer(model)
     prompts = {row["id"]: chat_format.render(tokenizer, ASKED_BY[which](row)) for row in rows}
-    return generate_file(model, prompts, path=path, speculate=True, **settings)
+    written, rejected = [], rows
+    for attempt in range(1, attempts + 1):
+        asked = {row["id"]: prompts[row["id"]] for row in rejected}
+        drawn = {"seed": attempt_seed(seed, attempt), **settings}
+        texts = generate_file(model, asked, path=path, speculate=True, **drawn) if asked else []
+        rejected = [row for row, text in zip(rejected, texts, strict=True) if _may_try_again(row, text)]
+        written += texts
+    return written
+
+
+def attempt_seed(seed: int, attempt: int) -> int:
+    """The seed of an attempt, counted from 1. The first one's is the study's, so more attempts change no text."""
+    return seed if attempt == 1 else int(digest("attempt", attempt, seed), 16) % 2**32
+
+
+def _may_try_again(row: dict, output: dict) -> bool:
+    return _judged(row, [output])["reason"] not in ("kept", "prompt too long")
 
 
 def moves_system(model: str | Path, rows: list[dict]) -> bool:
-    """Whether a system message opens the user's turn in the prompts, as the chat template has no place for it."""
-    tokenizer = load_tokenizer(model)
-    return any(chat_format.moves_system(tokenizer, rewrite_messages(row)) for row in rows)
+    """Whether a system message opens the user's turn in the prompts, as the chat template has no place for it.
+
+    That is decided by a conversation's roles, not by its texts: one row that has such a message speaks for all.
+    """
+    conversations = map(rewrite_messages, rows)
+    first = next((messages for messages in conversations if messages[0]["role"] == "system"), None)
+    return first is not None and chat_format.moves_system(load_tokenizer(model), first)
 
 
 def judge(rows: list[dict], written: list[dict]) -> list[dict]:
     """The set to train on, by conditional selection: a pure function of the rows and of what `rewrite` gave.
 
     Returns:
-        rows {id, response, source: "distilled" | "original", reason, finish, n_tokens, seed, rewrite}, in the order
-        of `rows`.
-
-    Raises:
-        ValueError: the texts are not those of these rows.
+        rows {id, response, source: "distilled" | "original", reason, attempt, finish, n_tokens, seed, rewrite}, in the
+        order of `rows`. All but `response` is about the first attempt that was kept, or about the last one.
     """
-    _check_pairs(rows, written)
-    return [_judged(row, output) for row, output in zip(rows, written, strict=True)]
+    attempts: dict[str, list[dict]] = {}
+    for output in written:
+        attempts.setdefault(output["id"], []).append(output)
+    _check_pairs(rows, [{"id": id_} for id_ in attempts])
+    return [_judged(row, attempts[row["id"]]) for row in rows]
 
 
 def _check_pairs(rows: list[dict], others: list[dict]) -> None:
@@ -101,15 +136,27 @@ def _check_pairs(rows: list[dict], others: list[dict]) -> None:
         raise ValueError("the generated set does not belong to these rows: run 03 again")
 
 
-def _judged(row: dict, output: dict) -> dict:
+def _judged(row: dict, outputs: list[dict]) -> dict:
+    """The first of a row's attempts that is kept, else its last one."""
+    judged = {}
+    for attempt, output in enumerate(outputs, start=1):
+        text, finish = _without_rambling(row, output)
+        response, reason = answer_check.select(row, text=text, finish=finish)
+        source = "distilled" if reason == "kept" else "original"
+        judged = {"id": row["id"], "response": response, "source": source, "reason": reason, "attempt": attempt}
+        judged |= {"finish": finish, "n_tokens": output["n_tokens"], "seed": output["seed"], "rewrite": text}
+        if reason == "kept":
+            break
+    return judged
+
+
+def _without_rambling(row: dict, output: dict) -> tuple[str, str]:
+    """Text and finish of a response, opening included, without thinking and without what follows its answer line."""
     answer, finish = answer_check.answer_of(output["text"], output["finish"])
     text = answer_check.opening(row) + answer
     if answer_check.check_of(row) == "number" and (whole := answer_check.until_answer(text)):
-        text, finish = whole, "stop"
-    response, reason = answer_check.select(row, text=text, finish=finish)
-    source = "distilled" if reason == "kept" else "original"
-    judged = {"id": row["id"], "response": response, "source": source, "reason": reason, "finish": finish}
-    return judged | {"n_tokens": output["n_tokens"], "seed": output["seed"], "rewrite": text}
+        return whole, "stop"
+    return text, finish
 
 
 def ngram_overlap(text: str, reference: str, *, n: int = 8) -> float:
@@ -141,6 +188,17 @@ def statistics(rows: list[dict], distilled: list[dict]) -> dict:
             np.mean([ngram_overlap(other["response"], row["response"]) for row, other in kept] or [0.0])
         ),
         "reasons": dict(sorted(Counter(other["reason"] for other in distilled).items())),
+        "attempts": _by_attempt(distilled),
         "words_original": [len(row["response"].split()) for row in rows],
         "words_distilled": [len(other["response"].split()) for other in distilled],
     }
+
+
+def _by_attempt(judged: list[dict]) -> list[dict]:
+    """How many rows were written in each attempt, from the first on, and how many of these texts were kept."""
+    last = [row["attempt"] for row in judged]
+    kept = Counter(row["attempt"] for row in judged if row["source"] == "distilled")
+    return [
+        {"rewritten": sum(attempt <= number for number in last), "kept": kept[attempt]}
+        for attempt in range(1, max(last) + 1)
+    ]

@@ -37,6 +37,12 @@ def study_jobs(study) -> list[Job]:
     return [*jobs, Job(step="results", name="results", parameters={}, needs=tuple(job.name for job in jobs))]
 
 
+def other_keys(params: dict, *, job: Job, study) -> list[str]:
+    """The parameters of a record that the study and the job give another value now, by name."""
+    now = {name: getattr(study, name) for name in params if hasattr(study, name)} | job.parameters
+    return [name for name, value in now.items() if name in params and params[name] != value]
+
+
 def _pruning(n: int, answers: dict) -> Job:
     """Every pruned model is compared with the original's answers, which the job of block size 0 writes."""
     needs = ("similarity", "pruning-n0") if n else ("similarity",)

@@ -6,6 +6,20 @@ from pathlib import Path
 from sdd_utils import ROOT
 
 
+def committed_results(study: str) -> Path:
+    """The folder of a study's committed results, whether there are any or not.
+
+    Args:
+        study: its name.
+    """
+    return ROOT / "results" / study
+
+
+def shown(path: Path) -> str:
+    """A path as messages name it: relative to the repository where it lies there."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
 def job_name(
     step: str = "",
     *,
@@ -36,6 +50,11 @@ class Run:
     @property
     def records(self) -> Path:
         return self.folder / "records"
+
+    @property
+    def notebooks(self) -> Path:
+        """The executed ones, each under the name of its record."""
+        return self.folder / "notebooks"
 
     @property
     def figures(self) -> Path:

@@ -52,6 +52,11 @@ def check_study(study) -> None:
         _check_scaling(study)
     if study.capacities:
         _check_capacities(study)
+    if study.rewrite_attempts > 1 and (study.temperature == 0 or study.top_k == 1):
+        raise ValueError(
+            f"study key 'rewrite_attempts' is {study.rewrite_attempts}: set it to 1, as greedy decoding (temperature 0 "
+            "or top_k 1) would write the same text again"
+        )
     if not any(0 < t < 1 for t in study.slerp_t):
         raise ValueError(f"study key 'slerp_t' is {study.slerp_t}: add a point between 0 and 1, which are the parents")
 

@@ -72,7 +72,10 @@ class Study(BaseModel, frozen=True):
 
     model_config = STRICT
 
-    model: Text = Field(description="the instruct model: catalogue name, folder, or hub id `org/name@revision`")
+    model: Text = Field(
+        description="the instruct model: catalogue name, folder, `.gguf` file, or on the hub `org/name@revision` or "
+        "`org/name@revision:file.gguf`"
+    )
 
     # Data
     data_sets: dict[Text, Count] = Field(
@@ -103,6 +106,9 @@ class Study(BaseModel, frozen=True):
     top_k: Count = Field(description="how many tokens the sampling chooses from; 0 is no limit [ours]")
     rewrite_tokens: Positive = Field(
         description="longest rewrite, in tokens; a longer one falls back to the original response [ours]"
+    )
+    rewrite_attempts: Positive = Field(
+        description="how often a row is written at most: one whose rewrite is rejected is written again [ours]"
     )
     generation_batch: Positive = Field(description="rows decoded at once; texts depend on it, within rounding")
 

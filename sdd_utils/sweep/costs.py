@@ -24,6 +24,7 @@ from sdd_utils.sweep.token_lengths import (
 )
 
 HERE = Path(__file__).parent
+REJECTED = 0.5  # share of an attempt's rewrites, assumed; it decides how many are written again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,17 +163,22 @@ def _answering(costs: CostModel) -> Estimate:
 
 
 def distillation(costs: CostModel, data_set: str) -> Estimate:
-    """The original writes every row anew, once per set; in fixed batches every row takes the steps of the longest."""
+    """The original writes every row anew, once per set, and again where it was rejected; loaded for each attempt.
+
+    In fixed batches every row takes the steps of the longest.
+    """
     batch, sets, new = costs.study.generation_batch, len(sets_of(costs.study.arms)), rewritten(costs.study, data_set)
     rows, lengths = rows_of(costs.study, data_set), set_lengths(data_set)
     context = lengths["rewrite_prompt"]
     steps = new if costs.machine.sequences else costs.study.rewrite_tokens
-    decoding = decode_seconds(costs, 0, rows=rows, context=context, new=steps, batch=batch)
+    attempts = [rows * REJECTED**earlier for earlier in range(costs.study.rewrite_attempts)]
+    decoding = sum(decode_seconds(costs, 0, rows=n, context=context, new=steps, batch=batch) for n in attempts)
+    written, kept = sum(attempts) * new, rows * (lengths["response"] + new)
     return Estimate(
-        read=sets * rows * context,
-        generated=sets * rows * new,
-        seconds=start_seconds(costs, *[0] * (sets + 1)) + sets * decoding,
-        disk=sets * rows * (lengths["response"] + 2 * new) * 5,  # text: about 5 bytes a token
+        read=sets * sum(attempts) * context,
+        generated=sets * written,
+        seconds=start_seconds(costs, *[0] * (sets * len(attempts) + 1)) + sets * decoding,
+        disk=sets * (written + kept) * 5,  # text: about 5 bytes a token
     )
 
 

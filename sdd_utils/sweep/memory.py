@@ -97,6 +97,7 @@ def _generation(costs: CostModel, n: int, *, rows: int, tokens: float) -> float:
 
 
 def _rewriting(costs: CostModel, data_set: str) -> dict:
+    """Of the first attempt, which has all rows: every other has fewer, and a model of its own."""
     rows = costs.study.data_sets[data_set] or set_lengths(data_set)["rows"]
     return {"rows": rows, "tokens": set_lengths(data_set)["rewrite_prompt"] + costs.study.rewrite_tokens}
 

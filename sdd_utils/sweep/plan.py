@@ -16,11 +16,12 @@ from sdd_utils.base import precision
 from sdd_utils.base.records import NOTEBOOKS, read_records
 from sdd_utils.engine import attention
 from sdd_utils.models import architecture
-from sdd_utils.study.jobs import Job, study_jobs
+from sdd_utils.study.jobs import Job, other_keys, study_jobs
 from sdd_utils.study.paths import Run
 from sdd_utils.study.schema import load_study, name_of
 from sdd_utils.sweep import memory, preflight, token_lengths
 from sdd_utils.sweep.costs import (
+    REJECTED,
     CostModel,
     Estimate,
     distillation,
@@ -43,12 +44,8 @@ LEFT_OUT = (
 
 def is_done(job: Job, records: list[dict], study) -> bool:
     """Whether a record says that this job was run with the study's present keys."""
-    return any(record["step"] == job.step and _agrees(record["params"], job, study) for record in records)
-
-
-def _agrees(params: dict, job: Job, study) -> bool:
-    keys = {name: getattr(study, name) for name in params if hasattr(study, name)}
-    return all(params[name] == value for name, value in (keys | job.parameters).items() if name in params)
+    same = (record for record in records if record["step"] == job.step)
+    return any(not other_keys(record["params"], job=job, study=study) for record in same)
 
 
 def job_cost(costs: CostModel, job: Job) -> Estimate:
@@ -198,6 +195,8 @@ def notes(costs: CostModel, plan: dict[str, Row]) -> list[str]:
         f"disk: {short(sum(cost.disk for cost in whole) / GB)} GB, and {short(2 * costs.shapes[0].parameters / GB)} GB "
         "for the model itself (2 bytes a parameter)",
     ]
+    if costs.study.rewrite_attempts > 1:
+        lines.append(f"rewrite_attempts: {REJECTED:.0%} of every attempt's rewrites are taken to be written again")
     unknown = [name for name in costs.study.data_sets if name not in token_lengths.lengths()["data_sets"]]
     unknown += [name for name in costs.study.tasks if name not in token_lengths.lengths()["tasks"]]
     if unknown:

@@ -1,7 +1,8 @@
 """One command for a whole study: `python -m sdd_utils.sweep.reproduce embedded`.
 
-Runs the sweep (see the Snakefile) and prints the results table and the figures. Interrupted anywhere, the next
-call goes on from there: a lock that dies with its process takes the place of Snakemake's, which outlives a kill.
+Runs the sweep (see the Snakefile), prints the results table and the figures, and compares the run with the committed
+results. Interrupted anywhere, the next call goes on from there: a lock that dies with its process takes the place of
+Snakemake's, which outlives a kill.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -23,9 +24,11 @@ import psutil
 import yaml
 
 from sdd_utils import ROOT
+from sdd_utils.analysis import verification
 from sdd_utils.base import disk, precision
 from sdd_utils.base.files import remove_unfinished, write_text
 from sdd_utils.engine import vllm_installed
+from sdd_utils.study.paths import Run, committed_results, shown
 from sdd_utils.study.schema import load_study, name_of, path_of
 from sdd_utils.sweep import preflight
 
@@ -47,21 +50,39 @@ def main() -> int:
 
 def _reproduce(arguments: argparse.Namespace, further: list[str]) -> int:
     name = name_of(arguments.study)
-    run, publish = arguments.run or f"work/{name}", arguments.publish or f"results/{name}"
-    _check(arguments, paths=[run, publish])
-    _check_apart(ROOT / run, ROOT / publish)
-    _claim(ROOT / run, study=arguments.study)
-    where = ["--profile", arguments.profile] if arguments.profile else _this_machine()
-    with _lock(ROOT / run) as lock:
-        if lock is None:
-            raise RuntimeError(f"another run of study {name!r} is going on in {run}: wait for it to end")
+    run = arguments.run or f"work/{name}"
+    status = run_jobs(arguments.study, run=run, profile=arguments.profile, further=further)
+    if status == 0 and Run.at(run).record("results").is_file():
+        _print_results(Run.at(run))
+        print(_comparison(arguments.study, run=Run.at(run), results=committed_results(name)))
+    return status
+
+
+def run_jobs(study: str, *, run: str, jobs: Sequence[str] = (), profile: str = "", further: Sequence[str] = ()) -> int:
+    """Run a study's jobs in a folder, and say what stopped them.
+
+    Args:
+        study: name or path of the study.
+        jobs: names of jobs; these run and what they need. None is the whole study.
+        profile: a folder with Snakemake's settings of a cluster; "" is this machine.
+        further: arguments for Snakemake.
+
+    Returns:
+        Snakemake's exit status, or that of `ENDED` after a signal.
+
+    Raises:
+        ValueError, FileNotFoundError: the study cannot run; said before anything is started.
+        RuntimeError: another process runs in this folder.
+    """
+    _check(study, run=run, profile=profile)
+    _claim(ROOT / run, study=study)
+    where = ["--profile", profile] if profile else _this_machine()
+    with locked(ROOT / run) as lock:
         remove_unfinished(ROOT / run)
-        status, full = _snakemake(arguments.study, run=run, publish=publish, further=[*where, *further], lock=lock)
-    if status == 0:
-        _print_results(ROOT / publish)
-    elif status in ENDED.values():
+        status, full = _snakemake(study, run=run, jobs=jobs, further=[*where, *further], lock=lock)
+    if status in ENDED.values():
         print(f"interrupted: what is done stays in {run}, the same command goes on from there", file=sys.stderr)
-    elif full:
+    elif status and full:
         print(f"error: {disk.FULL}", file=sys.stderr)
     return status
 
@@ -69,33 +90,32 @@ def _reproduce(arguments: argparse.Namespace, further: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="?", default="embedded", help="name of a file under studies/, or a path")
-    parser.add_argument("--run", help="folder of checkpoints, sets and records (default work/<study>)")
-    parser.add_argument("--publish", help="folder of tables, figures and pages (default results/<study>)")
-    parser.add_argument("--profile", help="Snakemake profile of a cluster, e.g. profiles/slurm (default: this machine)")
+    parser.add_argument("--run", help="folder of the run and its tables, figures and page (default work/<study>)")
+    profile = "Snakemake profile of a cluster, e.g. profiles/slurm (default: this machine)"
+    parser.add_argument("--profile", default="", help=profile)
     return parser
 
 
-def _check(arguments: argparse.Namespace, *, paths: list[str]) -> None:
+def _check(study: str, *, run: str, profile: str) -> None:
     """Raise an error, in one sentence, before anything is started."""
     precision.wanted_dtype()
     vllm_installed.engine()
-    study = load_study(arguments.study)
-    paths = [*paths, *(keys.get("source", "") for keys in study.own_data.values())]
+    _check_folder(run)
+    keys = load_study(study)
+    paths = [run, *(own.get("source", "") for own in keys.own_data.values())]
     if braces := [path for path in paths if set("{}") & set(path)]:
         raise ValueError(f"path {braces[0]!r} holds a brace, which Snakemake takes for a pattern: rename it")
-    if arguments.profile:
-        _check_profile(arguments.profile)
+    if profile:
+        _check_profile(profile)
     for check in (preflight.check_data, preflight.check_tasks, preflight.check_encoder):
-        check(study)
+        check(keys)
 
 
-def _check_apart(run: Path, publish: Path) -> None:
-    """Publishing empties folders of its own: they must not be those of the run, or of the repository."""
-    run, publish = run.resolve(), publish.resolve()
-    if run.is_relative_to(publish) or publish.is_relative_to(run) or ROOT.is_relative_to(publish):
-        raise ValueError(
-            f"--publish {publish} holds the run or the repository, or lies in the run: name another folder"
-        )
+def _check_folder(run: str) -> None:
+    """Drawing empties folders of a run: it must not be one that git keeps."""
+    folder = (ROOT / run).resolve()
+    if ROOT.is_relative_to(folder) or folder.is_relative_to(ROOT / "results"):
+        raise ValueError(f"--run {run} holds the repository or lies in results/: name another folder")
 
 
 def _claim(run: Path, *, study: str) -> None:
@@ -107,7 +127,7 @@ def _claim(run: Path, *, study: str) -> None:
     owner = ROOT / note.read_text("utf-8") if note.is_file() else path
     if owner != path and owner.is_file() and not _say_the_same(owner, path):
         raise ValueError(f"{run} holds the run of {owner}, not of {path}: rename one, or name another folder by --run")
-    write_text(note, str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
+    write_text(note, shown(path))
 
 
 def _say_the_same(*paths: Path) -> bool:
@@ -130,19 +150,21 @@ def _check_profile(profile: str) -> None:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[int | None]:
-    """A lock on a run's folder, as a file descriptor; None if it is taken.
+def locked(run: Path) -> Iterator[int]:
+    """A lock on a run's folder, as a file descriptor.
 
     The system releases it when the last process that holds the descriptor ends, however it ends.
+
+    Raises:
+        RuntimeError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield None
-        else:
-            yield file.fileno()
+            raise RuntimeError(f"another run is going on in {shown(run)}: wait for it to end") from None
+        yield file.fileno()
 
 
 def _this_machine() -> list[str]:
@@ -170,7 +192,7 @@ def _has_gpu() -> bool:
     return subprocess.run([nvidia_smi, "-L"], capture_output=True, check=False).returncode == 0
 
 
-def _snakemake(study: str, *, run: str, publish: str, further: list[str], lock: int) -> tuple[int, bool]:
+def _snakemake(study: str, *, run: str, jobs: Sequence[str], further: Sequence[str], lock: int) -> tuple[int, bool]:
     """Run Snakemake to its end, and its jobs, also after a signal; it holds the lock as well.
 
     Returns:
@@ -179,8 +201,9 @@ def _snakemake(study: str, *, run: str, publish: str, further: list[str], lock: 
     if study.endswith((".yaml", ".yml")):
         study = str(Path(study).resolve())  # Snakemake runs in the repository's folder
     # In a mapping, where Snakemake reads all values as text: by itself a name such as 007 would be a number.
-    config = json.dumps({"study": study, "run": run, "publish": publish}, ensure_ascii=False)
-    command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete", "--keep-going"]
+    config = json.dumps({"study": study, "run": run}, ensure_ascii=False)
+    targets = [f"{run}/records/{name}.json" for name in jobs]
+    command = [sys.executable, "-m", "snakemake", *targets, "--nolock", "--rerun-incomplete", "--keep-going"]
     command += ["--quiet", "reason", "host"]
     command += ["--config", f"sweep={config}", *further]
     with _signals() as received:
@@ -248,15 +271,23 @@ def _jobs_of(process: subprocess.Popen) -> list[psutil.Process]:
         return []
 
 
-def _print_results(publish: Path) -> None:
-    table = publish / "tables" / "recovery.md"
-    if table.is_file():
-        print("\nRecovery of the original's average score, with 95 % intervals over documents:\n")
-        print(table.read_text())
-        print("Tables and figures:")
-        for path in sorted(publish.glob("tables/*.md")) + sorted(publish.glob("figures/*.png")):
-            print(f"  {os.path.relpath(path)}")
-        print(f"All of it on one page: {os.path.relpath(publish / 'index.html')}")
+def _print_results(run: Run) -> None:
+    print("\nRecovery of the original's average score, with 95 % intervals over documents:\n")
+    print((run.tables / "recovery.md").read_text())
+    print("Tables and figures:")
+    for path in sorted(run.tables.glob("*.md")) + sorted(run.figures.glob("*.png")):
+        print(f"  {os.path.relpath(path)}")
+    print(f"All of it on one page: {os.path.relpath(run.folder / 'index.html')}")
+
+
+def _comparison(study: str, *, run: Run, results: Path) -> str:
+    """How a run compares with the committed results, or why it cannot be compared."""
+    if not (results / "records").is_dir():
+        return verification.NO_REFERENCE.format(study=study)
+    try:
+        return verification.compare_run(study, run=run.folder, results=results).text()
+    except (ValueError, OSError) as error:
+        return f"not compared with the committed results: {error}"
 
 
 if __name__ == "__main__":

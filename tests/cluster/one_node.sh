@@ -99,7 +99,7 @@ sinfo --format="%P %N %c cores %m MB %G %T"
 # --- the study -------------------------------------------------------------------------------------------------------
 export HF_HUB_OFFLINE=1  # no network but loopback
 log=$kept/run.log
-run=("$python" -m sdd_utils.sweep.reproduce "$study" --run "$state/run" --publish "$state/published"
+run=("$python" -m sdd_utils.sweep.reproduce "$study" --run "$state/run"
     --profile profiles/slurm --slurm-init-seconds-before-status-checks 10)
 setsid "${run[@]}" > "$log" 2>&1 &  # its own process group: reproduce and the Snakemake it starts
 sweep=$!
@@ -121,7 +121,7 @@ sweep=
 jobs=$kept/jobs.txt
 squeue --states=all --sort=i \
     --Format="JobID:6,State:11,RestartCnt:9,TimeUsed:7,NumCPUs:5,MinMemory:11,tres-per-job:13,Comment:60" | tee "$jobs"
-"$python" - "$study" "$state/published/records" "$jobs" "$log" "$cancelled" "$requeued" << 'CHECK'
+"$python" - "$study" "$state/run/records" "$jobs" "$log" "$cancelled" "$requeued" << 'CHECK'
 import json, re, subprocess, sys
 from collections import Counter
 from pathlib import Path

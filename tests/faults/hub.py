@@ -23,7 +23,7 @@ REPOSITORIES = {"models": "faults/tiny-llama", "datasets": "faults/questions"}
 STUDY = places.TINY | {
     "model": REPOSITORIES["models"], "data_sets": {"questions": 12, "pydoc": 12},
     "own_data": {"questions": {"source": REPOSITORIES["datasets"], "test_split": "test"}},
-    "tasks": {"pydoc_nll": 4}, "chat_tasks": [], "in_domain": {}, "calibration_sets": ["questions"],
+    "tasks": {"pydoc_gold": 4}, "chat_tasks": [], "in_domain": {}, "calibration_sets": ["questions"],
     "merge_pairs": [["questions", "pydoc"]],
 }  # fmt: skip
 AT_MOST = 20  # commands until all must be there

@@ -26,14 +26,14 @@ from sdd_utils.base.records import NOTEBOOKS
 from tests import tiny_models
 
 WORK = ROOT / "work" / "faults"
-STUDY = "study.yaml"  # in the copy, as are the run and the published results, under the same names everywhere
+STUDY = "study.yaml"  # in the copy, as is the run, under the same names everywhere
 RUN = "work/study"
-HERE = (STUDY, "--run", RUN, "--publish", "work/published")
+HERE = (STUDY, "--run", RUN)
 TINY = {
     "base": "embedded", "model": "work/tiny-llama", "data_sets": {"gsm_symbolic": 12, "pydoc": 12},
     "calibration_rows": 4, "calibration_batch": 4, "block_sizes": [2], "finetune_block_sizes": [2],
     "rewrite_tokens": 24, "generation_batch": 4, "lora_rank": 2, "max_length": 2000, "batch_size": 1, "epochs": 5,
-    "tasks": {"facts": 40, "gsm_symbolic": 4, "gsm_symbolic_mc": 8, "pydoc_nll": 4},
+    "tasks": {"facts": 40, "gsm_symbolic": 4, "gsm_symbolic_mc": 8, "pydoc_gold": 4},
     "answer_prompts": 4, "answer_tokens": 12,
 }  # fmt: skip
 REDUCED = {"base": "ci"}  # the real model, at a size of minutes

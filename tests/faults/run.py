@@ -1,7 +1,8 @@
 """The campaign of faults, run by hand: `python -m tests.faults.run [PART…] [--tries N]`, half an hour for all parts.
 
 It disturbs studies in copies of the repository under work/faults, and counts in results/faults.json what survived.
-Interrupted anywhere, the same command goes on; parts that were counted on this very commit are not run again.
+Interrupted anywhere, the same command goes on; a part that was counted on this very commit is not run again. What an
+older commit counted stays until the part is run again: `provenance` says by part which commit that was.
 """
 
 import argparse
@@ -35,20 +36,25 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended at exit
     for part in arguments.parts or PARTS:
         work, tries = PARTS[part]
-        if part not in (counted := _counted()):
+        if not _is_counted(part):
             counts = work(arguments.tries or tries)
             print(f"{part}: {counts}", flush=True)
-            write_json(PATH, counted | {part: counts, "provenance": process_provenance(seed=0)})
-    counts = [found for part, found in _counted().items() if part in PARTS]
+            found = _found()
+            made = found.get("provenance", {}) | {part: process_provenance(seed=0)}
+            write_json(PATH, found | {part: counts, "provenance": made})
+    counts = [found for part, found in _found().items() if part in PARTS]
     return 0 if all(count["survived"] == count["tried"] and not count["rows_lost"] for count in counts) else 1
 
 
-def _counted() -> dict:
-    """What the file holds of this very commit."""
-    found = json.loads(PATH.read_text()) if PATH.is_file() else {}
-    now, then = process_provenance(seed=0), found.get("provenance", {})
-    same = all(now[key] == then.get(key) for key in ("commit", "dirty", "device", "dtype")) and not now["dirty"]
-    return found if same else {}
+def _found() -> dict:
+    """What the file holds: counts by part, and the provenance of each."""
+    return json.loads(PATH.read_text()) if PATH.is_file() else {}
+
+
+def _is_counted(part: str) -> bool:
+    """Whether this very commit has counted the part."""
+    now, then = process_provenance(seed=0), _found().get("provenance", {}).get(part, {})
+    return not now["dirty"] and all(now[key] == then.get(key) for key in ("commit", "device", "dtype"))
 
 
 if __name__ == "__main__":

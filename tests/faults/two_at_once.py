@@ -7,7 +7,7 @@ import time
 from tests.faults import place as places
 from tests.faults.place import Place
 
-TOLD = "error: another run of study 'study' is going on in work/study: wait for it to end"
+TOLD = "error: another run is going on in work/study: wait for it to end"
 
 
 def two_at_once(tries: int) -> dict:
@@ -39,7 +39,7 @@ def _neighbours(place: Place, undisturbed: Place) -> bool:
     ended = []
     for name in ("one", "two"):
         shutil.copy(place.copy / places.STUDY, place.copy / f"{name}.yaml")
-        where = ("--run", f"work/{name}", "--publish", f"work/published-{name}")
+        where = ("--run", f"work/{name}")
         own = place._replace(log=place.log.with_suffix(f".{name}.log"))
         ended.append(places.start(own, arguments=(f"{name}.yaml", *where)))
     well = [process.wait() == 0 for process in ended]

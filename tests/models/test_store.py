@@ -13,7 +13,7 @@ import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from tokenizers import processors
 
-from sdd_utils.models import store
+from sdd_utils.models import hub, store
 
 RESPONSE = httpx.Response(403, request=httpx.Request("GET", "https://example.org"))
 
@@ -43,7 +43,7 @@ def test_wrong_names_are_told(name, said):
     ],
 )
 def test_trouble_with_the_hub_is_one_sentence(monkeypatch, error, said):
-    monkeypatch.setattr(store, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(error))
     with pytest.raises(OSError, match=said) as told:
         store.find_model("org/name@abc")
     assert "\n" not in str(told.value)
@@ -51,7 +51,7 @@ def test_trouble_with_the_hub_is_one_sentence(monkeypatch, error, said):
 
 def test_only_weights_that_hold_no_code_are_fetched(monkeypatch):
     asked = {}
-    monkeypatch.setattr(store, "snapshot_download", lambda repo, **settings: asked.update(settings, repo=repo) or "x")
+    monkeypatch.setattr(hub, "snapshot_download", lambda repo, **settings: asked.update(settings, repo=repo) or "x")
     store.find_model("org/name@abc")
     assert (asked["repo"], asked["revision"]) == ("org/name", "abc")
     assert not any(pattern.endswith((".bin", ".py", ".pt", ".pkl")) for pattern in asked["allow_patterns"])
@@ -79,6 +79,7 @@ def test_weights_that_changed_in_their_place_are_other_weights(model_folder, tmp
     weights.write_bytes(weights.read_bytes()[::-1])  # as long as before
     os.utime(weights, ns=(0, 0))
     assert store.identity(folder) != before
+    assert store.identity(shutil.copytree(folder, tmp_path / "elsewhere")) == store.identity(folder)
     (folder / "manifest.json").write_text('{"sha256": {"model.safetensors": "abc"}}')
     assert store.identity(folder) == {"model.safetensors": "abc"}
 

@@ -6,11 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tiny_models
 
 from sdd_utils import ROOT
+from sdd_utils.base.files import digest
 from sdd_utils.engine import decoding, generation
 from sdd_utils.models import chat_format, store
 from sdd_utils.steps import answer_check, distillation
@@ -139,6 +141,130 @@ def test_a_set_cut_off_twice_and_one_that_grows(model_folder, tmp_path, by_compa
     assert by_company == [5]  # other batches: there is nothing to go on with, only rows to add
 
 
+WORD_PROBLEMS = [MATH | {"id": f"p{i:02}", "instruction": f"Problem {i}?"} for i in range(11)]
+
+
+@pytest.fixture(params=["transformers", "vllm"])
+def by_seed(request, monkeypatch):
+    """Texts of either engine that a row's id and seed decide; (seed, ids) of every call.
+
+    With transformers the rows of a group decide as well, as in bfloat16. `too long` are the ids that get no text.
+    """
+    calls, too_long = [], []
+
+    def made(prompts, seed, company=""):
+        calls.append((seed, [*prompts]))
+        for id_ in sorted(prompts, reverse=True):
+            right = digest(id_, seed, company)[0] in "01234"
+            text, finish = f"{digest(company)} so {7 if right else 8}", "stop"
+            if id_ in too_long:
+                text, finish = "", "too long"
+            yield {"id": id_, "text": text, "finish": finish, "n_tokens": 3, "end_token": 0, "seed": seed}
+
+    def by_transformers(model, tokenizer, prompts, *, seed, **_):
+        yield from made(prompts, seed, [*prompts])
+
+    def by_vllm(model, prompts, *, path, seed, **_):
+        path.touch()
+        return [*made(prompts, seed)]
+
+    monkeypatch.setattr(generation, "GROUP", 2)
+    monkeypatch.setattr(generation, "generate_texts", by_transformers)
+    monkeypatch.setattr(store, "load_model", lambda *_, **__: (None, None))
+    monkeypatch.setattr(generation.vllm_client, "generate_texts", by_vllm)
+    if request.param == "vllm":
+        monkeypatch.setattr(generation, "engine", lambda: "vllm 1")
+    return SimpleNamespace(calls=calls, too_long=too_long)
+
+
+def attempted(model_folder, path, attempts, rows=WORD_PROBLEMS, **changes):
+    settings = SETTINGS | {"batch_size": 2, "attempts": attempts} | changes
+    return distillation.rewrite(model_folder, rows, path=path, **settings)
+
+
+@pytest.mark.parametrize("which", ["distilled", "self_generated"])
+def test_only_rejected_rows_are_written_again_each_time_with_another_seed(model_folder, tmp_path, by_seed, which):
+    written = attempted(model_folder, tmp_path / "set.jsonl", 3, which=which)
+    asked = {}
+    for seed, ids in by_seed.calls:
+        asked.setdefault(seed, []).extend(ids)
+    assert len(asked) == 3
+    texts, open_rows = iter(written), [row["id"] for row in WORD_PROBLEMS]
+    for seed, ids in asked.items():
+        assert ids == open_rows
+        attempt = [next(texts) for _ in ids]
+        assert [(text["id"], text["seed"]) for text in attempt] == [(id_, seed) for id_ in ids]
+        open_rows = [text["id"] for text in attempt if not text["text"].endswith("7")]
+    assert [*texts] == []
+    judged = distillation.judge(WORD_PROBLEMS, written)
+    assert [row["id"] for row in judged if row["source"] == "original"] == open_rows
+    assert {row["attempt"] for row in judged if row["source"] == "original"} <= {3}
+    for row in judged:
+        (text,) = (text for text in written if (text["id"], text["seed"]) == (row["id"], row["seed"]))
+        assert row["rewrite"].endswith(text["text"])
+        assert [*asked].index(row["seed"]) + 1 == row["attempt"]
+
+
+def test_a_kill_within_any_attempt_gives_the_same_set(model_folder, tmp_path, by_seed):
+    whole = attempted(model_folder, tmp_path / "whole.jsonl", 3)
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == len(whole) > len(WORD_PROBLEMS) + 2
+    for cut in range(len(lines)):
+        path = tmp_path / f"cut{cut}.jsonl"
+        path.write_text("".join(lines[:cut]) + lines[cut][:9])
+        assert attempted(model_folder, path, 3) == whole
+        assert path.read_text().startswith("".join(lines[:cut]))
+
+
+def test_more_attempts_and_more_rows_only_add(model_folder, tmp_path, by_seed):
+    path, few = tmp_path / "set.jsonl", WORD_PROBLEMS[:5]
+    once = attempted(model_folder, path, 1, few)
+    before = path.read_text()
+    thrice = attempted(model_folder, path, 3, few)
+    assert thrice[: len(few)] == once
+    assert path.read_text().startswith(before)
+    before = path.read_text()
+    kept = {row["id"]: row for row in distillation.judge(few, thrice) if row["source"] == "distilled"}
+    assert kept
+    grown = distillation.judge(WORD_PROBLEMS, attempted(model_folder, path, 3))
+    assert path.read_text().startswith(before)
+    assert {row["id"]: row for row in grown if row["id"] in kept} == kept
+    by_seed.calls.clear()
+    assert attempted(model_folder, path, 1, few) == once
+    assert by_seed.calls == []
+
+
+def test_a_prompt_that_is_too_long_is_not_tried_again(model_folder, tmp_path, by_seed):
+    by_seed.too_long.append("p03")
+    written = attempted(model_folder, tmp_path / "set.jsonl", 4)
+    assert [text["id"] for text in written].count("p03") == 1
+    (row,) = (row for row in distillation.judge(WORD_PROBLEMS, written) if row["id"] == "p03")
+    assert (row["reason"], row["attempt"], row["response"]) == ("prompt too long", 1, MATH["response"])
+
+
+def test_the_first_attempt_has_the_seed_of_the_study_and_no_two_are_alike():
+    seeds = [distillation.attempt_seed(seed, attempt) for seed in range(20) for attempt in range(1, 6)]
+    assert seeds[::5] == [*range(20)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_the_first_attempt_that_is_kept_counts_and_else_the_last():
+    def output(id_, text, seed):
+        return {"id": id_, "text": text, "finish": "stop", "n_tokens": seed, "seed": seed}
+
+    rows = [MATH | {"id": id_} for id_ in "abc"]
+    written = [output("a", "8", 1), output("b", "7", 1), output("c", "8", 1)]
+    written += [output("a", "so 7", 2), output("c", "seven", 2), output("a", "thus 7", 3), output("c", "", 3)]
+    judged = distillation.judge(rows, written)
+    told = [(row["reason"], row["attempt"], row["seed"]) for row in judged]
+    assert told == [("kept", 2, 2), ("kept", 1, 1), ("empty", 3, 3)]
+    assert judged[0]["response"].endswith("so 7")
+    assert judged[2]["response"] == MATH["response"]
+    counted = distillation.statistics(rows, judged)["attempts"]
+    assert counted == [{"rewritten": 3, "kept": 1}, {"rewritten": 2, "kept": 1}, {"rewritten": 1, "kept": 0}]
+
+
 def test_finished_rows_are_not_generated_again(model_folder, tmp_path, monkeypatch):
     whole = rewrite(model_folder, tmp_path / "set.jsonl")
     monkeypatch.setattr(store, "load_model", lambda *_, **__: pytest.fail("loaded again"))
@@ -243,11 +369,13 @@ def test_a_set_says_whether_system_messages_had_to_move(tmp_path, family, moved)
 
 def test_rates(tmp_path):
     rows = [MATH | {"id": str(i), "response": "a b c d e f g h i"} for i in range(4)]
+    kept = {"source": "distilled", "reason": "kept", "attempt": 1, "finish": "stop"}
+    rejected = {"source": "original", "attempt": 1, "response": "a b c d e f g h i"}
     made = [
-        {"id": "0", "response": "a b  c d e f g h i", "source": "distilled", "reason": "kept", "finish": "stop"},
-        {"id": "1", "response": "z", "source": "distilled", "reason": "kept", "finish": "stop"},
-        {"id": "2", "response": "a b c d e f g h i", "source": "original", "reason": "truncated", "finish": "length"},
-        {"id": "3", "response": "a b c d e f g h i", "source": "original", "reason": "empty", "finish": "stop"},
+        {"id": "0", "response": "a b  c d e f g h i", **kept},
+        {"id": "1", "response": "z", **kept},
+        {"id": "2", "reason": "truncated", "finish": "length", **rejected},
+        {"id": "3", "reason": "empty", "finish": "stop", **rejected},
     ]
     found = distillation.statistics(rows, made)
     assert (found["fallback_rate"], found["copy_rate"], found["truncation_rate"]) == (0.5, 0.25, 0.25)

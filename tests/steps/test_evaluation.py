@@ -13,8 +13,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AddedToken
 
+from sdd_utils.base import choices
 from sdd_utils.data.rows import load_rows
-from sdd_utils.engine import decoding, lm_eval_model, probe
+from sdd_utils.engine import decoding, lm_eval_model, lm_eval_task, probe
 from sdd_utils.engine.lm_eval_model import group_by_prefix
 from sdd_utils.models import chat_format, store
 from sdd_utils.steps import evaluation
@@ -106,22 +107,58 @@ def model_stops(lm, contexts: list[str]) -> list[str]:
     return [text[8:10], text[15]]
 
 
-def test_scores_say_how_they_were_made(model, tokenizer):
-    tasks = {"facts": 6, "pydoc_nll": 3}
-    scores = dict(evaluation.score_loaded_model(model, tokenizer, tasks=tasks, shots={}, chat_tasks=[], batch_size=4))
-    assert scores["facts"]["metric"] == "acc_norm"
-    assert scores["facts"]["chance"] == 0.25
-    assert scores["facts"]["value"] == np.mean(scores["facts"]["documents"])
-    nll = scores["pydoc_nll"]
-    nats, words = np.array(nll["documents"]).T
-    assert (nll["metric"], nll["higher_is_better"]) == ("nll_per_word", False)
-    assert nll["value"] == pytest.approx(nats.sum() / words.sum())
-    assert nll["value"] == pytest.approx(np.log(nll["all"]["word_perplexity,none"]), rel=1e-6)
+def measured_by_hand(model, tokenizer, context: str, choices: list[str], label: int):
+    """(accuracy, choice probability, bits per byte) of a question, each choice read by itself in one plain pass."""
+    start = tokenizer(context.rstrip(), add_special_tokens=False)["input_ids"]  # lm-eval scores white space at its end
+    nats = []
+    for choice in choices:
+        ids = tokenizer(context + choice, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        nats.append(sum(float(log_probs[place - 1, ids[place]]) for place in range(len(start), len(ids))))
+    per_byte = np.exp([value / len(choice.encode()) for value, choice in zip(nats, choices, strict=True)])
+    lengths = [len(choice.strip()) for choice in choices]  # lm-eval's own accuracy does not count the space
+    right = np.argmax(np.array(nats) / lengths) == label
+    bits = -nats[label] / np.log(2) / len(choices[label].encode())
+    return float(right), per_byte[label] / per_byte.sum(), bits
+
+
+def test_measures_of_a_multiple_choice_task_are_those_of_plain_passes(model, tokenizer):
+    from sdd_utils.tasks import facts
+
+    settings = {"tasks": {"facts": 6}, "shots": {}, "chat_tasks": [], "batch_size": 4}
+    score = dict(evaluation.score_loaded_model(model, tokenizer, **settings))["facts"]
+    assert (score["metric"], score["chance"], score["n"]) == ("acc_norm", 0.25, 6)
+    expected = np.array([
+        measured_by_hand(model, tokenizer, row["text"], [f" {choice}" for choice in row["choices"]], row["label"])
+        for row in facts.questions()[:6]
+    ])  # fmt: skip
+    for name, values in zip(("accuracy", "choice_probability", "gold_bits_per_byte"), expected.T, strict=True):
+        assert score[name]["documents"] == pytest.approx(values.tolist(), rel=1e-4), name
+        assert score[name]["value"] == pytest.approx(values.mean(), rel=1e-4)
+        assert score[name]["stderr"] == pytest.approx(values.std(ddof=1) / np.sqrt(6), rel=1e-3)
+    assert score["accuracy"]["value"] == pytest.approx(score["all"]["acc_norm,none"])
+    kept = choices.unpacked(score["choices"])
+    assert [choices.gold_bits_per_byte(one) for one in kept] == score["gold_bits_per_byte"]["documents"]
+    assert [choices.margin(one) for one in kept] == score["margin"]["documents"]
+
+
+def test_gold_answers_are_scored_whole_in_the_chat_format(model, tokenizer):
+    settings = {"tasks": {"pydoc_gold": 3, "gsm_symbolic_gold": 2}, "shots": {}, "batch_size": 4}
+    scores = dict(evaluation.score_loaded_model(model, tokenizer, chat_tasks=[*settings["tasks"]], **settings))
+    for name, score in scores.items():
+        assert ("accuracy" in score, "choice_probability" in score, score["chance"]) == (False, False, 0.0)
+        rows = load_rows(name.removesuffix("_gold"), split="test", rows=score["n"])
+        for row, bits in zip(rows, score["gold_bits_per_byte"]["documents"], strict=True):
+            context = chat_format.render(tokenizer, [{"role": "user", "content": row["instruction"]}])
+            *_, expected = measured_by_hand(model, tokenizer, context, [row["response"]], 0)
+            assert bits == pytest.approx(expected, rel=1e-4)
+        assert score["gold_bits_per_byte"]["value"] == pytest.approx(score["all"]["gold_bits_per_byte,none"])
 
 
 def test_a_task_that_was_scored_before_a_kill_is_read_and_others_are_scored(model_folder, tmp_path, monkeypatch):
     settings = {"shots": {}, "chat_tasks": [], "batch_size": 4, "path": tmp_path / "scores" / "n2.jsonl"}
-    tasks, score, asked = {"facts": 6, "pydoc_nll": 3}, evaluation.score_loaded_model, []
+    tasks, score, asked = {"facts": 6, "pydoc_gold": 3}, evaluation.score_loaded_model, []
     fresh = evaluation.evaluate_model(model_folder, tasks=tasks, **settings | {"path": None})
 
     def recorded(*loaded, tasks, **others):
@@ -137,7 +174,7 @@ def test_a_task_that_was_scored_before_a_kill_is_read_and_others_are_scored(mode
     assert json.dumps(evaluation.evaluate_model(model_folder, tasks=tasks, **settings)) == json.dumps(fresh)
     monkeypatch.setattr(store, "load_model", lambda *_, **__: pytest.fail("loaded, though all scores are there"))
     assert json.dumps(evaluation.evaluate_model(model_folder, tasks=tasks, **settings)) == json.dumps(fresh)
-    assert asked == [("facts", 6), ("pydoc_nll", 3)]
+    assert asked == [("facts", 6), ("pydoc_gold", 3)]
 
 
 @pytest.mark.parametrize(
@@ -172,35 +209,67 @@ def test_a_score_is_found_again_only_where_nothing_changed_that_it_depends_on(
 
 
 @pytest.mark.parametrize(
-    ("metric", "rises", "averaged"), [("acc", True, True), ("acc", False, False), ("bleu_max", True, False)]
+    ("metric", "rises", "accuracy"), [("acc", True, True), ("acc", False, False), ("bleu_max", True, False)]
 )
-def test_only_scores_of_0_to_1_that_rise_enter_the_average(metric, rises, averaged):
-    samples = {"a": [{"filter": "none", metric: 0.5, "resps": [0]}]}
+def test_only_scores_of_0_to_1_that_rise_are_accuracies(metric, rises, accuracy):
+    samples = {"a": [{"filter": "none", metric: 0.5, "choices": None}]}
     results = {"results": {"a": {f"{metric},none": 0.5}}, "samples": samples, "n-shot": {"a": 0}, "versions": {"a": 1}}
-    results |= {"configs": {"a": {"output_type": "generate_until"}}, "higher_is_better": {"a": {metric: rises}}}
+    results |= {"higher_is_better": {"a": {metric: rises}}}
     score = evaluation._task_score(results, task="a", limit=0, chat=False, engine="e")
-    assert score["higher_is_better"] is averaged
+    assert ("accuracy" in score, "task_metric" in score) == (accuracy, not accuracy)
 
 
 def test_guessing_has_no_score_where_several_choices_are_right():
-    samples = [{"resps": [0, 0, 0, 0]}, {"resps": [0, 0]}]
-    assert evaluation._chance(samples, [1.0, 0.0]) == pytest.approx((1 / 4 + 1 / 2) / 2)
-    assert evaluation._chance(samples, [0.7, 0.2]) == 0  # shares of probability, as of TruthfulQA mc2
+    def samples(gold):
+        return [{"choices": {"gold": gold, "nats": [0.0] * count, "bytes": [1] * count}} for count in (4, 2)]
+
+    assert evaluation._chance(samples([0]), "acc") == pytest.approx((1 / 4 + 1 / 2) / 2)
+    assert evaluation._chance(samples([]), "acc") == 0  # a rule of the task's own, as of TruthfulQA mc2
+
+
+class ChoiceTask:
+    """As much of lm-eval's task as its choices are read from."""
+
+    OUTPUT_TYPE, multiple_input = "multiple_choice", 0
+
+    def __init__(self, target, *, inputs=None, process=None):
+        self.target, self.inputs, self.multiple_input = target, inputs, int(inputs is not None)
+        self.config = type("Config", (), {"process_results": process})
+
+    def doc_to_choice(self, _):
+        return ["up", "down", "left"]
+
+    def doc_to_target(self, _):
+        return self.target
+
+    def doc_to_text(self, _):
+        return self.inputs
+
+
+@pytest.mark.parametrize(
+    ("task", "gold"),
+    [
+        (ChoiceTask(2), [2]),
+        (ChoiceTask("down"), [1]),
+        (ChoiceTask([0, 2]), [0, 2]),
+        (ChoiceTask(" the rest", inputs=1), [1]),  # Winogrande: the choices stand in the context
+        (ChoiceTask(0, process=len), []),  # TruthfulQA mc2: its target says nothing
+    ],
+)
+def test_the_right_choices_are_those_that_lm_eval_scores_by(task, gold):
+    sample = {"doc": {}, "resps": [[(-1.0, True)], [(-2.0, False)], [(-3.0, False)]], "arguments": [("a", " é")] * 3}
+    assert lm_eval_task._choices(task, sample) == {"gold": gold, "nats": [-1.0, -2.0, -3.0], "bytes": [3, 3, 3]}
+
+
+def test_mutual_information_scores_choices_twice_and_the_first_ones_count():
+    sample = {"doc": {}, "resps": [[(-float(i), False)] for i in range(6)], "arguments": [("a", "b")] * 6}
+    assert lm_eval_task._choices(ChoiceTask(0), sample)["nats"] == [0.0, -1.0, -2.0]
 
 
 def test_unknown_task_is_named():
-    with pytest.raises(ValueError, match=r"task 'fact' is unknown: use one of facts, gsm_symbolic"):
+    with pytest.raises(ValueError, match=r"task 'fact' is unknown: use one of facts, gsm8k_gold, gsm_symbolic,"):
         evaluation.check_tasks({"fact": 3})
     evaluation.check_tasks({"facts": 3, "arc_challenge": 5, "mmlu": 2, "gsm8k": 1})
-
-
-def test_ratio_estimate_against_the_bootstrap():
-    rng = np.random.default_rng(0)
-    words = rng.integers(5, 40, size=300)
-    pairs = np.stack([words * rng.normal(3, 1, size=300), words], axis=1)
-    draws = [pairs[rng.integers(0, 300, 300)].sum(axis=0) for _ in range(2000)]
-    spread = np.std([a / b for a, b in draws])
-    assert evaluation._ratio_estimate(pairs.tolist())["stderr"] == pytest.approx(spread, rel=0.1)
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
@@ -236,15 +305,21 @@ def adding_bos(tokenizer):
 
 def test_rolling_texts_follow_one_bos_token(tokenizer):
     own = adding_bos(tokenizer)
-    model = tiny_llama(own)
-    settings = {"tasks": {"pydoc_nll": 3}, "shots": {}, "chat_tasks": [], "batch_size": 2}
-    scores = dict(evaluation.score_loaded_model(model, own, **settings))
-    rows = load_rows("pydoc", split="test", rows=3)
-    for row, (nats, _) in zip(rows, scores["pydoc_nll"]["documents"], strict=True):
-        ids = own(f"{row['instruction']}\n{row['response']}", add_special_tokens=False)["input_ids"]
+    model, texts = tiny_llama(own), ["a text to read whole", "and another, é"]
+    lm = lm_eval_model.SharedContextLM(pretrained=model, tokenizer=own, batch_size=2, device="cpu")
+    asked = [Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0) for text in texts]
+    for text, nats in zip(texts, lm.loglikelihood_rolling(asked, disable_tqdm=True), strict=True):
+        ids = own(text, add_special_tokens=False)["input_ids"]
         with torch.no_grad():
             log_probs = model(torch.tensor([[own.bos_token_id, *ids]])).logits[0].log_softmax(-1)
-        assert nats == pytest.approx(-float(log_probs[range(len(ids)), ids].sum()), rel=1e-4)
+        assert nats == pytest.approx(float(log_probs[range(len(ids)), ids].sum()), rel=1e-4)
+
+
+def test_a_text_that_is_read_whole_has_bits_per_byte():
+    task = ChoiceTask("é")
+    task.OUTPUT_TYPE = "loglikelihood_rolling"
+    choice = lm_eval_task._choices(task, {"doc": {}, "resps": [[-3.0]], "arguments": [("é",)]})
+    assert choices.gold_bits_per_byte(choice) == pytest.approx(3 / np.log(2) / 2)
 
 
 @pytest.mark.parametrize(("prints", "chat"), [(True, True), (False, True), (False, False)])

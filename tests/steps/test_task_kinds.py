@@ -57,7 +57,8 @@ def index(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name",
-    ["default", "default_text", "default_rolling", "default_likelihood", "mean", "two", "unknown_metric", "filtered",
+    ["default", "default_text", "default_rolling", "default_likelihood", "only_perplexity", "mean",
+     "two", "unknown_metric", "filtered",
      "tagged_a", "averaged", "nested"],
 )  # fmt: skip
 def test_tasks_and_groups_with_a_mean_over_documents_pass(index, name):
@@ -78,7 +79,6 @@ def test_tasks_and_groups_with_a_mean_over_documents_pass(index, name):
         ("correlation", "task 'correlation' is scored by mcc over all documents at once"),
         ("with_corpus", "task 'correlation' is scored by mcc over all documents at once"),
         ("corpus", "task 'corpus' is scored by exact_match over all documents at once"),
-        ("only_perplexity", "task 'only_perplexity' is scored by perplexity over all documents at once"),
         ("median", "task 'median' is scored by acc over all documents at once"),
         ("custom", "task 'custom' is scored by em over all documents at once"),
         ("program", "task 'program' is a program that may score all documents at once: use another task"),

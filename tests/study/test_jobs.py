@@ -3,7 +3,7 @@
 import pytest
 
 from sdd_utils.base.records import NOTEBOOKS
-from sdd_utils.study.jobs import study_jobs
+from sdd_utils.study.jobs import other_keys, study_jobs
 from sdd_utils.study.notebook_parameters import check_parameters, defaults_of, parameters_of
 from sdd_utils.study.schema import load_study
 
@@ -36,3 +36,14 @@ def test_pruned_models_wait_for_the_original_and_distillation_for_nothing():
     assert jobs["distillation-pydoc"].needs == ()
     assert jobs["finetuning-n4-pydoc-48rows-s0"].needs == ("pruning-n4", "distillation-pydoc")
     assert set(jobs["results"].needs) == set(jobs) - {"results"}
+
+
+def test_keys_that_a_record_was_made_with_otherwise_are_named():
+    study = load_study("embedded")
+    job = {job.name: job for job in study_jobs(study)}["pruning-n4"]
+    made = parameters_of(study, notebook="02_pruning") | job.parameters | {"study": "embedded", "run": "elsewhere"}
+    assert other_keys(made, job=job, study=study) == []
+    changed = made | {"answer_tokens": made["answer_tokens"] + 1, "block_size": 2}
+    assert other_keys(changed, job=job, study=study) == ["answer_tokens", "block_size"]
+    del changed["answer_tokens"]  # a key that came later, whose default is what was
+    assert other_keys(changed, job=job, study=study) == ["block_size"]

@@ -49,10 +49,9 @@ def run_study(values, folder, environment):
     fetched = run("prefetch", folder / "mine.yaml", environment=environment)
     assert fetched.returncode == 0, fetched.stdout + fetched.stderr[-2000:]
     offline = environment | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    places = ["--run", folder / "run", "--publish", folder / "published"]
-    done = run("reproduce", folder / "mine.yaml", *places, environment=offline)
+    done = run("reproduce", folder / "mine.yaml", "--run", folder / "run", environment=offline)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return {path.stem: json.loads(path.read_text()) for path in (folder / "published" / "records").glob("*.json")}
+    return {path.stem: json.loads(path.read_text()) for path in (folder / "run" / "records").glob("*.json")}
 
 
 def scores_of(record):
@@ -110,3 +109,24 @@ def test_a_model_comes_from_the_hub_and_a_broken_download_goes_on(online, tmp_pa
     unknown.write_text(yaml.safe_dump(LAPTOP | {"model": "nobody/nothing"}))
     told = run("prefetch", unknown, environment=environment)
     assert (told.returncode, "is not on the hub: check the spelling" in told.stderr) == (2, True)
+
+
+def test_a_gguf_file_comes_from_the_hub_and_then_needs_no_network(online, tmp_path):
+    name = os.environ.get("SDD_TEST_HUB_GGUF")
+    if not name:
+        pytest.skip("set SDD_TEST_HUB_GGUF to org/name:file.gguf of a small model on that hub to run this test")
+    environment = online | {"HF_HOME": str(tmp_path / "hf")}
+    mine = LAPTOP | {"model": name, "tasks": {"facts": 4}, "shots": {}, "in_domain": {}}
+    mine |= {"block_sizes": [1], "finetune_block_sizes": [1], "merge_pairs": []}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
+    planned = run("plan", tmp_path / "mine.yaml", environment=environment)
+    assert (planned.returncode, "'make prefetch' first" in planned.stderr) == (2, True)
+    fetched = run("prefetch", tmp_path / "mine.yaml", environment=environment)
+    assert fetched.returncode == 0, fetched.stderr
+    offline = environment | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    planned = run("plan", tmp_path / "mine.yaml", environment=offline)
+    assert planned.returncode == 0, planned.stderr
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine | {"model": name.partition(":")[0] + ":other.gguf"}))
+    told = run("prefetch", tmp_path / "mine.yaml", environment=environment)
+    assert told.returncode == 2
+    assert f"has no file 'other.gguf', it has {name.partition(':')[2]}" in told.stderr

@@ -25,7 +25,8 @@ RECORDS = ROOT / "results" / "embedded" / "records"
 EMBEDDED = {
     "model": "smollm2-135m-instruct", "data_sets": {"gsm_symbolic": 48, "pydoc": 48}, "calibration_rows": 32,
     "calibration_sets": ["gsm_symbolic", "pydoc"], "calibration_batch": 16, "block_sizes": [2, 4, 6],
-    "finetune_block_sizes": [4, 6], "seeds": [0], "rewrite_tokens": 128, "generation_batch": 32, "lora_rank": 16,
+    "finetune_block_sizes": [4, 6], "seeds": [0], "rewrite_tokens": 128, "rewrite_attempts": 1,
+    "generation_batch": 32, "lora_rank": 16,
     "lora_targets": "all-linear", "epochs": 1, "batch_size": 4, "max_length": 256,
     "tasks": {"facts": 400, "gsm_symbolic": 12, "gsm_symbolic_mc": 64, "pydoc_nll": 32}, "shots": {},
     "arms": ["sft", "self_data_ft"], "evaluation_batch": 16, "slerp_t": [0.0, 0.5, 1.0],
@@ -224,6 +225,19 @@ def test_more_arms_cost_more_and_only_own_answers_are_a_further_set():
     assert written == pytest.approx([written[0], written[0], 2 * written[0]])
     answers = [costs.pruned(two, n).generated - costs.evaluation(two, n).generated for n in (0, 4)]
     assert answers == pytest.approx([2 * 2 * 12 * 48, 0])  # greedy and sampled, of two sets, by the original alone
+
+
+def test_attempts_are_counted_as_the_rows_that_are_likely_to_be_written_again():
+    once, thrice = (setting_of(EMBEDDED, rewrite_attempts=attempts) for attempts in (1, 3))
+    one, three = (costs.distillation(s, "pydoc") for s in (once, thrice))
+    again = 1 + costs.REJECTED + costs.REJECTED**2
+    assert (three.generated, three.read) == (pytest.approx(again * one.generated), pytest.approx(again * one.read))
+    assert one.seconds < three.seconds < 3 * one.seconds
+    assert one.disk < three.disk < again * one.disk  # the judged set has no more rows
+    job = next(job for job in study_jobs(thrice.study) if job.step == "distillation")
+    assert memory.peak(thrice, job) == memory.peak(once, job)
+    told = ["written again" in "\n".join(plan.notes(s, plan.plan_rows(s, []))) for s in (once, thrice)]
+    assert told == [False, True]
 
 
 def test_a_mixture_costs_a_parents_training_beside_the_merge():

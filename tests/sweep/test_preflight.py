@@ -117,14 +117,14 @@ def test_a_run_of_a_shipped_study_is_noted_without_the_checkouts_place(tmp_path)
 def test_snakemake_reads_names_as_they_are(study, tmp_path, monkeypatch, name):
     path = study(f"{'plain' if ':' in name else name}.yaml")
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
-    _, [command] = started(monkeypatch, tmp_path, path, "--run", name, "--publish", f"{name} published")
+    _, [command] = started(monkeypatch, tmp_path, path, "--run", name)
     given = parse_config([command[command.index("--config") + 1]])
-    assert given == {"sweep": {"study": path, "run": name, "publish": f"{name} published"}}
+    assert given == {"sweep": {"study": path, "run": name}}
 
 
 def test_a_brace_in_a_path_is_refused(study, tmp_path, monkeypatch, capsys):
     for named, further in (
-        (study(), ["--publish", str(tmp_path / "{x}")]),
+        (study(), ["--run", str(tmp_path / "{x}")]),
         (study(own_data={"mine": {"source": "{a}.jsonl"}}), []),
     ):
         assert started(monkeypatch, tmp_path, named, *further) == (2, [])

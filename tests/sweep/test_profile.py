@@ -56,11 +56,11 @@ def started(monkeypatch, tmp_path, *further):
     return reproduce.main(), commands
 
 
-@pytest.mark.parametrize("publish", ["{run}", "{run}/published", "{run}/..", "."])
-def test_results_are_not_published_into_the_run_or_the_repository(monkeypatch, tmp_path, capsys, publish):
-    run = tmp_path / "run"
-    assert started(monkeypatch, tmp_path, "--publish", publish.format(run=run)) == (2, [])
-    assert "name another folder" in capsys.readouterr().err
+@pytest.mark.parametrize("run", [".", "..", "results/embedded", "results"])
+def test_a_study_does_not_run_in_the_committed_results_or_around_the_repository(monkeypatch, tmp_path, capsys, run):
+    assert started(monkeypatch, tmp_path, "--run", run) == (2, [])
+    told = capsys.readouterr().err
+    assert told == f"error: --run {run} holds the repository or lies in results/: name another folder\n"
 
 
 @pytest.mark.parametrize(("name", "value"), [("SDD_DTYPE", "fp16"), ("SDD_ENGINE", "sglang")])
@@ -103,7 +103,7 @@ def test_unusable_profile_is_told_in_one_sentence(monkeypatch, tmp_path, capsys,
 )
 def test_dry_run_accepts_every_setting(tmp_path):
     command = [sys.executable, "-m", "sdd_utils.sweep.reproduce", "embedded", "--run", str(tmp_path / "run")]
-    command += ["--publish", str(tmp_path / "published"), "--profile", "profiles/slurm", "--dry-run"]
+    command += ["--profile", "profiles/slurm", "--dry-run"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "This was a dry-run" in done.stdout + done.stderr

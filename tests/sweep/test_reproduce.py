@@ -101,11 +101,11 @@ def test_what_a_killed_run_was_writing_is_removed_and_nothing_else(stand_in, tmp
 
 
 def test_a_run_is_locked_as_long_as_a_process_that_it_started_lives(tmp_path):
-    with reproduce._lock(tmp_path) as lock:
+    with reproduce.locked(tmp_path) as lock:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=(lock,))
-    with reproduce._lock(tmp_path) as lock:
-        assert lock is None
+    with pytest.raises(RuntimeError, match="another run is going on in .*: wait"), reproduce.locked(tmp_path):
+        pass
     child.kill()
     child.wait()
-    with reproduce._lock(tmp_path) as lock:
-        assert lock is not None
+    with reproduce.locked(tmp_path):
+        pass

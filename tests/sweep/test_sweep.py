@@ -2,9 +2,7 @@
 
 import json
 import os
-import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -42,7 +40,15 @@ def command(model_folder, tmp_path_factory):
     values = TINY | {"base": "embedded", "model": str(model_folder)}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
     run = [sys.executable, "-m", "sdd_utils.sweep.reproduce", str(folder / "tiny.yaml")]
-    return folder, [*run, "--run", str(folder / "run"), "--publish", str(folder / "published")]
+    return folder, [*run, "--run", str(folder / "run")]
+
+
+def call(command, module, *arguments):
+    """Run another command of the sweep on the study; `published` holds its committed results."""
+    folder, run = command
+    places = ["--run", str(folder / "run"), "--results", str(folder / "published")]
+    asked = [sys.executable, "-m", f"sdd_utils.sweep.{module}", run[3], *places, *arguments]
+    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def run_until_killed(command, wanted):
@@ -68,6 +74,11 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "running over TCP" not in done.stdout + done.stderr  # two jobs that start at once may get the same ports
     assert "| n |" in " ".join(done.stdout.split())
+    said = f"there are no committed results of {run[3]} to compare with: 'make publish STUDY={run[3]}' makes "
+    assert done.stdout.splitlines()[-1] == f"{said}a finished run so"
+    assert {path.name for path in (folder / "run").iterdir()} >= PUBLISHED
+    assert not (ROOT / "results" / "tiny").exists()
+    assert call(command, "publish").returncode == 0
 
     records = [json.loads(path.read_text()) for path in (folder / "published" / "records").glob("*.json")]
     assert {step: sum(r["step"] == step for r in records) for step in EXPECTED} == EXPECTED
@@ -116,34 +127,20 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
     assert all(re.search(rf"^{step} +{count}$", dry.stdout + dry.stderr, re.M) for step, count in EXPECTED.items())
 
 
-# By step: the notebook that makes its records, and what it keeps for a rerun, which must not be found again here.
-MADE_BY = {
-    "similarity": ("01_similarity_analysis", []),
-    "pruning": ("02_pruning", ["checkpoints/n{block_size}", "generated/answers-[gp]*", "scores/n{block_size}.jsonl"]),
-    "distillation": ("03_self_data_distillation", ["distilled", "generated/{data_set}-*"]),
-    "finetuning": ("04_sft_vs_self_distill", ["adapters", "scores"]),
-    "merging": ("05_model_merging", ["merges", "adapters/*+*", "scores/*+*"]),
-    "embedding_similarity": ("06_embedding_similarity", ["generated/answers-n*"]),
-}
-
-
-def test_a_job_picked_at_random_gives_its_record_again_bit_for_bit(command, tmp_path):
-
+def test_jobs_picked_at_random_give_their_records_again_bit_for_bit(command, tmp_path):
     folder, _ = command
-    picked = random.choice([p for p in sorted((folder / "run" / "records").glob("*.json")) if p.stem != "results"])
-    print(f"picked: {picked.name}")
-    record = json.loads(picked.read_text())
-    notebook, kept = MADE_BY[record["step"]]
-    run = shutil.copytree(folder / "run", tmp_path / "run")
-    (run / "records" / picked.name).unlink()
-    for pattern in kept:
-        for path in run.glob(pattern.format(**record["params"])):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    parameters = record["params"] | {"run": str(run)}
-    run_notebook.execute_notebook(notebook, out=tmp_path / "again.ipynb", parameters=parameters)
-    again = json.loads((run / "records" / picked.name).read_text())
-    assert again["params"] == parameters
-    assert json.dumps(again["metrics"]) == json.dumps(record["metrics"]), picked.name
+    whole = call(command, "verify")
+    assert whole.returncode == 0
+    assert "numbers agree to the last bit (same machine, versions and precision)" in whole.stdout
+    some = call(command, "verify", "--jobs", "2", "--run", str(tmp_path / "verify"))
+    assert some.returncode == 0, some.stdout + some.stderr[-4000:]
+    print(some.stdout)
+    made = {path.name: json.loads(path.read_text()) for path in (tmp_path / "verify" / "records").glob("*.json")}
+    assert len(made) >= 2
+    for name, record in made.items():
+        committed = json.loads((folder / "published" / "records" / name).read_text())
+        assert record["params"] == committed["params"] | {"run": str(tmp_path / "verify")}
+        assert json.dumps(record["metrics"]) == json.dumps(committed["metrics"]), name
 
 
 def test_notebook_before_its_inputs_says_which_notebook_makes_them(command, tmp_path):

@@ -1,5 +1,6 @@
 """The offline lm-eval tasks: they load without network, ask the right thing, and read hostile answers."""
 
+import math
 import random
 
 import pytest
@@ -9,7 +10,8 @@ from sdd_utils.data.rows import load_rows
 from sdd_utils.steps.evaluation import TASKS
 from sdd_utils.tasks import builders, facts
 
-NAMES = ["facts", "gsm_symbolic", "gsm_symbolic_mc", "pydoc_nll"]
+NAMES = ["facts", "gsm_symbolic", "gsm_symbolic_gold", "gsm_symbolic_mc", "pydoc_gold"]
+FROM_THE_HUB = ["gsm8k_gold"]
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +29,14 @@ def filters(tasks):
 
 @pytest.mark.parametrize(
     ("name", "documents"),
-    [("facts", 400), ("gsm_symbolic", 200), ("gsm_symbolic_mc", 200), ("pydoc_nll", 100)],
+    [("facts", 400), *((f"gsm_symbolic{kind}", 200) for kind in ("", "_mc", "_gold")), ("pydoc_gold", 100)],
 )
 def test_tasks_load_offline_with_their_version(tasks, name, documents):
     task = tasks[name]
     assert len(task.eval_docs) >= documents
     assert task.VERSION == task.config.metadata["version"] == (1.1 if name == "gsm_symbolic" else 1.0)
     assert task.config.num_fewshot == 0
-    assert {path.stem for path in TASKS.glob("*.yaml")} == set(NAMES)
+    assert {path.stem for path in TASKS.glob("*.yaml")} == {*NAMES, *FROM_THE_HUB}
 
 
 def test_facts_asks_the_cloze(tasks):
@@ -80,11 +82,13 @@ def test_near_misses_exist_for_any_answer(answer):
     assert made == builders.near_misses(row, rng=random.Random(0))
 
 
-def test_pydoc_scores_question_and_docstring(tasks):
-    task, row = tasks["pydoc_nll"], load_rows("pydoc", split="test", rows=1)[0]
+@pytest.mark.parametrize("name", ["pydoc", "gsm_symbolic"])
+def test_gold_answers_are_scored_behind_their_question(tasks, name):
+    task, row = tasks[f"{name}_gold"], load_rows(name, split="test", rows=1)[0]
     _, texts = _requests(task)
-    assert texts[0] == (row["instruction"] + "\n" + row["response"],)
-    assert set(task._metric_fn_list) == {"word_perplexity", "byte_perplexity", "bits_per_byte"}
+    assert texts[0] == (row["instruction"], row["response"])
+    bits = task.process_results(row, [(-8 * math.log(2), False)])
+    assert bits == {"gold_bits_per_byte": pytest.approx(8 / len(row["response"].encode()))}
 
 
 # What each filter reads, and whether that counts for an answer of 1200.
