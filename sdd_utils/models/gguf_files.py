@@ -158,7 +158,9 @@ def _opened(name: str) -> Iterator[tuple[gguf.GGUFReader, dict]]:
         try:
             reader = gguf.GGUFReader(str(alone))
         except (ValueError, LookupError, OverflowError) as error:
-            raise ValueError(f"model {name!r} is a damaged GGUF file, or not all of it: fetch it again") from error
+            said = " ".join(str(error).split())[:150]
+            problem = f"is a damaged GGUF file, or not all of it ({said})"
+            raise ValueError(f"model {name!r} {problem}: fetch it again") from error
         _check_header(name, reader)
         yield reader, {"pretrained_model_name_or_path": folder, "gguf_file": alone.name, "trust_remote_code": False}
 
