@@ -28,13 +28,15 @@ HUB_TASKS = {
     "winogrande": (5, 1267, 1),
     "truthfulqa_mc2": (0, 817, 1),
     "gsm8k": (5, 1319, 1),
+    "gsm8k_gold": (0, 1319, 1),
+    "mmlu_continuation": (0, 14042, 57),
 }
 # A set that the hub copy at hand lacks, assumed to be as long as OpenMathInstruct-2.
 ALIKE = {"openmathinstruct1": ("openmathinstruct2", 60_000)}
 # How much longer a rewrite is than the response. general: Alpaca's responses grew from 45 to 107 words in the parent
 # method's released set (arXiv 2402.13669); maths: an assumption. 135M rewrites often run to their limit instead.
 GROWTH = {"general": 2.4, "maths": 1.5}
-KINDS = {"multiple_choice": "choice", "generate_until": "generate", "loglikelihood_rolling": "rolling"}
+KINDS = {"multiple_choice": "choice", "generate_until": "generate", "loglikelihood": "text"}
 # Tokens of a generated answer. gsm_symbolic: the task's limit of 96, which small models run into.
 # Assumption for gsm8k: an answer is as long as the reference solutions, which the data set's `response` measures.
 DECODED = {"gsm8k": 128, "gsm_symbolic": 96}
@@ -60,7 +62,7 @@ def main() -> None:
         for name in data_set_names()
         if name not in ALIKE and (not names or name in names)
     }
-    offline = sorted(path.stem for path in TASKS.glob("*.yaml"))
+    offline = sorted({path.stem for path in TASKS.glob("*.yaml")} - {*HUB_TASKS})
     tasks = {n: measure_task(tokenizer, n) for n in [*offline, *HUB_TASKS] if not names or n in names}
     print(as_text(sets, tasks))
 
@@ -119,7 +121,7 @@ def _tokens(tokenizer, parts: list, *, shots: int) -> tuple[float, float, int]:
         task.build_all_requests(limit=max(20, DOCUMENTS // len(parts)), rank=0, world_size=1)
         contexts = {(i.doc_id, i.args[0]) for i in task.instances}
         texts = [text for _, text in sorted(contexts)]
-        texts += [i.args[1] for i in task.instances if task.OUTPUT_TYPE == "multiple_choice"]
+        texts += [i.args[1] for i in task.instances if task.OUTPUT_TYPE != "generate_until"]
         read = len({i.doc_id for i in task.instances})
         means.append(sum(_count(tokenizer, texts)) / read)
         requests.append(len(task.instances) / read)

@@ -31,6 +31,7 @@ ACCURACY, CHOICE, BITS = "accuracy", "choice_probability", "gold_bits_per_byte" 
 HAS_CHANCE = (ACCURACY, CHOICE)  # measures of which guessing has a score
 
 _OF_SIZE = ("se", "seed_se", "document_se", "interaction_se", "detectable")  # of `estimate`, in the mean's own unit
+_CLOZE = "_continuation"  # lm-eval's name for a task whose answers are texts instead of letters (mmlu_continuation)
 _FAR = 64  # standard errors: the end of an interval that has none
 
 Parts = tuple[list[np.ndarray], list[np.ndarray]]  # numerators and denominators of a ratio, per task
@@ -41,13 +42,20 @@ def averaged_tasks(original: dict[str, dict], *, measure: str = ACCURACY) -> lis
 
     Where it does on none, all of them: such an average says nothing, and `left_out` says so.
     """
-    scored = [task for task, score in original.items() if measure in score]
+    scored = _scored(original, measure)
     return [task for task in scored if _clear_of_chance(original[task], measure)] or scored
+
+
+def _scored(original: dict[str, dict], measure: str) -> list[str]:
+    """The tasks that have a measure, one form of each: accuracy counts letters, as published; others their cloze."""
+    cloze = {task.removesuffix(_CLOZE): task for task in original if task.endswith(_CLOZE)}
+    twice = [letters if measure != ACCURACY else task for letters, task in cloze.items() if letters in original]
+    return [task for task, score in original.items() if measure in score and task not in twice]
 
 
 def left_out(original: dict[str, dict], *, measure: str = ACCURACY) -> dict[str, str]:
     """Why a task is left out of the average, or should be, by task."""
-    scored = [task for task, score in original.items() if measure in score]
+    scored = _scored(original, measure)
     low = {task: original[task] for task in scored if not _clear_of_chance(original[task], measure)}
     stays = "; it stays, as no task is clear of chance, so the average says nothing" if len(low) == len(scored) else ""
     return {task: f"the original's {_against_chance(score, measure)}{stays}" for task, score in low.items()}

@@ -7,6 +7,7 @@ by a folder that `save_pretrained` wrote, by a hub id, optionally pinned: `org/n
 or on the hub (`gguf_files`).
 """
 
+import functools
 import json
 import math
 import sys

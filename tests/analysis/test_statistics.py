@@ -176,6 +176,14 @@ def test_tasks_at_the_level_of_guessing_are_left_out_with_the_reason():
     assert all("so the average says nothing" in reason for reason in left_out(scores).values())
 
 
+def test_a_task_in_two_forms_counts_once():
+    both = {"chance": 0.25, "accuracy": measured([1, 1]), "choice_probability": measured([0.5, 0.6])}
+    scores = {"mmlu": both, "mmlu_continuation": both, "arc": both}
+    assert averaged_tasks(scores) == ["mmlu", "arc"]
+    assert averaged_tasks(scores, measure="choice_probability") == ["mmlu_continuation", "arc"]
+    assert averaged_tasks({"mmlu_continuation": both}) == ["mmlu_continuation"]
+
+
 def task_measure(right):
     return measured(right) | {"stderr": float(np.std(right, ddof=1) / np.sqrt(len(right)))}
 
