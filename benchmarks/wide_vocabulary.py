@@ -27,7 +27,7 @@ from sdd_utils.sweep.run_notebook import KEEP_MEMORY
 OUT = Path(__file__).with_suffix(".json")
 SIZE = {"vocab_size": 262144, "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18, "head_dim": 256}
 SIZE |= {"num_attention_heads": 4, "num_key_value_heads": 1, "sliding_window": 512, "query_pre_attn_scalar": 256}
-TASKS = {"facts": 32, "gsm_symbolic": 3, "gsm_symbolic_mc": 16, "pydoc_nll": 16}
+TASKS = {"facts": 32, "gsm_symbolic": 3, "gsm_symbolic_mc": 16, "pydoc_gold": 16}
 # What of a study's keys the steps below are run with.
 STUDY = {"data_sets": {"gsm_symbolic": 48, "pydoc": 48}, "tasks": TASKS, "rewrite_tokens": 32, "answer_prompts": 12}
 STUDY |= {"answer_tokens": 48, "generation_batch": 64, "arms": ["sft", "self_data_ft"], "block_sizes": [4]}

@@ -8,8 +8,10 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from benchmarks import compare, run, study
+from benchmarks import compare, gguf_likelihoods, run, study
+from sdd_utils import ROOT
 
 
 @pytest.mark.parametrize("name", [name for name in run.STAGES if name not in ("merging", "study")])
@@ -53,6 +55,28 @@ def test_time_counts_by_amount_where_a_peer_does_a_part(monkeypatch):
     )
     (entry,) = compare.compare(stage, size={}, memory=False)
     assert entry["ratio_time"] == 4
+
+
+def test_a_continuations_likelihood_is_that_of_its_loss(model):
+    prompt, continuation = list(range(5, 30)), [7, 9, 11]
+    labels = torch.tensor([[-100] * len(prompt) + continuation])
+    loss = model(torch.tensor([prompt + continuation]), labels=labels).loss.item()
+    (nats,) = gguf_likelihoods.ours(model, [(prompt, continuation)])
+    assert nats == pytest.approx(-loss * len(continuation), rel=1e-5)
+
+
+def test_the_docs_say_what_the_record_of_the_two_engines_holds():
+    record = json.loads(gguf_likelihoods.OUT.read_text())
+    ids = [(None, range(row["tokens"])) for row in record["prompts"]]
+    theirs = [row["nats"]["llama.cpp"] for row in record["prompts"]]
+    for engine, said in record["difference"].items():
+        own = [row["nats"][engine] for row in record["prompts"]]
+        assert gguf_likelihoods.difference(own, theirs, ids) == pytest.approx(said, abs=2e-4)
+    page = " ".join((ROOT / "docs" / "own-model.md").read_text().split())
+    gaps = [record["difference"][kind]["mean_absolute"] for kind in ("float32", "bfloat16")]
+    assert f"{gaps[0]:.2f} nats in float32 and {gaps[1]:.2f} in bfloat16" in page
+    assert f"{len(theirs)} prompts with {record['tokens']} tokens" in page
+    assert record["same_tokens"]
 
 
 def spoil(answer) -> None:

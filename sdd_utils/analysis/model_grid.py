@@ -193,7 +193,7 @@ def paired(row: dict, other: dict) -> tuple[list[dict], list[dict]]:
     return [row["by_seed"][seed] for seed in seeds], [other["by_seed"][seed] for seed in seeds]
 
 
-def differences(rows: list[dict], original: dict[str, dict]) -> list[dict]:
+def differences(rows: list[dict], original: dict[str, dict], *, measure: str = ACCURACY) -> list[dict]:
     """Self-Data FT minus SFT in recovery, per block size and data set, paired by document and by seed.
 
     Each is {block_size, data_set, difference, interval, p, p_holm, df, seed_share, detectable, seeds, documents}, see
@@ -205,7 +205,7 @@ def differences(rows: list[dict], original: dict[str, dict]) -> list[dict]:
         if arm != "self_data_ft" or other is None:
             continue
         self_data_ft, sft = paired(row, other)
-        measured = estimate_ratio(*recovery_parts(self_data_ft, original, minus=sft))
+        measured = estimate_ratio(*recovery_parts(self_data_ft, original, minus=sft, measure=measure))
         difference = measured.pop("estimate")
         entries.append({"block_size": block_size, "data_set": data_set, "difference": difference} | measured)
     corrected = holm([entry["p"] for entry in entries])

@@ -30,6 +30,7 @@ from scipy.special import stdtr, stdtrit
 ACCURACY, CHOICE, BITS = "accuracy", "choice_probability", "gold_bits_per_byte"  # keys of `base.records.Score`
 HAS_CHANCE = (ACCURACY, CHOICE)  # measures of which guessing has a score
 
+_CLOZE = "_continuation"  # lm-eval's name for a task whose answers are texts instead of letters (mmlu_continuation)
 _OF_SIZE = ("se", "seed_se", "document_se", "interaction_se", "detectable")  # of `estimate`, in the mean's own unit
 _CLOZE = "_continuation"  # lm-eval's name for a task whose answers are texts instead of letters (mmlu_continuation)
 _FAR = 64  # standard errors: the end of an interval that has none

@@ -29,8 +29,7 @@ def judge_claims(records: dict[str, dict], *, in_domain: dict[str, list]) -> lis
     Returns:
         per claim {key, claim, source, unit, primary, favours, verdict, why, estimate, interval, p, p_holm, detectable,
         n, parts, records}. Estimates in points are fractions (0.01 is 1 point). The numbers are those of the part that
-        decides, None where nothing was measured. `n` is {seeds, documents}; `records` names the files behind the
-        answer.
+        decides, None where nothing was measured. `n` is {seeds, documents}; `records` names the files behind it.
     """
     claim_list = claims(in_domain)
     measured = [_measured(claim, list(records.values())) for claim in claim_list]

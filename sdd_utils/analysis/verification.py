@@ -166,8 +166,9 @@ def compare(ours: Mapping[str, dict], committed: Mapping[str, dict]) -> Comparis
 
 
 def _other_parameters(ours: dict, committed: dict) -> list[str]:
-    names = sorted({*ours, *committed} - {*_OF_THE_RUN})
-    return [name for name in names if ours.get(name) != committed.get(name)]
+    """Those that both have, as others came or went with the code."""
+    names = sorted((ours.keys() & committed.keys()) - {*_OF_THE_RUN})
+    return [name for name in names if ours[name] != committed[name]]
 
 
 def _blocks(records: Mapping[str, dict]) -> dict[int, int]:

@@ -1,6 +1,7 @@
 """Files that are complete or absent: text, JSON, JSON lines, folders; and their digests."""
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -55,6 +56,17 @@ def file_sha256(path: Path) -> str:
     """Hash of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+    """`file_sha256`, which reads a large file once per process unless it changes."""
+    state = path.stat()
+    return _sha256_of(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.cache
+def _sha256_of(path: Path, _size: int, _time: int) -> str:
+    return file_sha256(path)
 
 
 @contextmanager

@@ -152,7 +152,6 @@ class DistillationMetrics(TypedDict):
     dropped: dict[str, int]  # rows that the row rule left out, by reason
     engine: str
     fingerprints: dict[str, str]  # of the rows and of each set
-    system_in_user_turn: NotRequired[bool]  # the chat template has no place for a system message
 
 
 @with_config(_CLOSED)

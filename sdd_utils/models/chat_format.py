@@ -40,22 +40,12 @@ def render(tokenizer, messages: list[dict]) -> str:
     """A conversation in the model's own chat format, ready for the assistant to speak, without thinking.
 
     Every message's text stands in it, except for white space around the text. A system message that the template
-    drops or refuses opens the user's turn instead, see `moves_system`. A last message of role `assistant` is a
+    drops or refuses opens the user's turn instead. A last message of role `assistant` is a
     pre-filled opening that the model continues.
 
     Raises:
         ValueError: the tokenizer has no chat template, or the template drops or changes a text.
     """
-    return _faithful(tokenizer, messages)[0]
-
-
-def moves_system(tokenizer, messages: list[dict]) -> bool:
-    """Whether `render` puts the system message into the user's turn, as the template has no place for it."""
-    return _faithful(tokenizer, messages)[1]
-
-
-def _faithful(tokenizer, messages: list[dict]) -> tuple[str, bool]:
-    """The rendered conversation with the text of every message, and whether the system message had to move."""
     if tokenizer.chat_template is None:
         raise ValueError("the tokenizer has no chat template: use an instruct model")
     moved, problem = _without_system(messages), ""
@@ -70,7 +60,7 @@ def _faithful(tokenizer, messages: list[dict]) -> tuple[str, bool]:
                 lost = conversation[-1]
             else:
                 if (lost := _first_lost(conversation, text)) is None and "'type': 'text'" not in text:
-                    return text, conversation is moved
+                    return text
             if lost is not None:
                 problem = f"drops or changes the {lost['role']}'s text {lost['content'].strip()[:40]!r}"
     raise ValueError(f"the model's chat template {problem}: use a model whose template prints every turn as it is")

@@ -22,7 +22,7 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sdd_utils import ROOT
-from sdd_utils.base.files import file_sha256
+from sdd_utils.base.files import sha256_once
 from sdd_utils.models import checkpoints, hub
 
 CATALOGUE = {
@@ -54,9 +54,7 @@ def locate(name: str) -> Path:
     if name in CATALOGUE:
         return _package_file(**CATALOGUE[name])
     if _PART.search(name):
-        raise ValueError(
-            f"model {name!r} is one of several parts: merge them with llama.cpp's llama-gguf-split --merge"
-        )
+        raise ValueError(f"model {name!r} {_PARTS}")
     if (ROOT / name).is_file():  # an absolute path stays what it is
         return ROOT / name
     if on_hub := _ON_HUB.fullmatch(name):
@@ -89,19 +87,13 @@ def folder_name(name: str) -> str:
         return name
     file, on_hub = locate(name), _ON_HUB.fullmatch(name)
     repo = f"{on_hub['repo'].replace('/', '--')}--" if on_hub else ""
-    return f"{repo}{file.stem}-{_sha256(file, file.stat().st_mtime_ns)[:12]}"
-
-
-@functools.cache
-def _sha256(file: Path, time: int) -> str:
-    """The hash of a file, read once in a process unless it changes."""
-    return file_sha256(file)
+    return f"{repo}{file.stem}-{sha256_once(file)[:12]}"
 
 
 def _recipe(name: str) -> dict:
     """Where a model's weights come from, for its manifest."""
     file = locate(name)
-    made = {"gguf_sha256": _sha256(file, file.stat().st_mtime_ns), "dequantised": True}
+    made = {"gguf_sha256": sha256_once(file), "dequantised": True}
     if name in CATALOGUE:
         package = CATALOGUE[name]["package"]
         return {"package": package, "version": importlib.metadata.version(package)} | made
@@ -166,7 +158,9 @@ def _opened(name: str) -> Iterator[tuple[gguf.GGUFReader, dict]]:
         try:
             reader = gguf.GGUFReader(str(alone))
         except (ValueError, LookupError, OverflowError) as error:
-            raise ValueError(f"model {name!r} is a damaged GGUF file, or not all of it: fetch it again") from error
+            said = " ".join(str(error).split())[:150]
+            problem = f"is a damaged GGUF file, or not all of it ({said})"
+            raise ValueError(f"model {name!r} {problem}: fetch it again") from error
         _check_header(name, reader)
         yield reader, {"pretrained_model_name_or_path": folder, "gguf_file": alone.name, "trust_remote_code": False}
 
@@ -188,9 +182,7 @@ def _field(reader: gguf.GGUFReader, key: str):
 def _check_header(name: str, reader: gguf.GGUFReader) -> None:
     """Raise ValueError for what transformers would take for something else without a word."""
     if (_field(reader, "split.count") or 1) > 1:
-        raise ValueError(
-            f"model {name!r} is one of several parts: merge them with llama.cpp's llama-gguf-split --merge"
-        )
+        raise ValueError(f"model {name!r} {_PARTS}")
     architecture = _field(reader, "general.architecture")
     scaling = _field(reader, f"{architecture}.rope.scaling.type")
     if scaling not in (None, "none") and architecture != "gpt-oss":

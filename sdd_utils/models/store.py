@@ -7,7 +7,6 @@ by a folder that `save_pretrained` wrote, by a hub id, optionally pinned: `org/n
 or on the hub (`gguf_files`).
 """
 
-import functools
 import json
 import math
 import sys
@@ -18,7 +17,7 @@ import transformers
 
 from sdd_utils import ROOT
 from sdd_utils.base import disk, precision
-from sdd_utils.base.files import digest, file_sha256, one_at_a_time, whole_folder
+from sdd_utils.base.files import digest, file_sha256, one_at_a_time, sha256_once, whole_folder
 from sdd_utils.models import adapters, chat_format, checkpoints, gguf_files, hub
 
 CACHE = ROOT / "work" / "models"
@@ -244,13 +243,7 @@ def identity(folder: Path) -> dict:
     files = sorted(folder.glob("*.safetensors"))
     if files and all(path.is_symlink() for path in files):  # the hub's cache names what lies behind by its hash
         return {path.name: path.resolve().name for path in files}
-    return {path.name: _sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}
-
-
-@functools.cache
-def _sha256(path: Path, _size: int, _time: int) -> str:
-    """The hash of a file that is read once per process, unless it changed meanwhile."""
-    return file_sha256(path)
+    return {path.name: sha256_once(path) for path in files}
 
 
 def check_original(checkpoint: Path, weights: str) -> None:

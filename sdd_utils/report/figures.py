@@ -1,10 +1,9 @@
 """Every figure of the project, in one style that colour-blind readers and grey printers can read.
 
 Each function takes plain data, draws one figure and returns it; `save` writes it as PNG. Intervals are always the
-caller's own: seaborn would compute others, so `_with_intervals` draws them.
+caller's own: seaborn would compute others, so `with_intervals` draws them.
 """
 
-from collections.abc import Callable
 from itertools import cycle
 from math import ceil
 from pathlib import Path
@@ -16,7 +15,6 @@ import seaborn as sns
 from matplotlib import ticker
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from sdd_utils.data.arms import arms_in
@@ -45,9 +43,9 @@ _STYLE = {
     "lines.linewidth": 1.5,
     "figure.constrained_layout.use": True,
 }
-_WIDEST = 9.0  # inches: shown 900 pixels wide, as a README is, text of 9 points is still 12 pixels high
+WIDEST = 9.0  # inches: shown 900 pixels wide, as a README is, text of 9 points is still 12 pixels high
 _NORMAL_95 = np.array([-1.96, 1.96])  # standard errors from the mean
-_BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 4}  # a legend under the axis label
+BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 4}  # a legend under the axis label
 
 
 def figure(
@@ -107,7 +105,7 @@ def distance_curves(curves: dict[int, np.ndarray], blocks: list[dict]) -> Figure
     axis.set(xlabel="block start l (layer, 0-based)", ylabel="angular distance d(l, n), 0 to 1")
     axis.set_title("How far each block of n layers turns the state")
     _log_scale(axis)
-    axis.legend(**_BELOW, ncols=6)
+    axis.legend(**BELOW, ncols=6)
     return drawn
 
 
@@ -128,42 +126,7 @@ def _log_scale(axis: Axes) -> None:
     axis.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def score_bars(scores: dict[str, dict[str, dict]]) -> Figure:
-    """Accuracy per task with normal 95 % intervals, a bar per model, and what guessing scores.
-
-    Args:
-        scores: {arm: {task: {accuracy: {value, stderr}, chance}}}, the same tasks in each arm. Tasks without an
-            accuracy are left out.
-    """
-    first = next(iter(scores.values()))
-    tasks = [task for task, score in first.items() if "accuracy" in score]
-    lines = [(arm, task, scores[arm][task]["accuracy"]["value"]) for arm in scores for task in tasks]
-    table = pd.DataFrame(lines, columns=["arm", "task", "value"])
-    drawn, (axis,) = figure(width=np.clip(1.3 * len(tasks) + 2.6, 6.4, _WIDEST))
-    sns.barplot(table, x="task", y="value", hue="arm", palette=COLOURS, saturation=1, errorbar=None, legend=False,
-                edgecolor="white", width=min(0.3 * len(scores), 0.8), ax=axis)  # fmt: skip
-    for bars, arm in zip(list(axis.containers), scores, strict=True):
-        _finish_bars(axis, bars, [scores[arm][task]["accuracy"] for task in tasks], arm=arm)
-    chance = np.array([(place, first[task]["chance"]) for place, task in enumerate(tasks) if first[task]["chance"]])
-    if len(chance):
-        places, scores_of_guessing = chance.T
-        look = {"colors": "black", "linestyles": "--", "lw": 1.2, "label": "chance"}
-        axis.hlines(scores_of_guessing, places - 0.45, places + 0.45, **look)
-    axis.set(xlabel="task", ylabel="accuracy, 0 to 1 (95 % interval)", ylim=(0, None), title="Accuracy per task")
-    axis.legend(**_BELOW, ncols=min(len(scores) + 1, 4))
-    return drawn
-
-
-def _finish_bars(axis: Axes, bars: BarContainer, scores: list[dict], *, arm: str) -> None:
-    """Hatch, name and intervals of one arm's bars; the original's stay open, as no interval shows on black ones."""
-    plt.setp(bars, hatch=HATCHES[arm], **({"facecolor": "white", "edgecolor": "black"} if arm == "original" else {}))
-    bars.set_label(NAMES[arm])
-    middles = zip(bars.position_centers, scores, strict=True)
-    points = [(x, score["value"], score["value"] + score["stderr"] * _NORMAL_95) for x, score in middles]
-    _with_intervals(axis, points, fmt="none", ecolor="black", elinewidth=1.2)
-
-
-def _with_intervals(axis: Axes, points: list[tuple], **look) -> None:
+def with_intervals(axis: Axes, points: list[tuple], **look) -> None:
     """The points (where, middle, (low, high)), joined from left to right, with their intervals."""
     if points:
         where, middle, intervals = (np.array(column) for column in zip(*sorted(points), strict=True))
@@ -178,7 +141,7 @@ def distillation_summary(statistics: dict) -> Figure:
         statistics: {rows, reasons: {reason: rows}, words_original, words_distilled: words per response,
             nll (negative log-likelihood): {original, distilled: nats per token of each response}}.
     """
-    drawn, (rates, lengths, losses) = figure(3, width=_WIDEST, height=3.4)
+    drawn, (rates, lengths, losses) = figure(3, width=WIDEST, height=3.4)
     counts = pd.Series(statistics["reasons"]).sort_values(ascending=False)
     sns.barplot(x=100 * counts / statistics["rows"], y=counts.index, orient="y", color=COLOURS["self_data_ft"],
                 saturation=1, errorbar=None, ax=rates)  # fmt: skip
@@ -197,7 +160,7 @@ def _before_after(axis: Axes, original: list, distilled: list) -> None:
     series = {"sft": original, "self_data_ft": distilled}
     drawn = [_histogram(axis, values, bins=bins, arm=arm) for arm, values in series.items()]
     axis.set_ylabel("rows")
-    axis.legend(drawn, ["original", "distilled set"], **_BELOW, ncols=2)
+    axis.legend(drawn, ["original", "distilled set"], **BELOW, ncols=2)
 
 
 def _histogram(axis: Axes, values, *, bins: np.ndarray, arm: str) -> Artist:
@@ -218,72 +181,8 @@ def loss_curves(losses: dict[str, list]) -> Figure:
         axis.plot(*np.transpose(points), label=NAMES[arm], markevery=ceil(len(points) / 20), **look)
     axis.set(xlabel="optimiser step", ylabel="loss (nats per response token)", title="Training loss")
     axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    axis.legend(**_BELOW, ncols=len(losses))
+    axis.legend(**BELOW, ncols=len(losses))
     return drawn
-
-
-def recovery_grid(rows: list[dict]) -> Figure:
-    """The headline: recovery against block size, one panel per data set, a line per arm, 95 % intervals.
-
-    Args:
-        rows: {data_set, block_size, arm, recovery, interval}; recovery is a share, 1 is the original. Rows without a
-            data set belong to every panel.
-    """
-    tuned, sizes = arms_in(rows), sorted({row["block_size"] for row in rows if row["block_size"]})
-    data_sets = sorted({row["data_set"] for row in rows if row["arm"] in tuned})
-    panels = {f"fine-tuned on {name}": [row for row in rows if row["data_set"] in ("", name)] for name in data_sets}
-    gap = min(np.diff(sizes), default=2)
-    drawn, axes = _recovery_panels(panels, ["no_ft", *tuned], lambda row, step: row["block_size"] + 0.08 * gap * step)
-    plt.setp(axes, xlabel="block size n (layers removed)", xticks=sizes, xlim=(sizes[0] - gap / 2, sizes[-1] + gap / 2))
-    drawn.suptitle("Recovery: the average score as a share of the original's")
-    return drawn
-
-
-def scaling_curves(rows: list[dict]) -> Figure:
-    """Recovery against the number of training rows, a panel per data set, 95 % intervals.
-
-    At the block size that was fine-tuned on most numbers of rows, the largest of several.
-
-    Args:
-        rows: {arm, block_size, data_set, rows, recovery, interval}; recovery is a share, 1 is the original.
-    """
-    sizes = [n for n, _, _ in {(row["block_size"], row["data_set"], row["rows"]) for row in rows}]
-    size = max(sizes, key=lambda n: (sizes.count(n), n))
-    shown = [row for row in rows if row["block_size"] == size]
-    panels = {f"fine-tuned on {name}, n = {size}": [row for row in shown if row["data_set"] == name]
-              for name in sorted({row["data_set"] for row in shown})}  # fmt: skip
-    drawn, axes = _recovery_panels(panels, arms_in(rows), lambda row, step: row["rows"] * 1.04**step)
-    for axis, points in zip(axes, panels.values(), strict=True):
-        counts = sorted({point["rows"] for point in points})
-        axis.set(xlabel="training rows", xscale="log", xlim=(counts[0] / 1.5, counts[-1] * 1.5))
-        axis.set_xticks(counts, map(str, counts))
-        axis.minorticks_off()
-    drawn.suptitle("Recovery against the number of training rows")
-    return drawn
-
-
-def _recovery_panels(panels: dict[str, list[dict]], arms: list[str], place: Callable) -> tuple[Figure, np.ndarray]:
-    """A panel per title; `place` is a row's place on the x-axis, given its arm's steps from the middle arm."""
-    rows = ceil(len(panels) / 3)
-    columns = ceil(len(panels) / rows)
-    width, height = (6.4, 4.2) if len(panels) == 1 else (_WIDEST, 3.1 * rows + 0.9)
-    drawn, axes = figure(columns, rows=rows, width=width, height=height, sharey=True)
-    for unused in axes[len(panels) :]:
-        unused.remove()
-    legend = {}
-    for axis, (title, points) in zip(axes, panels.items(), strict=False):
-        for step, arm in enumerate(arms, start=1):
-            mine, moved = [point for point in points if point["arm"] == arm], step - (len(arms) + 1) / 2
-            line = [(place(point, moved), point["recovery"], point["interval"]) for point in mine]
-            look = {"color": COLOURS[arm], "marker": MARKERS[arm], "ls": LINES[arm], "label": NAMES[arm]}
-            _with_intervals(axis, line, **look)
-        axis.set(title=title, ylabel="recovery (95 % interval)" if axis.get_subplotspec().is_first_col() else "")
-        legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-        axis.axhline(1, color="black", lw=1, ls="--")  # its name stands right of the panel, where no data lie
-        axis.annotate("original", (1, 1), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-                      va="center", size=9, annotation_clip=False)  # fmt: skip
-    drawn.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend))
-    return drawn, axes[: len(panels)]
 
 
 def slerp_curve(points: list[dict], angles: list[float], *, names: tuple[str, str], threshold: float,
@@ -297,18 +196,18 @@ def slerp_curve(points: list[dict], angles: list[float], *, names: tuple[str, st
         threshold: cosine above which SLERP becomes LERP.
         mixture: {recovery, interval} of the model trained on both sets, a horizontal line; None where there is none.
     """
-    drawn, (scores, histogram) = figure(2, width=_WIDEST, height=3.8)
+    drawn, (scores, histogram) = figure(2, width=WIDEST, height=3.8)
     slerp = {"label": "SLERP", "color": COLOURS["merged"], "marker": "o", "ls": "-", "zorder": 2}
     lerp = {"label": "LERP", "color": "black", "marker": "s", "mfc": "none", "ms": 9, "ls": "--", "lw": 1, "zorder": 3}
     chord = [*lerp_points, *(point for point in points if point["t"] in (0, 1))]
     for line, look in ((points, slerp), (chord, lerp)):
-        _with_intervals(scores, [(point["t"], point["recovery"], point["interval"]) for point in line], **look)
+        with_intervals(scores, [(point["t"], point["recovery"], point["interval"]) for point in line], **look)
     if mixture:
         scores.axhline(mixture["recovery"], color=COLOURS["self_data_ft"], ls=":", lw=2, label="trained on both sets")
         scores.axhspan(*mixture["interval"], color=COLOURS["self_data_ft"], alpha=0.12, lw=0)
     scores.set(xlabel=f"t (0: {names[0]}, 1: {names[1]})", ylabel="recovery (95 % interval)")
     scores.set_title("Recovery along the path")
-    scores.legend(**_BELOW, ncols=3)
+    scores.legend(**BELOW, ncols=3)
     degrees, limit = np.degrees(angles), np.degrees(np.arccos(threshold))
     bins = np.linspace(
         0, 1.05 * max(limit, degrees.max()), 40
@@ -316,7 +215,7 @@ def slerp_curve(points: list[dict], angles: list[float], *, names: tuple[str, st
     sns.histplot(degrees, bins=bins, color=COLOURS["merged"], alpha=1, legend=False, ax=histogram)
     histogram.axvline(limit, color="black", ls="--", label=f"below {limit:.2g}° SLERP is LERP")
     histogram.set(xlabel="angle between the parents (degrees)", ylabel="tensors", title="Angle of each tensor")
-    histogram.legend(**_BELOW)
+    histogram.legend(**BELOW)
     return drawn
 
 
@@ -328,7 +227,7 @@ def embedding_histogram(greedy: dict[str, np.ndarray], sampled: dict[str, np.nda
     panels = {"greedy": greedy} | ({"sampled": sampled} if sampled else {})
     cosines = np.concatenate([values for by_arm in panels.values() for values in by_arm.values()])
     bins = np.linspace(min(0.0, cosines.min()), max(1.0, cosines.max()), 26)  # rounding may bring a cosine above 1
-    drawn, axes = figure(len(panels), width=6.4 if len(panels) == 1 else _WIDEST, height=4.2, sharey=True)
+    drawn, axes = figure(len(panels), width=6.4 if len(panels) == 1 else WIDEST, height=4.2, sharey=True)
     for axis, (how, by_arm) in zip(axes, panels.items(), strict=True):
         shown = {}
         for arm, values in by_arm.items():
@@ -336,7 +235,7 @@ def embedding_histogram(greedy: dict[str, np.ndarray], sampled: dict[str, np.nda
             look = {"color": COLOURS[arm], "ls": LINES[arm], "marker": MARKERS[arm], "markevery": [1], "clip_on": False}
             shown[f"{NAMES[arm]}, mean {mean:.2f}"] = bars, axis.axvline(mean, ms=7, **look)
         axis.set(xlabel="cosine to the original's greedy answer", ylabel="prompts", title=f"{how} answers")
-        axis.legend(shown.values(), shown.keys(), **_BELOW)
+        axis.legend(shown.values(), shown.keys(), **BELOW)
     drawn.suptitle("Embedding similarity to the original's answers")
     return drawn
 
@@ -351,5 +250,5 @@ def shift_scatter(points: list[dict]) -> Figure:
     axis.axhline(0, color="black", lw=0.8, ls=":")
     axis.set(xlabel="mean cosine to the original's greedy answers", ylabel="average points lost to the original")
     axis.set_title("Moved answers against lost accuracy, a mark per model")
-    sns.move_legend(axis, **_BELOW, ncols=len(arms), title=None, labels=[NAMES[arm] for arm in arms])
+    sns.move_legend(axis, **BELOW, ncols=len(arms), title=None, labels=[NAMES[arm] for arm in arms])
     return drawn

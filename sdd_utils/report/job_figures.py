@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from sdd_utils.analysis.answer_shift import cosines_by_arm
 from sdd_utils.analysis.model_grid import untuned_scores
-from sdd_utils.report import figures
+from sdd_utils.report import figures, score_figures
 
 
 def job_figures(named: dict[str, dict]) -> Iterator[tuple[str, Figure]]:
@@ -22,14 +22,14 @@ def job_figures(named: dict[str, dict]) -> Iterator[tuple[str, Figure]]:
         job = name.removeprefix(f"{step}-")
         if step == "pruning":
             arm = "no_ft" if record["params"]["block_size"] else "original"
-            yield f"scores_{job}", figures.score_bars({arm: record["metrics"]["scores"]})
+            yield f"scores_{job}", score_figures.score_dots({arm: record["metrics"]["scores"]})
         elif step == "distillation":
             yield f"distillation_{job}", distillation_figure(record["metrics"])
         elif step == "finetuning":
             arms = record["metrics"]["arms"]
             scores = {arm: model["scores"] for arm, model in arms.items()}
             yield f"loss_{job}", figures.loss_curves({arm: model["training"]["loss"] for arm, model in arms.items()})
-            yield f"scores_{job}", figures.score_bars({"no_ft": no_ft[record["params"]["block_size"]], **scores})
+            yield f"scores_{job}", score_figures.score_dots({"no_ft": no_ft[record["params"]["block_size"]], **scores})
         elif step == "merging":
             yield f"slerp_{job}", merging_figure(record)
         elif step == "embedding_similarity":

@@ -12,11 +12,12 @@ from sdd_utils.analysis import model_grid
 from sdd_utils.base.files import write_text
 from sdd_utils.base.number_format import amount, percent, percent_interval
 from sdd_utils.base.records import device_of, of_step
-from sdd_utils.report import power_views, tables
+from sdd_utils.report import paper_table, power_views
 from sdd_utils.report.figures import NAMES
 from sdd_utils.report.topics import StudyReport
 
 FIGURES = {
+    "scores": "Each measure, task by task, at the block size whose cut is nearest to the paper's",
     "scaling": "Recovery against the number of training rows",
     "embedding_similarity": "Cosine of each model's answers to the original's",
     "shift": "Average score lost against the mean cosine, a mark per fine-tuned model",
@@ -37,7 +38,7 @@ def build_page(report: StudyReport, summary: dict) -> Path:
         FileNotFoundError: the headline figure is not there yet; says what, and the fix.
     """
     folder, named = report.folder, report.named | {"results.json": summary}
-    headline = folder / "figures" / "recovery.png"
+    healed, headline = (folder / "figures" / f"{name}.png" for name in ("healed_share", "recovery"))
     if not headline.is_file():
         raise FileNotFoundError(f"{folder.name}/figures/recovery.png does not exist yet: run 'make reproduce'")
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -48,6 +49,7 @@ def build_page(report: StudyReport, summary: dict) -> Path:
         percent_interval=percent_interval,
         study=summary["study"],
         facts=_facts(named),
+        healed=_embedded(healed) if healed.is_file() else "",
         headline=_embedded(headline),
         recovery=_recovery_rows(report, summary["metrics"]),
         arms=[NAMES[arm] for arm in _arms(summary["metrics"]["grid"])],
@@ -124,13 +126,13 @@ def _main_files(report: StudyReport, **params) -> list[str]:
 def _compared(report: StudyReport) -> list[dict]:
     """Rows of the paper-vs-ours table with the files that our number comes from."""
     n, rows = model_grid.nearest_cut(report.records), []
-    for row in tables.comparison_rows(report.records, report.rows):
+    for row in paper_table.comparison_rows(report.records, report.rows):
         step = _STEPS.get(row["key"].split("_")[0], "pruning")
         at_cut = row["key"].startswith(("recovery", "layers", "parameters", "cut"))
         only = {"block_size": n} if at_cut else {}
         files = _main_files(report, **only) if step == "finetuning" else _files(report.named, step, **only)
         if step == "embedding_similarity":
-            nearest = tables.nearest_similarities(report.records)
+            nearest = paper_table.nearest_similarities(report.records)
             files = [name for name in files if report.named[name] in nearest]
         rows.append(row | {"files": files})
     return rows

@@ -1,6 +1,9 @@
-"""Tables over a study's records, and the paper's published numbers beside them.
+"""Tables of what a study's models score, and of the claims.
 
-Nothing here computes a score: every cell comes from a record, every published number from `published.py`.
+Nothing here computes a score: every cell comes from a record. A measure can favour an arm by construction: bits per
+byte of the training domain's own answers favour SFT, which learnt that very style; whatever is measured on the
+original's own answers favours Self-Data FT, which learnt that one. Where columns are measures, a first line `FAVOURS`
+says so; where lines are, a column. A table without either holds only measures that favour neither.
 """
 
 from pathlib import Path
@@ -8,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sdd_utils.analysis import comparisons, model_grid
-from sdd_utils.analysis.answer_shift import cosines_by_arm
-from sdd_utils.analysis.model_grid import differences, nearest_cut, original_scores
-from sdd_utils.analysis.published import NUMBERS
+from sdd_utils.analysis import model_grid
+from sdd_utils.analysis.model_grid import differences, original_scores
 from sdd_utils.analysis.statistics import ACCURACY, BITS, CHOICE, recovered
 from sdd_utils.analysis.verdicts import OPEN, with_interval
 from sdd_utils.base.files import write_text
 from sdd_utils.base.number_format import percent, points
-from sdd_utils.base.records import device_of, of_step
+from sdd_utils.base.records import of_step
 from sdd_utils.data.arms import arms_in
 from sdd_utils.report.figures import NAMES
+
+FAVOURS = "Favours"  # the line that names the arm which a column's measure favours by construction
 
 
 def score_cells(scores: dict[str, dict], measure: str = ACCURACY) -> dict[str, str]:
@@ -44,78 +47,6 @@ def measure_table(by_model: dict[str, dict[str, dict]]) -> pd.DataFrame:
         for model, scores in by_model.items()
     }
     return pd.DataFrame(columns)
-
-
-def pooled_similarities(records: list[dict], how: str) -> dict[str, np.ndarray]:
-    """Cosines to the original's greedy answers, per arm, over all fine-tuned models.
-
-    Args:
-        how: see `answer_shift.cosines_by_arm`.
-    """
-    arms: dict[str, list] = {}
-    for record in of_step(records, "embedding_similarity"):
-        for arm, cosines in cosines_by_arm(record, how).items():
-            arms.setdefault(arm, []).extend(cosines["similarities"])
-    return {arm: np.array(values) for arm, values in arms.items()}
-
-
-def embedding_table(records: list[dict]) -> pd.DataFrame:
-    """Mean cosine per block size, data set, seed and arm, and over everything in the last lines.
-
-    Both columns are against the original's greedy answers, so its own sampled ones are the ceiling of the second.
-    """
-    columns = {f"mean cosine, {how}": _mean_cosines(records, how) for how in ("greedy", "sampled")}
-    keys = dict.fromkeys(key for cells in reversed(columns.values()) for key in cells)
-    names = ("n", "fine-tuned on", "seed", "model", "answers")
-    return pd.DataFrame(
-        dict(zip(names, key, strict=True)) | {name: cells.get(key, "-") for name, cells in columns.items()}
-        for key in keys
-    )
-
-
-def _mean_cosines(records: list[dict], how: str) -> dict[tuple, str]:
-    """Mean cosine with its interval by (block size, data set, seed, model, answers); "all" for what is pooled."""
-    cells = {}
-    for record in of_step(records, "embedding_similarity"):
-        where = tuple(record["params"][name] for name in ("block_size", "data_set", "seed"))
-        for arm, cosines in cosines_by_arm(record, how).items():
-            cells[(*where, NAMES[arm], cosines["n"])] = _mean_cell(cosines["mean"], cosines["interval"])
-    for arm, values in pooled_similarities(records, how).items():
-        pooled = comparisons.cosine(records, arm=arm, how=how)
-        key = ("all", "all", "all", NAMES[arm], len(values))
-        cells[key] = _mean_cell(pooled["estimate"], pooled["interval"])
-    return cells
-
-
-def _mean_cell(mean: float, low_high: list[float]) -> str:
-    return f"{mean:.3f} [{low_high[0]:.3f}, {low_high[1]:.3f}]"
-
-
-def distillation_table(records: list[dict]) -> pd.DataFrame:
-    """Rates and mean lengths of every set that the unpruned model wrote, a line per set."""
-    written = {"distilled": "from the original", "self_generated": "without it"}
-    return pd.DataFrame(
-        {"data set": record["params"]["data_set"], "written": written[which], **_set_cells(statistics)}
-        for record in of_step(records, "distillation")
-        for which, statistics in record["metrics"]["sets"].items()
-    )
-
-
-def _set_cells(metrics: dict) -> dict:
-    names = {"fallback_rate": "fallback", "copy_rate": "copy", "truncation_rate": "truncation"}
-    return {
-        "rows": metrics["rows"],
-        "kept after each attempt": _kept_by_attempt(metrics),
-        **{name: percent(metrics[rate]) for rate, name in (names | {"overlap_8gram": "8-gram overlap"}).items()},
-        "words, original": f"{np.mean(metrics['words_original']):.1f}",
-        "words, written": f"{np.mean(metrics['words_distilled']):.1f}",
-    }
-
-
-def _kept_by_attempt(metrics: dict) -> str:
-    """The share of all rows that is kept after one attempt, after two, and so on."""
-    kept = np.cumsum([attempt["kept"] for attempt in metrics["attempts"]])
-    return ", ".join(percent(share) for share in kept / metrics["rows"])
 
 
 def merging_table(records: list[dict]) -> pd.DataFrame:
@@ -161,97 +92,23 @@ def _in_arm_order(cells: dict[str, str]) -> dict[str, str]:
     return {name: cells[name] for name in NAMES.values() if name in cells}
 
 
-def provenance_table(records: list[dict]) -> pd.DataFrame:
-    """Per step: jobs, wall time, peak memory, and where and from which commit they ran."""
-    lines = []
-    for step in dict.fromkeys(record["step"] for record in records):
-        provenances = [record["provenance"] for record in of_step(records, step)]
-        lines.append(
-            {
-                "step": step,
-                "jobs": len(provenances),
-                "wall time, s (sum)": round(sum(provenance["wall_s"] for provenance in provenances)),
-                "peak memory, MB (max)": max(provenance["peak_rss_mb"] for provenance in provenances),
-                "threads": ", ".join(sorted({str(provenance["threads"]) for provenance in provenances})),
-                "device": ", ".join(sorted({device_of(provenance) for provenance in provenances})),
-                "commit": ", ".join(sorted(set(map(_commit, provenances)))),
-            }
-        )
-    return pd.DataFrame(lines)
-
-
-def _commit(provenance: dict) -> str:
-    """The commit in short, with a plus where files were changed since."""
-    return provenance["commit"][:8] + ("+" if provenance["dirty"] else "")
-
-
-def comparison_rows(records: list[dict], rows: list[dict]) -> list[dict]:
-    """{key, what, paper, source, ours}: the paper's numbers beside ours; another model, other data, same method.
-
-    Those at n = 6 stand beside the fine-tuned block size that cuts the share of parameters nearest to the paper's,
-    and embedding similarity on OpenMathInstruct beside that on such a set, where the study has one.
-    """
-    our_numbers = _our_numbers(records, rows)
-    return [
-        {
-            "key": published.key,
-            "what": published.what,
-            "paper": f"{published.value:g} {published.unit}",
-            "source": published.source,
-            "ours": our_numbers.get(published.key, "-"),
-        }
-        for published in NUMBERS
-    ]
-
-
-def _our_numbers(records: list[dict], rows: list[dict]) -> dict[str, str]:
-    """Our number beside each published one, as text, by the published one's key."""
-    n = nearest_cut(records)
-    numbers = {f"recovery_{arm}": _range_of(rows, arm=arm, n=n) for arm in ("sft", "self_data_ft")}
-    for arm in ("sft", "self_data_ft"):
-        mean = comparisons.cosine(nearest_similarities(records), arm=arm)
-        low, high = mean["interval"]
-        numbers[f"embedding_{arm}"] = f"{mean['estimate']:.2f} [{low:.2f}, {high:.2f}] ({mean['where']})"
-    gain = comparisons.largest_gain(records)
-    numbers["gain"] = f"{points(gain['estimate'], gain['interval'])} ({gain['where']})"
-    pruned = {r["params"]["block_size"]: r["metrics"]["accounting"] for r in of_step(records, "pruning")}[n]
-    numbers["layers_n6"] = f"{pruned['layers']} layers (n = {n})"
-    numbers["parameters_n6"] = f"{pruned['parameters'] / 1e9:.3f} billion (n = {n})"
-    numbers["cut_n6"] = f"{percent(pruned['cut_parameters'])} (n = {n}; matmul count {percent(pruned['cut_matmul'])})"
-    return numbers
-
-
-def comparison_table(records: list[dict], rows: list[dict]) -> pd.DataFrame:
-    """`comparison_rows` without their keys."""
-    return pd.DataFrame(comparison_rows(records, rows)).drop(columns="key")
-
-
-def nearest_similarities(records: list[dict]) -> list[dict]:
-    """The records of 06 on a set like the paper's OpenMathInstruct, where the study has one, else all of them."""
-    similarities = of_step(records, "embedding_similarity")
-    return [record for record in similarities if "openmath" in record["params"]["data_set"]] or similarities
-
-
-def _range_of(rows: list[dict], *, arm: str, n: int) -> str:
-    """Recovery of one arm at one block size, each data set with its interval."""
-    of_arm = [row for row in rows if row["arm"] == arm and row["block_size"] == n]
-    return "; ".join(f"{row['data_set']} {percent(row['recovery'], row['interval'])}" for row in of_arm) + f" (n = {n})"
-
-
-def recovery_table(rows: list[dict], original: dict[str, dict]) -> pd.DataFrame:
-    """The headline as text: recovery by block size and data set for each arm, and the difference between arms.
+def recovery_table(rows: list[dict], original: dict[str, dict], *, measure: str = ACCURACY) -> pd.DataFrame:
+    """Recovery as text, by block size and data set for each arm, and the difference between arms.
 
     Beside the difference stand its p-value, corrected over the table's rows (Holm), and the smallest difference that
     the design finds with 80 % power.
+
+    Args:
+        measure: of accuracy, as the paper defines it, or of choice probability.
     """
-    by_model = model_grid.rows_by_model(rows)
+    parts = {key: row if measure == ACCURACY else row["choice_recovery"]
+             for key, row in model_grid.rows_by_model(rows).items()}  # fmt: skip
     lines = []
-    for entry in differences(rows, original):
+    for entry in differences(rows, original, measure=measure):
         n, data_set = entry["block_size"], entry["data_set"]
         cells = {"n": n, "fine-tuned on": data_set}
         for arm in ("no_ft", *arms_in(rows)):
-            row = by_model.get((arm, n, "" if arm == "no_ft" else data_set))
-            cells[NAMES[arm]] = percent(row["recovery"], row["interval"]) if row else "-"
+            cells[NAMES[arm]] = recovery_cell(parts.get((arm, n, "" if arm == "no_ft" else data_set)))
         cells["Self-Data FT - SFT (points)"] = points(entry["difference"], entry["interval"])
         cells |= {"p (Holm)": f"{entry['p_holm']:.2g}", "detectable (points)": f"{100 * entry['detectable']:.1f}"}
         lines.append(cells)
@@ -269,7 +126,6 @@ def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:
 
 HEADLINE_CLAIMS = 5
 UNTRAINED = ("original", "no_ft")  # no training, so no training seed
-_TRAINED = {"steps": "steps", "response tokens": "trained_tokens"}
 
 
 def score_table(rows: list[dict]) -> pd.DataFrame:
@@ -299,9 +155,17 @@ def choice_table(rows: list[dict]) -> pd.DataFrame:
     return pd.DataFrame([_guessed(original, CHOICE) | {"recovery": "-"}, *lines] if lines else [])
 
 
-def bits_table(rows: list[dict]) -> pd.DataFrame:
-    """Bits per byte of the right answers as text, a line per model and a column per task; lower is better."""
-    return pd.DataFrame(_model_cells(row) | score_cells(row["scores"], BITS) for row in rows)
+def bits_table(rows: list[dict], in_domain: dict[str, list]) -> pd.DataFrame:
+    """Bits per byte of the right answers as text, a line per model and a column per task; lower is better.
+
+    Args:
+        in_domain: the tasks of each data set's domain, which favour SFT on that set.
+    """
+    (original,) = (row["scores"] for row in rows if row["arm"] == "original")
+    lines = [_model_cells(row) | score_cells(row["scores"], BITS) for row in rows]
+    tasks = {task: [name for name, own in in_domain.items() if task in own] for task in score_cells(original, BITS)}
+    favours = {task: f"{NAMES['sft']} on {', '.join(names)}" if names else "-" for task, names in tasks.items()}
+    return pd.DataFrame([_no_model(FAVOURS) | favours, *lines] if tasks else [])
 
 
 def _model_cells(row: dict) -> dict:
@@ -313,8 +177,12 @@ def _guessed(original: dict[str, dict], measure: str) -> dict:
     """The line of guessing."""
     scored = {task: score for task, score in original.items() if measure in score}
     chances = {_column(task, score, measure): score["chance"] for task, score in scored.items()}
-    line = {"n": "-", "model": "Chance", "fine-tuned on": "-", "seeds": "-"}
-    return line | {column: f"{chance:.3f}" if chance else "-" for column, chance in chances.items()}
+    return _no_model("Chance") | {column: f"{chance:.3f}" if chance else "-" for column, chance in chances.items()}
+
+
+def _no_model(name: str) -> dict:
+    """The first cells of a line that is about the columns."""
+    return {"n": "-", "model": name, "fine-tuned on": "-", "seeds": "-"}
 
 
 def fidelity_table(records: list[dict]) -> pd.DataFrame:
@@ -336,27 +204,37 @@ def fidelity_table(records: list[dict]) -> pd.DataFrame:
                 mean = np.mean([metrics["fidelity"][name][measure] for metrics in per_seed])
                 line[f"{measure.upper()} on {name}"] = f"{mean:.3f}"
         lines.append(line)
-    return pd.DataFrame(lines)
+    favours = _no_model(FAVOURS) | {column: NAMES["self_data_ft"] for column in lines[0] if " on " in column}
+    return pd.DataFrame([_no_model(FAVOURS) | favours, *lines])
 
 
 def domain_table(rows: list[dict]) -> pd.DataFrame:
-    """Recovery in and out of the training domain, and forgetting in points; a line per fine-tuned model.
+    """Healed share and recovery on tasks of the training domain and on others, and forgetting; a line per tuned model.
 
     Args:
         rows: see `forgetting.with_domains`.
     """
-    lines = []
-    for row in rows:
-        if "forgetting" not in row:
-            continue
-        inside = row["in_domain"]
-        line = {"n": row["block_size"], "model": NAMES[row["arm"]], "fine-tuned on": row["data_set"]}
-        line |= {"own tasks": ", ".join(inside["tasks"]) if inside else "-", "recovery there": recovery_cell(inside)}
-        line |= {"recovery elsewhere": recovery_cell(row["out_of_domain"]), "forgotten, points": "-"}
-        if row["forgetting"]:
-            line["forgotten, points"] = points(row["forgetting"]["value"], row["forgetting"]["interval"])
-        lines.append(line)
-    return pd.DataFrame(lines)
+    tuned = [row for row in rows if "forgetting" in row]
+    lines = [_model_cells(row) | {name: cell(row) for name, cell in _DOMAIN_CELLS.items()} for row in tuned]
+    favours = dict.fromkeys(_DOMAIN_CELLS, "-") | {"healed, own tasks": NAMES["sft"]}
+    return pd.DataFrame([_no_model(FAVOURS) | favours, *lines] if lines else [])
+
+
+def _healed_cell(part: dict | None) -> str:
+    return percent(part["share"], part["interval"]) if part else "-"
+
+
+def _points_cell(part: dict | None) -> str:
+    return points(part["value"], part["interval"]) if part else "-"
+
+
+_DOMAIN_CELLS = {
+    "healed, other tasks": lambda row: _healed_cell(row["healed_out_of_domain"]),
+    "healed, own tasks": lambda row: _healed_cell(row["healed_in_domain"]),
+    "recovery, other tasks": lambda row: recovery_cell(row["out_of_domain"]),
+    "recovery, own tasks": lambda row: recovery_cell(row["in_domain"]),
+    "forgotten, points": lambda row: _points_cell(row["forgetting"]),
+}
 
 
 def capacity_table(rows: list[dict]) -> pd.DataFrame:
@@ -369,22 +247,12 @@ def capacity_table(rows: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(dict(zip(keys, key, strict=True)) | _in_arm_order(cells) for key, cells in by_key.items())
 
 
-def training_table(records: list[dict]) -> pd.DataFrame:
-    """What each arm learnt from at the study's own LoRA capacity: rows, steps and response tokens, means over seeds."""
-    lines, models = [], model_grid.finetuned_models(records)
-    for arm, n, data_set, rows in sorted(models, key=lambda key: (*key[1:], list(NAMES).index(key[0]))):
-        trainings = [metrics["training"] for metrics in models[arm, n, data_set, rows].values()]
-        line = {"n": n, "model": NAMES[arm], "fine-tuned on": data_set, "seeds": len(trainings), "rows": rows}
-        means = {name: float(np.mean([training[key] for training in trainings])) for name, key in _TRAINED.items()}
-        lines.append(line | {name: f"{value:.0f}" for name, value in means.items()})
-    return pd.DataFrame(lines)
-
-
 def claims_table(answers: list[dict]) -> pd.DataFrame:
     """The answers of `verdicts.judge_claims` in a line each: claim, verdict, the number that decides, its p-value."""
     lines = []
     for answer in answers:
-        line = {"claim": answer["claim"], "verdict": answer["verdict"], "ours": "-", "p (Holm)": "-", "seeds": "-"}
+        line = {"claim": answer["claim"], "verdict": answer["verdict"], "ours": "-"}
+        line |= {"favours": answer["favours"] or "-", "p (Holm)": "-", "seeds": "-"}
         if answer["interval"]:
             line |= {"ours": with_interval(answer, answer["unit"]), "p (Holm)": f"{answer['p_holm']:.2g}"}
             line["seeds"] = str(answer["n"]["seeds"])
@@ -393,7 +261,11 @@ def claims_table(answers: list[dict]) -> pd.DataFrame:
 
 
 def headline_claims_table(answers: list[dict]) -> pd.DataFrame:
-    """At most five claims for the README: decided ones first, then those that were measured, the clearest first."""
-    measured = [answer for answer in answers if answer["estimate"] is not None]
-    ranked = sorted(measured, key=lambda answer: (answer["verdict"] == OPEN, answer["p_holm"] or 0))
-    return claims_table(ranked[:HEADLINE_CLAIMS])[["claim", "verdict", "ours"]]
+    """At most five claims for the README: the primary ones, then decided ones, then the clearest of those measured."""
+    shown = [answer for answer in answers if answer["primary"] or answer["estimate"] is not None]
+    ranked = sorted(shown, key=_headline_rank)
+    return claims_table(ranked[:HEADLINE_CLAIMS])[["claim", "verdict", "ours", "favours"]]
+
+
+def _headline_rank(answer: dict) -> tuple:
+    return (0,) if answer["primary"] else (1, answer["verdict"] == OPEN, answer["p_holm"] or 0)

@@ -13,13 +13,14 @@ import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from sdd_utils.analysis import answer_shift, forgetting, model_grid, power, verdicts
 from sdd_utils.analysis.model_grid import original_scores
-from sdd_utils.analysis.statistics import HAS_CHANCE, averaged_tasks, left_out
+from sdd_utils.analysis.statistics import CHOICE, HAS_CHANCE, averaged_tasks, left_out
 from sdd_utils.base.files import write_json
 from sdd_utils.base.records import of_step
-from sdd_utils.report import figures, job_figures, power_views, tables
+from sdd_utils.report import figures, job_figures, job_tables, paper_table, power_views, score_figures, tables
 
 
 @dataclass(kw_only=True)
@@ -71,7 +72,7 @@ class StudyReport:
     def show(self, name: str) -> None:
         """Write a topic's tables and figures, and display them with its text."""
         topic = self.write(name)
-        shown = [table.style.hide() for table in topic.tables.values()] if topic.show_tables else []
+        shown = [_captioned(*table) for table in topic.tables.items()] if topic.show_tables else []
         for part in (*shown, *topic.figures.values()):
             display(part)
         if topic.text:
@@ -108,6 +109,11 @@ class StudyReport:
         return {"grid": grid, "differences": differences, "shift": shift, "power": self.power}
 
 
+def _captioned(name: str, table: pd.DataFrame) -> Styler:
+    """A table as a notebook shows it, under its name."""
+    return table.style.hide().set_caption(name.replace("_", " "))
+
+
 def _check_precision(records: dict[str, dict]) -> None:
     """Raise ValueError unless one precision computed all records."""
     names = {record["provenance"]["dtype"]: name for name, record in records.items()}
@@ -118,31 +124,61 @@ def _check_precision(records: dict[str, dict]) -> None:
         )
 
 
+def _domains(report: StudyReport) -> Topic:
+    healed = score_figures.healed_points(report.rows)
+    drawn = {"healed_share": score_figures.healed_shares(healed)} if healed else {}
+    return Topic(tables={"domains": tables.domain_table(report.rows)}, figures=drawn, text=domain_sentence(report))
+
+
+def domain_sentence(report: StudyReport) -> str:
+    """Which tasks are of each data set's own domain, and why a healed share is missing."""
+    tuned = [row for row in report.rows if "forgetting" in row]
+    lines = [
+        f"Own tasks of {name}: {', '.join(report.in_domain.get(name, [])) or 'none'}."
+        for name in sorted({row["data_set"] for row in tuned})
+    ]
+    lacks = any(row[domain] is None for row in tuned for domain in score_figures.DOMAINS)
+    why = 'Where the healed share is "-", there is no such task, or pruning lost nothing there that is clear of 0.'
+    return "\n\n".join([*lines, why] if lacks else lines)
+
+
 def _recovery(report: StudyReport) -> Topic:
-    return Topic(
-        tables={"recovery": tables.recovery_table(report.rows, report.original)},
-        figures={"recovery": figures.recovery_grid(report.rows)},
-    )
+    shown = {"recovery": tables.recovery_table(report.rows, report.original)}
+    if averaged_tasks(report.original, measure=CHOICE):
+        shown["recovery_of_choice_probability"] = tables.recovery_table(report.rows, report.original, measure=CHOICE)
+    return Topic(tables=shown, figures={"recovery": score_figures.recovery_grid(report.rows)})
 
 
 def _scores(report: StudyReport) -> Topic:
-    shown = {"scores": tables.score_table(report.rows), "choice_probability": tables.choice_table(report.rows)}
-    return Topic(tables=shown | {"bits_per_byte": tables.bits_table(report.rows)}, text=averaged_sentence(report))
+    n = model_grid.nearest_cut(report.records)
+    shown = {
+        "scores": tables.score_table(report.rows),
+        "choice_probability": tables.choice_table(report.rows),
+        "bits_per_byte": tables.bits_table(report.rows, report.in_domain),
+    }
+    drawn = {"scores": score_figures.study_scores(report.rows, block_size=n)}
+    there = {name: table for name, table in shown.items() if len(table)}
+    return Topic(tables=there, figures=drawn, text=averaged_sentence(report))
 
 
 def averaged_sentence(report: StudyReport) -> str:
-    """Which tasks the averages hold, and why others are left out."""
-    lines = [
-        f"Averaged in {measure.replace('_', ' ')}: {', '.join(averaged_tasks(report.original, measure=measure))}."
-        for measure in HAS_CHANCE
-    ]
-    reasons = [left_out(report.original, measure=measure) for measure in HAS_CHANCE]
-    return "\n".join([*lines, *(f"Left out: {task}, as {why}." for why_by in reasons for task, why in why_by.items())])
+    """Which tasks the averages hold, and why others are left out; a paragraph per measure."""
+    return "\n\n".join(_averaged(report.original, measure) for measure in HAS_CHANCE)
+
+
+def _averaged(original: dict[str, dict], measure: str) -> str:
+    averaged, name = averaged_tasks(original, measure=measure), measure.replace("_", " ")
+    lines = [f"Averaged in {name}: {', '.join(averaged)}." if averaged else f"No task has a {name}."]
+    for task, why in left_out(original, measure=measure).items():
+        lines.append(f"- {'Doubtful' if task in averaged else 'Left out'}: {task}, as {why}.")
+    return "\n".join(lines)
 
 
 def _scaling(report: StudyReport) -> Topic:
     rows = model_grid.scaling(report.records)
-    return Topic(tables={"scaling": tables.scaling_table(rows)}, figures={"scaling": figures.scaling_curves(rows)})
+    return Topic(
+        tables={"scaling": tables.scaling_table(rows)}, figures={"scaling": score_figures.scaling_curves(rows)}
+    )
 
 
 def _similarity(report: StudyReport) -> Topic:
@@ -159,9 +195,9 @@ def _similarity(report: StudyReport) -> Topic:
 
 
 def _embedding_similarity(report: StudyReport) -> Topic:
-    greedy, sampled = (tables.pooled_similarities(report.records, how) for how in ("greedy", "sampled"))
+    greedy, sampled = (job_tables.pooled_similarities(report.records, how) for how in ("greedy", "sampled"))
     return Topic(
-        tables={"embedding_similarity": tables.embedding_table(report.records)},
+        tables={"embedding_similarity": job_tables.embedding_table(report.records)},
         figures={"embedding_similarity": figures.embedding_histogram(greedy, sampled)},
     )
 
@@ -190,20 +226,20 @@ def _table(name: str, make: Callable[[StudyReport], pd.DataFrame]) -> Callable[[
 
 
 TOPICS: dict[str, Callable[[StudyReport], Topic]] = {
-    "provenance": _table("provenance", lambda report: tables.provenance_table(report.records)),
+    "provenance": _table("provenance", lambda report: job_tables.provenance_table(report.records)),
+    "domains": _domains,
     "recovery": _recovery,
     "scores": _scores,
-    "domains": _table("domains", lambda report: tables.domain_table(report.rows)),
     "scaling": _scaling,
     "capacities": _table("capacities", lambda report: tables.capacity_table(model_grid.capacities(report.records))),
     "similarity": _similarity,
-    "distillation": _table("distillation", lambda report: tables.distillation_table(report.records)),
-    "training": _table("training", lambda report: tables.training_table(report.records)),
+    "distillation": _table("distillation", lambda report: job_tables.distillation_table(report.records)),
+    "training": _table("training", lambda report: job_tables.training_table(report.records)),
     "merging": _table("merging", lambda report: tables.merging_table(report.records)),
     "embedding_similarity": _embedding_similarity,
     "shift": _shift,
     "fidelity": _table("fidelity", lambda report: tables.fidelity_table(report.records)),
-    "paper_vs_ours": _table("paper_vs_ours", lambda report: tables.comparison_table(report.records, report.rows)),
+    "paper_vs_ours": _table("paper_vs_ours", lambda report: paper_table.comparison_table(report.records, report.rows)),
     "claims": _claims,
     "power": _power,
 }

@@ -13,7 +13,6 @@ from sdd_utils.models import chat_format
 
 BANNED_PHRASES = ("reference answer", "your response", "my response", "your own response", "now it's your turn")
 ENDINGS = {"number": "End with '#### ' and the number.", "boxed": "Put the final answer into \\boxed{}."}
-MATH_OPENING = "Let's solve this step by step:\n"  # the parent method also opens the math turn; the wording is ours
 
 # A letter of a script that puts spaces between words: in Thai, Lao, Burmese, Khmer, Chinese, Japanese and Korean an
 # answer may stand right beside other letters. Marks (vowel signs, accents) and joiners belong to the letter before.
@@ -41,11 +40,6 @@ def check_of(row: dict) -> str:
     if _BOX.search(_with_braces(row["response"])):
         return "boxed"
     return "number" if number_reader.whole_number(row["answer"]) is not None else "text"
-
-
-def opening(row: dict) -> str:
-    """The pre-filled start of the assistant's turn, which belongs to the response."""
-    return MATH_OPENING if check_of(row) in ENDINGS else ""
 
 
 def same_answer(row: dict, text: str) -> bool | None:
@@ -118,7 +112,7 @@ def _verdict(row: dict, *, text: str, finish: str) -> str:
         return "prompt too long"
     if finish != "stop":
         return "truncated"
-    if not text.removeprefix(opening(row).strip()).strip():
+    if not text:
         return "empty"
     if any(phrase in _folded(text) for phrase in BANNED_PHRASES):
         return "banned phrase"

@@ -1,8 +1,10 @@
 """Self-data distillation: the unpruned model rewrites every response, and a rewrite is kept only if it is right.
 
-The template, the banned phrases and the conditional selection follow SDFT (Yang et al. 2402.13669), the parent
-method the paper builds on (arXiv 2410.09982). Nothing is dropped: a rejected rewrite falls back to the original
-response, so the distilled set has exactly the rows of the original.
+The banned phrases and the conditional selection follow SDFT (Yang et al. 2402.13669), the parent method that the paper
+builds on (arXiv 2410.09982). The wording is ours: the parent method shows the response as a "reference answer", and
+small models then write these words, which are banned. Here the response is what the model has answered before, and is
+asked to answer again. Nothing is dropped: a rejected rewrite falls back to the original response, so the distilled
+set has exactly the rows of the original.
 """
 
 from collections import Counter
@@ -17,46 +19,29 @@ from sdd_utils.models import chat_format
 from sdd_utils.models.store import load_tokenizer
 from sdd_utils.steps import answer_check
 
-_GENERAL = (
-    "Below are an instruction that describes a task and a reference answer. Use the reference answer as a guide "
-    "and write your own response to the instruction.\n\n"
-    "### Instruction:\n{instruction}\n\n### Reference Answer:\n{response}\n\n### Response:\n"
-)
-_MATH_SYSTEM = "You are an expert in math. Below are a math question and its reference answer."
-_MATH = (
-    "Write your own step-by-step solution, with the reference answer as a guide. {ending}\n\n"
-    "### Question:\n{instruction}\n\n### Reference Answer:\n{response}\n"
-)
-_MATH_ALONE_SYSTEM = "You are an expert in math. Below is a math question."
-_MATH_ALONE = "Write your own step-by-step solution. {ending}\n\n### Question:\n{instruction}\n"
+_AGAIN = "Answer the question again in your own words."
+_MATH_AGAIN = "Explain the solution again step by step in your own words. {ending}"
+_MATH_ALONE = "{instruction}\n\nSolve this step by step. {ending}"
 
 
 def rewrite_messages(row: dict) -> list[dict]:
-    """The conversation that asks the unpruned model for its own version of a response."""
-    fields = {"instruction": question_of(row), "response": row["response"]}
+    """The conversation that asks the unpruned model for its own version of a response, as if it had given it before."""
     ending = answer_check.ENDINGS.get(answer_check.check_of(row))
-    if ending is None:
-        return [{"role": "user", "content": _GENERAL.format(**fields)}]
     return [
-        {"role": "system", "content": _MATH_SYSTEM},
-        {"role": "user", "content": _MATH.format(**fields, ending=ending)},
-        {"role": "assistant", "content": answer_check.MATH_OPENING},
+        {"role": "user", "content": question_of(row)},
+        {"role": "assistant", "content": chat_format.without_thinking(row["response"]) or row["response"]},
+        {"role": "user", "content": _MATH_AGAIN.format(ending=ending) if ending else _AGAIN},
     ]
 
 
 def answer_messages(row: dict) -> list[dict]:
-    """The conversation that asks the unpruned model for a response of its own, without the reference answer.
+    """The conversation that asks the unpruned model for a response of its own, without sight of the original one.
 
-    Mathematics gets the rewrite's template except the reference, so that answers can be checked as rewrites are.
+    Mathematics is asked for the same ending as in a rewrite, so that answers can be checked as rewrites are.
     """
-    ending = answer_check.ENDINGS.get(answer_check.check_of(row))
-    if ending is None:
-        return [{"role": "user", "content": question_of(row)}]
-    return [
-        {"role": "system", "content": _MATH_ALONE_SYSTEM},
-        {"role": "user", "content": _MATH_ALONE.format(instruction=question_of(row), ending=ending)},
-        {"role": "assistant", "content": answer_check.MATH_OPENING},
-    ]
+    question, ending = question_of(row), answer_check.ENDINGS.get(answer_check.check_of(row))
+    asked = _MATH_ALONE.format(instruction=question, ending=ending) if ending else question
+    return [{"role": "user", "content": asked}]
 
 
 ASKED_BY = {"distilled": rewrite_messages, "self_generated": answer_messages}
@@ -107,16 +92,6 @@ def _may_try_again(row: dict, output: dict) -> bool:
     return _judged(row, [output])["reason"] not in ("kept", "prompt too long")
 
 
-def moves_system(model: str | Path, rows: list[dict]) -> bool:
-    """Whether a system message opens the user's turn in the prompts, as the chat template has no place for it.
-
-    That is decided by a conversation's roles, not by its texts: one row that has such a message speaks for all.
-    """
-    conversations = map(rewrite_messages, rows)
-    first = next((messages for messages in conversations if messages[0]["role"] == "system"), None)
-    return first is not None and chat_format.moves_system(load_tokenizer(model), first)
-
-
 def judge(rows: list[dict], written: list[dict]) -> list[dict]:
     """The set to train on, by conditional selection: a pure function of the rows and of what `rewrite` gave.
 
@@ -151,9 +126,8 @@ def _judged(row: dict, outputs: list[dict]) -> dict:
 
 
 def _without_rambling(row: dict, output: dict) -> tuple[str, str]:
-    """Text and finish of a response, opening included, without thinking and without what follows its answer line."""
-    answer, finish = answer_check.answer_of(output["text"], output["finish"])
-    text = answer_check.opening(row) + answer
+    """Text and finish of a response, without thinking and without what follows its answer line."""
+    text, finish = answer_check.answer_of(output["text"], output["finish"])
     if answer_check.check_of(row) == "number" and (whole := answer_check.until_answer(text)):
         return whole, "stop"
     return text, finish

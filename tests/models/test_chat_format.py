@@ -105,13 +105,9 @@ def test_a_system_message_that_the_template_drops_opens_the_users_turn():
     own = with_template(mistral_tokenizer(), LAST_TURN_SHOWS_SYSTEM)
     both = f"[INST] {SYSTEM['content']}\n\n{USER['content']}[/INST]"
     assert chat_format.render(own, [SYSTEM, USER]) == f"<s>{both}"
-    assert not chat_format.moves_system(own, [SYSTEM, USER])
     assert chat_format.render(own, [SYSTEM, USER, OPENED]) == f"<s>{both} Let's see:"
-    assert chat_format.moves_system(own, [SYSTEM, USER, OPENED])
     refusing = mistral_tokenizer()
     assert both in chat_format.render(refusing, [SYSTEM, USER])
-    assert chat_format.moves_system(refusing, [SYSTEM, USER])
-    assert not chat_format.moves_system(refusing, [USER])
 
 
 @pytest.mark.parametrize(
@@ -136,7 +132,6 @@ def test_a_template_that_changes_texts_is_refused(tokenizer, template, said):
 def test_a_text_that_stands_in_another_is_missed_when_it_is_dropped(tokenizer):
     own = with_template(tokenizer, CHATML.replace("messages %}", "messages if m.role != 'system' %}", 1))
     messages = [SYSTEM | {"content": "3 and 4?"}, USER]
-    assert chat_format.moves_system(own, messages)
     assert chat_format.render(own, messages).count("3 and 4?") == 2
 
 

@@ -5,13 +5,12 @@ from functools import cache
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from figure_data import RANDOM, healed, intervals, lines, row, scores, study
 from PIL import Image
 
 from sdd_utils.data.arms import ARMS
-from sdd_utils.report import figures
+from sdd_utils.report import figures, score_figures
 
-RANDOM = np.random.default_rng(0)
 MAP = np.abs(np.subtract.outer(np.arange(7), np.arange(7))) / 10
 BLOCKS = [{"block_size": 2, "start": 3, "distance": 0.2}, {"block_size": 4, "start": 1, "distance": 0.4}]
 CURVES = {n: np.diagonal(MAP, n) for n in (2, 4)}
@@ -35,43 +34,21 @@ ANGLES = np.radians([1, 1, 5, 9, 9, 9]).tolist()
 POINTS = [{"arm": arm, "similarity": RANDOM.random(), "lost": RANDOM.random() / 9} for arm in [*ARMS] * 3]
 
 
-def row(arm, n, data_set="", **more):
-    """A row of results with an interval that is wider above than below."""
-    value = RANDOM.random()
-    return {"arm": arm, "block_size": n, "data_set": data_set, "recovery": value} | more | {
-        "interval": [value - 0.1 * RANDOM.random(), value + 0.2]
-    }  # fmt: skip
-
-
-def study(data_sets, *, arms=tuple(ARMS), sizes=(2, 4, 6)):
-    """The rows of a study, not in order: the original, No FT and every arm on every data set, and a merge."""
-    tuned = [row(arm, n, name) for name in data_sets for n in reversed(sizes) for arm in reversed(arms)]
-    return [row("merged", sizes[0], "a + b"), *tuned, *(row("no_ft", n) for n in sizes), row("original", 0)]
-
-
-def scores(arms):
-    """Scores of these arms on two tasks, and a loss, which is no score."""
-    task = {"stderr": 0.05, "chance": 0.25, "higher_is_better": True}
-    return {
-        arm: {
-            "facts": task | {"value": 0.3 + 0.1 * i},
-            "mmlu": task | {"value": 0.5 - 0.1 * i, "stderr": 0.02},
-            "nll": task | {"value": 7.0, "higher_is_better": False},
-        }
-        for i, arm in enumerate(arms)
-    }
-
-
 SCALED = [row(arm, 6, name, rows=count) for name in "ab" for count in (48, 12, 24) for arm in ARMS]
+HEALED = healed(["a", "b", "openmathinstruct1", "pydoc"], arms=tuple(ARMS), sizes=(4, 6), own=("a", "pydoc"))
+SCORED = [line | {"scores": scores([line["arm"]])[line["arm"]]} for line in study(["alpaca", "openmathinstruct1"])]
 DRAWN = {
     "similarity_heatmap": lambda: figures.similarity_heatmap(MAP, BLOCKS),
     "distance_curves": lambda: figures.distance_curves(CURVES, BLOCKS),
     "block_influence": lambda: figures.block_influence(INFLUENCE),
-    "score_bars": lambda: figures.score_bars(scores(["no_ft", *ARMS])),
+    "score_dots": lambda: score_figures.score_dots(scores(["no_ft", *ARMS])),
+    "study_scores": lambda: score_figures.study_scores(SCORED, block_size=4),
+    "healed_by_domain": lambda: score_figures.healed_shares(score_figures.healed_points(healed(["a", "pydoc"]))),
+    "healed_by_size": lambda: score_figures.healed_shares(score_figures.healed_points(HEALED)),
     "distillation_summary": lambda: figures.distillation_summary(STATISTICS),
     "loss_curves": lambda: figures.loss_curves(LOSSES),
-    "recovery_grid": lambda: figures.recovery_grid(study(["a", "b", "c", "d", "openmathinstruct1"])),
-    "scaling_curves": lambda: figures.scaling_curves(SCALED),
+    "recovery_grid": lambda: score_figures.recovery_grid(study(["a", "b", "c", "d", "openmathinstruct1"])),
+    "scaling_curves": lambda: score_figures.scaling_curves(SCALED),
     "slerp_curve": lambda: figures.slerp_curve(PATH, ANGLES, mixture=MIXED, **MERGE),
     "embedding_histogram": lambda: figures.embedding_histogram(SIMILAR, SAMPLED),
     "shift_scatter": lambda: figures.shift_scatter(POINTS),
@@ -87,17 +64,6 @@ def _no_figure_stays_open():
 @cache
 def drawn_once(name):
     return DRAWN[name]()
-
-
-def intervals(container):
-    """The (low, high) ends of an errorbar container's bars."""
-    (bars,) = container.lines[2]
-    return np.array([segment[:, 1] for segment in bars.get_segments()])
-
-
-def lines(axis):
-    """The errorbar containers of an axis by name."""
-    return {container.get_label(): container for container in axis.containers}
 
 
 def outline(line):
@@ -206,30 +172,6 @@ def test_block_influence_has_a_mark_per_layer():
     np.testing.assert_array_equal(line.get_xydata(), np.stack([np.arange(4), INFLUENCE], axis=1))
 
 
-def test_bars_are_as_high_as_the_scores_and_carry_their_own_intervals():
-    given = scores(["original", "no_ft", "sft"])
-    axis = figures.score_bars(given).axes[0]
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["facts", "mmlu"]
-    bars, errors = axis.containers[:3], axis.containers[3:]
-    for arm, bar, error in zip(given, bars, errors, strict=True):
-        shown = [given[arm][task] for task in ("facts", "mmlu")]
-        assert bar.get_label() == figures.NAMES[arm]
-        assert [patch.get_height() for patch in bar] == pytest.approx([score["value"] for score in shown])
-        assert {patch.get_hatch() or "" for patch in bar} == {figures.HATCHES[arm]}
-        ends = [[score["value"] + sign * 1.96 * score["stderr"] for sign in (-1, 1)] for score in shown]
-        np.testing.assert_allclose(intervals(error), ends)
-        middles = [segment[0, 0] for segment in error.lines[2][0].get_segments()]
-        np.testing.assert_allclose(middles, [patch.get_x() + patch.get_width() / 2 for patch in bar])
-    chance = next(lines for lines in axis.collections if lines.get_label() == "chance")
-    assert [segment[0, 1] for segment in chance.get_segments()] == [0.25, 0.25]
-
-
-def test_the_originals_bars_stay_open_as_no_interval_shows_on_black_ones():
-    bars = figures.score_bars(scores(["original", "sft"])).axes[0].containers
-    assert {bar.get_facecolor()[:3] for bar in bars[0]} == {(1, 1, 1)}
-    assert {to_hex(bar.get_facecolor()).upper() for bar in bars[1]} == {figures.COLOURS["sft"]}
-
-
 def test_distillation_counts_reasons_lengths_and_losses():
     rates, lengths, losses = figures.distillation_summary(STATISTICS).axes
     assert [label.get_text() for label in rates.get_yticklabels()] == ["kept", "truncated", "no answer"]
@@ -256,60 +198,6 @@ def test_loss_curves_have_a_line_style_and_a_marker_per_arm():
 def test_long_losses_get_some_markers_not_one_per_step():
     (line,) = figures.loss_curves({"sft": [[step, 1 / (step + 1)] for step in range(1000)]}).axes[0].lines
     assert line.get_markevery() == 50
-
-
-def test_recovery_has_a_panel_per_data_set_with_the_given_intervals():
-    rows = study(["a", "b"])
-    axes = figures.recovery_grid(rows).axes
-    assert [axis.get_title() for axis in axes] == ["fine-tuned on a", "fine-tuned on b"]
-    for axis, name in zip(axes, "ab", strict=True):
-        assert [*lines(axis)] == [figures.NAMES[arm] for arm in ("no_ft", *ARMS)]  # always in this order
-        for arm in ("no_ft", *ARMS):
-            shown = [line for line in rows if line["arm"] == arm and line["data_set"] in ("", name)]
-            shown = sorted(shown, key=lambda line: line["block_size"])
-            container = lines(axis)[figures.NAMES[arm]]
-            np.testing.assert_allclose(container[0].get_ydata(), [line["recovery"] for line in shown])
-            np.testing.assert_allclose(intervals(container), [line["interval"] for line in shown])
-            assert container[0].get_marker() == figures.MARKERS[arm]
-            assert np.abs(container[0].get_xdata() - [2, 4, 6]).max() < 0.5  # beside its block size
-        assert axis.get_xticks().tolist() == [2, 4, 6]
-
-
-def test_recovery_names_the_original_at_one():
-    axis = figures.recovery_grid(study(["a"])).axes[0]
-    (line,) = [line for line in axis.lines if line.get_linestyle() == "--" and list(line.get_ydata()) == [1, 1]]
-    (text,) = axis.texts
-    assert line.get_color() == "black"
-    assert (text.get_text(), text.xy) == ("original", (1, 1))
-
-
-def test_recovery_points_of_one_block_size_stand_apart():
-    axis = figures.recovery_grid(study(["a"])).axes[0]
-    places = np.sort(np.concatenate([container[0].get_xdata() for container in lines(axis).values()]))
-    assert np.diff(places).min() > 0.1
-
-
-@pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (3, 3, 1), (4, 2, 2), (5, 3, 2)])
-def test_many_data_sets_are_shown_in_rows(count, columns, rows):
-    axes = figures.recovery_grid(study([f"set {i}" for i in range(count)], arms=["sft"], sizes=(4,))).axes
-    assert len(axes) == count
-    assert axes[0].get_gridspec().get_geometry() == (rows, columns)
-
-
-def test_arms_that_one_data_set_lacks_are_in_the_legend():
-    rows = study(["a"], arms=["sft"]) + [row("mixed_ft", 4, "b")]
-    (legend,) = figures.recovery_grid(rows).legends
-    assert [text.get_text() for text in legend.get_texts()] == ["No FT", "SFT", "Mixed FT"]
-
-
-def test_scaling_is_drawn_where_it_was_asked_for():
-    """Not at the largest block size, which has one number of rows."""
-    rows = [row("sft", n, "a", rows=count) for n, count in ((6, 16), (6, 8), (10, 16))]
-    (axis,) = figures.scaling_curves(rows).axes
-    assert list(axis.lines[0].get_xdata()) == [8, 16]
-    np.testing.assert_allclose(intervals(axis.containers[0]), [rows[1]["interval"], rows[0]["interval"]])
-    assert axis.get_title().endswith("n = 6")
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["8", "16"]
 
 
 def test_merges_show_slerp_lerp_and_the_mixture():

@@ -1,5 +1,6 @@
 """A study's page stands on its own, and every link and every number on it leads to a file beside it."""
 
+import base64
 import json
 import re
 import shutil
@@ -10,10 +11,11 @@ import pytest
 from sdd_utils import ROOT
 from sdd_utils.analysis import claims
 from sdd_utils.base.records import read_record, records_by_file
-from sdd_utils.report import figures, notebook_pages, page, redraw
+from sdd_utils.report import figures, notebook_pages, page, redraw, score_figures
 from sdd_utils.report.topics import StudyReport
 
 STUDY = ROOT / "results" / "embedded"
+save = figures.save
 
 
 class Found(HTMLParser):
@@ -41,7 +43,9 @@ def build(folder, **changes):
     """The page, as text and as what its HTML holds; `changes` go into the first claims."""
     summary = read_record(folder / "records" / "results.json")
     report = StudyReport(records_by_file(folder / "records"), in_domain=summary["params"]["in_domain"], folder=folder)
-    figures.save(figures.recovery_grid(report.rows), folder / "figures", "recovery")
+    figures.save(score_figures.recovery_grid(report.rows), folder / "figures", "recovery")
+    healed = score_figures.healed_points(report.rows)
+    figures.save(score_figures.healed_shares(healed), folder / "figures", "healed_share")
     for claim, values in zip(report.claims, changes.values(), strict=False):
         claim |= values
     html, tags = page.build_page(report, summary).read_text(encoding="utf-8"), Found()
@@ -89,6 +93,21 @@ def test_every_claim_has_its_card_and_text_is_escaped(folder):
     assert found.tags.count("article") == len(claims.claims({}))
     assert ("✓ holds" in html, "✗ does not hold" in html) == (True, True)
     assert "script" not in found.tags
+
+
+def test_the_healed_share_comes_first_and_measures_say_whom_they_favour(folder):
+    html, _ = build(folder)
+    drawn = base64.b64encode((folder / "figures" / "healed_share.png").read_bytes()).decode()
+    assert html.index(drawn) < html.index("<h2>Recovery</h2>")
+    assert html.count("Favours Self-Data FT by construction.") == 2  # KL, and the cosine of answers
+    assert html.count('<td data-name="favours">Self-Data FT</td>') == 2  # the paper's two cosines
+
+
+def test_a_page_without_a_healed_share_begins_with_recovery(folder, monkeypatch):
+    monkeypatch.setattr(figures, "save", lambda drawn, place, name: name != "healed_share" and save(drawn, place, name))
+    html, _ = build(folder)
+    assert "<h2>Healed share</h2>" not in html
+    assert "<h2>Recovery</h2>" in html
 
 
 def test_a_study_that_has_not_run_is_told(folder):

@@ -3,17 +3,24 @@
 import json
 
 import numpy as np
-from study_records import score, study_records
+import pytest
+from study_records import measured, score, study_records
 
-from sdd_utils.analysis import model_grid
+from sdd_utils.analysis import forgetting, model_grid
+from sdd_utils.report.job_tables import embedding_table, training_table
 from sdd_utils.report.tables import (
+    bits_table,
     capacity_table,
+    choice_table,
+    claims_table,
+    domain_table,
     fidelity_table,
+    headline_claims_table,
+    measure_table,
     merging_table,
     recovery_table,
     scaling_table,
     score_table,
-    training_table,
 )
 
 
@@ -27,9 +34,9 @@ def test_grid_and_tables_come_from_the_records():
     assert list(table)[-2:] == ["p (Holm)", "detectable (points)"]
     scores = score_table(rows)
     assert list(scores["model"]) == ["Chance", "Original", "No FT", "SFT", "Self-Data FT"]
-    assert list(scores["a (acc)"])[:2] == ["0.250", "1.000 ± 0.100"]
-    generated = [row | {"scores": {"a": row["scores"]["a"] | {"chance": 0.0}}} for row in rows]
-    assert score_table(generated)["a (acc)"][0] == "-"
+    assert list(scores["a (acc)"])[:2] == ["-", "1.000 ± 0.010"]  # guessing has no score there
+    choices = [row | {"scores": {"a": row["scores"]["a"] | {"chance": 0.25}}} for row in rows]
+    assert score_table(choices)["a (acc)"][0] == "0.250"
 
 
 def test_fewer_rows_stand_in_the_scaling_table_and_not_in_the_grid():
@@ -59,10 +66,10 @@ def test_fidelity_is_averaged_over_seeds_of_the_main_comparison():
     fewer["metrics"]["arms"]["sft"] |= {"training": {"rows": 10}, "fidelity": {"d": {"nll": 9.0, "kl": 9.0}}}
     fewer["metrics"]["arms"].pop("self_data_ft")
     table = fidelity_table([*records, second, fewer])
-    assert table["model"].tolist() == ["Original", "No FT", "SFT", "Self-Data FT"]
-    assert table["seeds"].tolist() == ["-", "-", 2, 2]
-    assert table["NLL on d"].tolist() == ["1.000", "1.000", "1.000", "2.500"]
-    assert table["KL on d"][0] == "0.000"
+    assert table["model"].tolist() == ["Favours", "Original", "No FT", "SFT", "Self-Data FT"]
+    assert table["seeds"].tolist() == ["-", "-", "-", 2, 2]
+    assert table["NLL on d"].tolist() == ["Self-Data FT", "1.000", "1.000", "1.000", "2.500"]
+    assert table["KL on d"].tolist()[:2] == ["Self-Data FT", "0.000"]
 
 
 def test_other_capacities_stand_in_their_table_and_not_in_the_grid():
@@ -98,7 +105,7 @@ def test_the_training_table_says_what_each_arm_learnt_from():
 
 
 def scores(documents):
-    return {"task": {"value": float(np.mean(documents)), "documents": documents, "higher_is_better": True}}
+    return {"task": score(documents)}
 
 
 def merged(**more):
@@ -114,3 +121,125 @@ def test_the_table_has_lerp_and_mixture_and_a_dash_where_a_merge_has_none():
     assert table["LERP, t = 0.5"].tolist() == ["50.0 % [26.0, 74.0]", "-"]  # 0.5 ± t(19) sd / sqrt(20), by hand
     assert table["trained on both"].tolist() == ["0.0 % [0.0, 0.0]", "-"]
     assert "LERP, t = 0" not in table
+
+
+# Tables of several measures. Two tasks: `quiz` has choices, `gold` is a worked answer of the domain of data set `d`.
+
+DOMAINS = {"d": ["gold"], "other": []}
+
+
+def measures(*, choice, quiz_bits, gold_bits):
+    """Scores by task; bits differ between documents by the same steps in each model."""
+    steps = np.array([-0.2, -0.1, 0.1, 0.2])
+    quiz = score([1, 1, 1, 1], chance=0.25) | {"choice_probability": measured(choice + steps / 100)}
+    quiz |= {"gold_bits_per_byte": measured(quiz_bits + steps)}
+    gold = {"metric": "gold_bits_per_byte", "n": 4, "chance": 0.0}
+    return {"quiz": quiz, "gold": gold | {"gold_bits_per_byte": measured(gold_bits + steps)}}
+
+
+@pytest.fixture
+def records():
+    """A study of one block size: SFT heals a quarter of the quiz and more than all of its own domain."""
+    first, pruned, tuned = study_records()
+    first["metrics"]["scores"] = measures(choice=0.8, quiz_bits=1.0, gold_bits=1.0)
+    pruned["metrics"]["scores"] = measures(choice=0.4, quiz_bits=1.8, gold_bits=2.0)
+    arms = tuned["metrics"]["arms"]
+    arms["sft"]["scores"] = measures(choice=0.6, quiz_bits=1.6, gold_bits=0.5)
+    arms["self_data_ft"]["scores"] = measures(choice=0.7, quiz_bits=1.2, gold_bits=1.5)
+    return [first, pruned, tuned]
+
+
+@pytest.fixture
+def rows(records):
+    original = model_grid.original_scores(records)
+    return forgetting.with_domains(model_grid.model_grid(records), original, DOMAINS)
+
+
+def test_domains_have_the_healed_share_and_say_whom_it_favours(rows):
+    table = domain_table(rows)
+    assert table["model"].tolist() == ["Favours", "SFT", "Self-Data FT"]
+    assert table["healed, own tasks"][0] == "SFT"
+    assert set(table.iloc[0].drop(["model", "healed, own tasks"])) == {"-"}
+    shares = {name: [cell.split(" [")[0] for cell in table[name][1:]] for name in table if name.startswith("healed")}
+    assert shares == {"healed, other tasks": ["25.0 %", "75.0 %"], "healed, own tasks": ["150.0 %", "50.0 %"]}
+    assert table["recovery, own tasks"].tolist() == ["-", "-", "-"]  # a worked answer has no accuracy
+    assert table["forgotten, points"][1].startswith("+0.0 [")
+
+
+def test_a_domain_without_tasks_or_loss_has_no_healed_share(records):
+    records[2]["params"]["data_set"] = "other"
+    records[1]["metrics"]["scores"] = records[0]["metrics"]["scores"]  # pruning lost nothing
+    original = model_grid.original_scores(records)
+    table = domain_table(forgetting.with_domains(model_grid.model_grid(records), original, DOMAINS))
+    assert table["healed, own tasks"].tolist() == ["SFT", "-", "-"]
+    assert table["healed, other tasks"].tolist() == ["-", "-", "-"]
+
+
+def test_bits_of_the_training_domain_favour_sft_on_that_data_set(rows):
+    table = bits_table(rows, DOMAINS)
+    assert table["model"].tolist() == ["Favours", "Original", "No FT", "SFT", "Self-Data FT"]
+    assert table["gold"].tolist() == ["SFT on d", *(f"{bits:.3f} ± 0.010" for bits in (1.0, 2.0, 0.5, 1.5))]
+    assert table["quiz"][0] == "-"
+    assert bits_table(rows, {"d": ["gold"], "e": ["gold"]})["gold"][0] == "SFT on d, e"
+
+
+def test_choice_probability_has_the_tasks_with_choices_and_its_own_recovery(rows):
+    table = choice_table(rows)
+    assert "gold" not in table
+    assert table["quiz"].tolist() == ["0.250", *(f"{p:.3f} ± 0.010" for p in (0.8, 0.4, 0.6, 0.7))]
+    assert [cell.split(" [")[0] for cell in table["recovery"]] == ["-", "100.0 %", "50.0 %", "75.0 %", "87.5 %"]
+    assert choice_table([row | {"choice_recovery": None} for row in rows]).empty
+
+
+def test_recovery_of_choice_probability_stands_in_a_table_like_that_of_accuracy(records, rows):
+    original = model_grid.original_scores(records)
+    accuracy, choice = (recovery_table(rows, original, **more) for more in ({}, {"measure": "choice_probability"}))
+    assert list(accuracy) == list(choice)
+    shown = {name: choice[name][0].split(" [")[0] for name in ("No FT", "SFT", "Self-Data FT")}
+    assert shown == {"No FT": "50.0 %", "SFT": "75.0 %", "Self-Data FT": "87.5 %"}
+    assert choice["Self-Data FT - SFT (points)"][0].startswith("+12.5 [")
+    assert accuracy["No FT"][0].startswith("100.0 % [")
+
+
+def test_a_notebooks_table_has_a_line_per_task_and_measure(rows):
+    by_model = {row["arm"]: row["scores"] for row in rows}
+    table = measure_table(by_model)
+    assert [*table.index] == [
+        ("quiz", "accuracy"), ("quiz", "choice probability"), ("quiz", "bits per byte"), ("gold", "bits per byte")
+    ]  # fmt: skip
+    assert table["sft"].tolist() == ["1.000 ± 0.010", "0.600 ± 0.010", "1.600 ± 0.010", "0.500 ± 0.010"]
+
+
+def test_cosines_to_the_originals_answers_favour_self_data_ft():
+    cosines = {"mean": 0.5, "interval": [0.4, 0.6], "n": 2, "similarities": [0.4, 0.6]}
+    moved = {arm: {"greedy": cosines, "sampled": cosines} for arm in ("sft", "self_data_ft")}
+    params = {"block_size": 2, "data_set": "d", "seed": 0}
+    metrics = {"arms": moved, "original_sampled": cosines}
+    table = embedding_table([{"step": "embedding_similarity", "params": params, "metrics": metrics}])
+    assert table["model"][0] == "Favours"
+    assert table.iloc[0][["mean cosine, greedy", "mean cosine, sampled"]].tolist() == ["Self-Data FT"] * 2
+    assert table["mean cosine, greedy"][1:].str.startswith("0.500 [").any()
+
+
+def answer(key, **more):
+    """A claim's answer as `verdicts.judge_claims` gives it."""
+    numbers = {"estimate": 0.25, "interval": [0.125, 0.375], "p_holm": 0.5, "n": {"seeds": 3, "documents": 40}}
+    base = {"key": key, "claim": key, "verdict": "inconclusive", "unit": "points", "primary": False, "favours": ""}
+    return base | numbers | more
+
+
+def test_claims_say_whom_their_measure_favours():
+    table = claims_table([answer("a"), answer("b", favours="SFT"), answer("c", estimate=None, interval=None)])
+    assert table["favours"].tolist() == ["-", "SFT", "-"]
+    assert table["ours"].tolist() == ["+25.0 points [+12.5, +37.5]"] * 2 + ["-"]
+    assert table["seeds"].tolist() == ["3", "3", "-"]
+
+
+def test_the_headline_begins_with_the_primary_claims_in_their_order():
+    missing = {"estimate": None, "interval": None, "p_holm": None, "n": None}
+    answers = [
+        answer("vague", p_holm=0.9), answer("clear", p_holm=0.1), answer("decided", verdict="holds", p_holm=0.04),
+        answer("lacking", **missing), answer("first", primary=True, p_holm=0.8),
+        answer("second", primary=True, **missing), answer("vaguest", p_holm=1.0),
+    ]  # fmt: skip
+    assert headline_claims_table(answers)["claim"].tolist() == ["first", "second", "decided", "clear", "vague"]

@@ -9,7 +9,6 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import tiny_models
 
 from sdd_utils import ROOT
 from sdd_utils.base.files import digest
@@ -42,7 +41,7 @@ MATH = {"id": "m", "instruction": "?", "context": "", "response": "3 + 4 = 7\n##
         ("", "too long", "prompt too long"),
         ("It is 8.", "stop", "wrong answer"),
         ("It is seven.", "stop", "no answer"),
-        (answer_check.opening({"answer": "7", "response": "7"}), "stop", "empty"),
+        ("\n", "stop", "empty"),
         ("As the Reference Answer says, 7", "stop", "banned phrase"),
     ],
 )
@@ -52,23 +51,37 @@ def test_conditional_selection(text, finish, reason):
     assert response == (text if reason == "kept" else MATH["response"])
 
 
-def test_the_template_shows_context_instruction_and_reference():
-    for row, turn in ((MATH, 1), (MATH | {"answer": ""}, 0)):
-        row = row | {"context": "the context"}
-        text = distillation.rewrite_messages(row)[turn]["content"]
-        assert all(part in text for part in ("the context", MATH["instruction"], MATH["response"]))
+BOXED = MATH | {"response": "3 + 4 = 7, so \\boxed{7}"}
+KINDS = (MATH, BOXED, MATH | {"answer": ""}, MATH | {"answer": "seven", "response": "seven, I think"})
 
 
-def test_an_answer_of_its_own_is_asked_without_the_reference_and_checked_like_a_rewrite():
-    asking = MATH | {"context": "the context", "instruction": "How many are 3 and 4?"}
-    for row in (asking, asking | {"answer": ""}, asking | {"answer": "seven", "response": "seven, I think"}):
-        asked = distillation.answer_messages(row)
-        text = "\n".join(message["content"] for message in asked)
-        assert "the context" in text
-        assert row["instruction"] in text
-        assert row["response"] not in text
-        assert "eference" not in text
-    assert distillation.answer_messages(MATH)[-1] == distillation.rewrite_messages(MATH)[-1]
+@pytest.mark.parametrize("row", KINDS)
+def test_the_prompt_shows_context_instruction_and_response_and_no_word_that_is_banned(row):
+    messages = distillation.rewrite_messages(row | {"context": "the context", "instruction": "How many are 3 and 4?"})
+    question, answer, again = (message["content"] for message in messages)
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    assert "the context" in question
+    assert "How many are 3 and 4?" in question
+    assert answer == row["response"]
+    for text in (question, again, distillation.answer_messages(row)[0]["content"]):
+        assert not any(phrase in text.lower() for phrase in answer_check.BANNED_PHRASES)
+
+
+def test_the_thinking_of_a_response_is_not_shown():
+    thought = MATH | {"response": "<think>3 and 4 are added</think>\n\n3 + 4 = 7\n#### 7"}
+    assert distillation.rewrite_messages(thought)[1]["content"] == MATH["response"]
+
+
+@pytest.mark.parametrize("row", KINDS)
+def test_an_answer_of_its_own_is_asked_without_the_response_and_checked_like_a_rewrite(row):
+    asking = row | {"context": "the context", "instruction": "How many are 3 and 4?"}
+    (asked,) = (message["content"] for message in distillation.answer_messages(asking))
+    assert "the context" in asked
+    assert asking["instruction"] in asked
+    assert asking["response"] not in asked
+    ending = answer_check.ENDINGS.get(answer_check.check_of(asking), "")
+    assert asked.endswith(ending)
+    assert distillation.rewrite_messages(asking)[-1]["content"].endswith(ending)
 
 
 def rewrite(model_folder, path, **changes):
@@ -353,18 +366,11 @@ def test_generation_ends_at_the_end_token_even_where_it_is_the_padding_token(mod
 )
 def test_a_rewrite_never_holds_thinking(thought, reason):
     written = [{"id": "m", "text": f"<think>{thought}It is 7.", "finish": "stop", "n_tokens": 9, "seed": 0}]
-    for row, answer in ((MATH, answer_check.opening(MATH) + "It is 7."), (MATH | {"answer": ""}, "It is 7.")):
+    for row in (MATH, MATH | {"answer": ""}):
         (judged,) = distillation.judge([row], written)
-        assert (judged["reason"], judged["response"]) == (reason, answer if reason == "kept" else MATH["response"])
+        assert (judged["reason"], judged["response"]) == (reason, "It is 7." if reason == "kept" else MATH["response"])
         assert judged["finish"] == ("stop" if reason == "kept" else "length")
         assert "Add" not in judged["rewrite"]
-
-
-@pytest.mark.parametrize(("family", "moved"), [("llama", False), ("mistral", True)])
-def test_a_set_says_whether_system_messages_had_to_move(tmp_path, family, moved):
-    folder = tiny_models.write(family, tmp_path / family)
-    assert distillation.moves_system(folder, [ROWS[0], MATH]) is moved
-    assert distillation.moves_system(folder, ROWS) is False  # they have no system message
 
 
 def test_rates(tmp_path):

@@ -147,6 +147,11 @@ def test_shipped_architectures_have_the_published_sizes():
         assert 0 <= other.parameters / 1e9 - of_mistral < 0.01
 
 
+def test_a_shipped_architecture_serves_where_its_gguf_file_is_not_here():
+    qwen, _ = architecture.find_config("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF:qwen2.5-coder-0.5b-instruct-q4_k_m.gguf")
+    assert architecture.account(qwen).parameters == 494_032_768  # as published; the file holds 630,167,424
+
+
 def test_llama_at_n_6_is_fine_tuned_in_80_gb(paper):
     lines = {what: size for what, _, size in memory.training(paper, 6)}
     assert lines["weights"] == 2 * 6_721_589_248
