@@ -45,6 +45,7 @@ def former(row: dict) -> list[dict]:
     ]
 
 
+NUMBERS = {"rows": 200, "max-response-words": 0, "max-new-tokens": 320, "attempts": 3, "top-k": 0, "batch-size": 64}
 WORDINGS = {"present": distillation.rewrite_messages, "former": former}
 
 
@@ -74,7 +75,7 @@ def measure(model: str, rows: list[dict], wording: str, *, path: Path, settings:
 
 def _interval(count: int, rows: int) -> list[float]:
     """95 %, Wilson's."""
-    return [*binomtest(count, rows).proportion_ci(method="wilson")]
+    return [float(bound) for bound in binomtest(count, rows).proportion_ci(method="wilson")]
 
 
 def _mean_words(judged: list[dict]) -> float:
@@ -98,13 +99,13 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct", help="catalogue name, folder or hub id")
     parser.add_argument("--name", help="the model's name in the record (default: as given)")
     parser.add_argument("--wordings", nargs="*", default=[*WORDINGS], choices=WORDINGS)
-    for key, value in {"rows": 200, "max-response-words": 0, "max-new-tokens": 320, "attempts": 3, "top-k": 0}.items():
+    for key, value in NUMBERS.items():
         parser.add_argument(f"--{key}", type=int, default=value)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-p", type=float, default=0.8)
     given = parser.parse_args()
-    names = ("max_new_tokens", "attempts", "temperature", "top_p", "top_k")
-    settings = {name: getattr(given, name) for name in names} | {"batch_size": 64, "seed": 0}
+    names = ("max_new_tokens", "attempts", "temperature", "top_p", "top_k", "batch_size")
+    settings = {name: getattr(given, name) for name in names} | {"seed": 0}
     asked = {"rows": given.rows, "max_response_words": given.max_response_words}
     rows = load_rows(given.data_set, split="train", **asked)
     name = given.name or given.model
@@ -115,7 +116,7 @@ def main() -> None:
         add(
             on | {"wording": wording, "settings": settings | asked} | found | {"provenance": process_provenance(seed=0)}
         )
-        print(name, given.data_set, wording, found["kept"], found["first_attempt"], flush=True)
+        print(name, given.data_set, wording, found["attempts"], found["first_attempt"], flush=True)
 
 
 if __name__ == "__main__":

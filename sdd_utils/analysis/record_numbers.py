@@ -26,7 +26,7 @@ _KINDS = {
     r"(^|\.)(n|rows|steps|layers|kept_layers|start|words_original|lerp_above)$": EXACT,
     r"^(accounting|dropped)\.|\.sft\.training\.(trained|seen)_tokens$": EXACT,
 }
-_ESTIMATES = ("value", "recovery", "difference", "rho")  # what an interval is about, by name
+_ESTIMATES = ("value", "recovery", "difference", "rho", "share")  # what an interval is about, by name
 _LABELS = ("arm", "block_size", "data_set", "t")  # by which an entry of a list is known
 _LEFT_OUT = ("all", "documents")
 _SETTINGS = ("limit", "chance", "shots", "block_size", "t")

@@ -32,6 +32,7 @@ HAS_CHANCE = (ACCURACY, CHOICE)  # measures of which guessing has a score
 
 _CLOZE = "_continuation"  # lm-eval's name for a task whose answers are texts instead of letters (mmlu_continuation)
 _OF_SIZE = ("se", "seed_se", "document_se", "interaction_se", "detectable")  # of `estimate`, in the mean's own unit
+_CLOZE = "_continuation"  # lm-eval's name for a task whose answers are texts instead of letters (mmlu_continuation)
 _FAR = 64  # standard errors: the end of an interval that has none
 
 Parts = tuple[list[np.ndarray], list[np.ndarray]]  # numerators and denominators of a ratio, per task
@@ -131,9 +132,9 @@ def estimate(values: list[np.ndarray], *, null: float = 0.0, level: float = 0.95
     by_seed, seed_df = _seed_variance(cells)
     interaction = _interaction_variance(cells)
     by_document, document_df = _document_variance(cells, interaction=interaction)
-    se, mixture = math.sqrt(by_seed + by_document), _mixture(by_seed, by_document, seed_df, document_df)
-    reach = _quantile((1 - level) / 2, **mixture)
     dfs = {"seed_df": seed_df, "document_df": document_df}
+    se, mixture = math.sqrt(by_seed + by_document), _mixture(by_seed, by_document, **dfs)
+    reach = _quantile((1 - level) / 2, **mixture)
     return {
         "estimate": middle,
         "se": se,
@@ -175,10 +176,7 @@ def _interaction_variance(values: list[np.ndarray]) -> float:
 
 
 def _document_variance(values: list[np.ndarray], *, interaction: float) -> tuple[float, float]:
-    """The mean's variance from documents, interaction left out, and its degrees of freedom.
-
-    A task of a single document has no spread to measure and counts with none.
-    """
+    """The mean's variance from documents, interaction left out, and its degrees of freedom; 0 of a single document."""
     dfs = np.array([max(task.shape[2] - 1, 1) for task in values])
     means = [task.mean(axis=(0, 1)) for task in values]
     squares = np.array([((mean - mean.mean()) ** 2).sum() / len(mean) / len(values) ** 2 for mean in means])
@@ -191,7 +189,7 @@ def _satterthwaite(parts: np.ndarray, dfs: np.ndarray) -> float:
     return float(parts.sum() ** 2 / squares) if squares > 0 else float(dfs.sum())
 
 
-def _mixture(by_seed: float, by_document: float, seed_df: float, document_df: float) -> dict:
+def _mixture(by_seed: float, by_document: float, *, seed_df: float, document_df: float) -> dict:
     """The mixture of two t distributions that a mean with these two parts of its variance is referred to."""
     share = float(by_seed / max(by_seed + by_document, 1e-300))
     return {"share": share, "seed_df": max(seed_df, 1), "document_df": document_df}
@@ -200,12 +198,8 @@ def _mixture(by_seed: float, by_document: float, seed_df: float, document_df: fl
 def detectable_difference(
     by_seed: float, by_document: float, *, seed_df: float, document_df: float, level: float = 0.95
 ) -> float:
-    """The smallest difference that a two-sided test at 1 - level finds with 80 % power.
-
-    Args:
-        by_seed, by_document: the two parts of the variance of the mean, with seed_df and document_df.
-    """
-    mixture = _mixture(by_seed, by_document, seed_df, document_df)
+    """The smallest difference that a test at 1 - level finds with 80 % power; its variance has these two parts."""
+    mixture = _mixture(by_seed, by_document, seed_df=seed_df, document_df=document_df)
     return (_quantile((1 - level) / 2, **mixture) + _quantile(0.2, **mixture)) * math.sqrt(by_seed + by_document)
 
 

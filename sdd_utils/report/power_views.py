@@ -65,7 +65,7 @@ def power_curves(entries: list[dict]) -> Figure:
     for axis, entry in zip(axes, entries, strict=False):
         _draw_lines(axis, entry)
         _plain_log_scales(axis)
-        axis.set_title(fill(entry["what"], 30))
+        axis.set_title(fill(entry["what"], 32))
         named = not same or axis.get_subplotspec().is_first_col()
         axis.set(xlabel="documents", ylabel=f"detectable difference ({entry['unit']})" if named else "")
         legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))

@@ -40,7 +40,8 @@ def report(study, *, name: str, results: Path = RESULTS) -> str:
     if not lines:
         return f"detectable differences: unknown, as results/{source} measured none of the comparisons"
     table = tabulate.tabulate(lines, headers="keys", tablefmt="simple", disable_numparse=True, colalign=_ALIGN)
-    return f"{_heading(study, source)}\n\n{table}"
+    basis = f"results/{source}" + ("" if source == name else ", another study, so this is a guess")
+    return f"{_heading(study, basis)}\n\n{table}"
 
 
 _ALIGN = ("left", "right", "left")
@@ -50,10 +51,10 @@ def _is_shown(entry: dict) -> bool:
     return entry["primary"] or entry["key"] in _ALSO
 
 
-def _heading(study, source: str) -> str:
+def _heading(study, basis: str) -> str:
     documents = sum(token_lengths.documents_of(study, task) for task in study.tasks)
     size = f"{_seeds(study)} seeds, {_cells(study)} cells (block size x data set) and {documents:,} documents"
-    heading = f"Detectable differences (80 % power, 5 %) with {size}; variances of results/{source}"
+    heading = f"Detectable differences (80 % power, 5 %) with {size}; variances of {basis}"
     if len(study.seeds) < SEEDS_NEEDED:
         heading += f"\n{len(study.seeds)} seed(s), as the study has, leave every claim about training inconclusive"
     return heading

@@ -6,7 +6,7 @@ from scipy.stats import spearmanr
 from study_records import score
 
 from sdd_utils.analysis import answer_shift
-from sdd_utils.report.tables import embedding_table
+from sdd_utils.report.job_tables import embedding_table
 from sdd_utils.steps import answer_similarity
 
 ARMS = ("sft", "self_data_ft")

@@ -82,6 +82,16 @@ def test_every_number_of_the_records_is_shown_beside_its_record(folder):
         assert any(len(files) == row["seeds"] and {*map(cell_of, files)} == {wanted} for files in linked)
 
 
+def test_the_page_says_what_the_study_can_see(folder):
+    html, _ = build(folder)
+    entries = json.loads((folder / "records" / "results.json").read_text())["metrics"]["power"]
+    (section,) = re.findall(r"<h2>What this study can see</h2>.*?</table>", html, re.DOTALL)
+    shown = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in section.split("<tr>")[2:]]
+    assert [(row[1], int(row[2]), int(row[3])) for row in shown] == [
+        (entry["unit"], entry["seeds"], entry["documents"]) for entry in entries
+    ]
+
+
 def test_every_claim_has_its_card_and_text_is_escaped(folder):
     first = {"verdict": "holds", "why": "<script>alert(1)</script>"}
     html, found = build(folder, first=first, second={"verdict": "does not hold"})

@@ -51,7 +51,9 @@ def shown(said):
 def test_a_study_like_the_committed_one_detects_what_that_did(tmp_path):
     commit(tmp_path, "embedded")
     said = lines(tmp_path)
-    assert said[0].endswith("3 seeds, 4 cells (block size x data set) and 264 documents; variances of results/embedded")
+    size, basis = said[0].split("; variances of ")
+    assert size.endswith("with 3 seeds, 4 cells (block size x data set) and 264 documents")
+    assert basis == "results/embedded, another study, so this is a guess"
     assert [line.split("  ")[0] for line in said if line.startswith("the ")] == ["the question", "the recovers_more"]
     assert shown(said) == [pytest.approx(100 * ENTRIES[0]["detectable"], abs=0.05)] * 2
 
