@@ -13,7 +13,17 @@ PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README
 README = PAGES["README.md"]
 TABLES = {
     "README.md": {"headline_claims"},
-    "results.md": {"claims", "recovery", "scores", "fidelity", "paper_vs_ours"},
+    "results.md": {
+        "claims",
+        "domains",
+        "recovery",
+        "recovery_of_choice_probability",
+        "scores",
+        "choice_probability",
+        "bits_per_byte",
+        "fidelity",
+        "paper_vs_ours",
+    },
 }
 
 
