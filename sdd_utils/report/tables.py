@@ -215,9 +215,14 @@ def domain_table(rows: list[dict]) -> pd.DataFrame:
         rows: see `forgetting.with_domains`.
     """
     tuned = [row for row in rows if "forgetting" in row]
-    lines = [_model_cells(row) | {name: cell(row) for name, cell in _DOMAIN_CELLS.items()} for row in tuned]
+    lines = [
+        {"n": row["block_size"], "model": NAMES[row["arm"]], "fine-tuned on": row["data_set"]}
+        | {name: cell(row) for name, cell in _DOMAIN_CELLS.items()}
+        for row in tuned
+    ]
     favours = dict.fromkeys(_DOMAIN_CELLS, "-") | {"healed, own tasks": NAMES["sft"]}
-    return pd.DataFrame([_no_model(FAVOURS) | favours, *lines] if lines else [])
+    first = {"n": "-", "model": FAVOURS, "fine-tuned on": "-"}
+    return pd.DataFrame([first | favours, *lines] if lines else [])
 
 
 def _healed_cell(part: dict | None) -> str:

@@ -192,8 +192,8 @@ def test_every_claim_is_answered_and_can_be_written():
 
 def test_answers_stand_in_a_table_with_the_number_that_decides():
     found = {"claim": "A.", "verdict": "holds", "unit": "points", "estimate": 0.012, "interval": [0.001, 0.02]}
-    found |= {"p_holm": 0.0301, "n": {"seeds": 3, "documents": 9}}
-    lacking = {"claim": "B.", "verdict": "inconclusive", "unit": "points", "interval": None}
+    found |= {"favours": "SFT", "p_holm": 0.0301, "n": {"seeds": 3, "documents": 9}}
+    lacking = {"claim": "B.", "verdict": "inconclusive", "unit": "points", "interval": None, "favours": ""}
     table = claims_table([found, lacking])
     assert list(table["ours"]) == ["+1.2 points [+0.1, +2.0]", "-"]
     assert list(table["p (Holm)"]) == ["0.03", "-"]

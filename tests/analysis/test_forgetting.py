@@ -70,6 +70,5 @@ def test_nothing_in_domain_and_an_original_at_zero_are_blanks():
     *_, sft, _, _ = with_domains(ROWS, ORIGINAL, {"d": ["a", "b", "c"]})
     assert (sft["out_of_domain"], sft["forgetting"]) == (None, None)
     table = domain_table(with_domains(ROWS, ORIGINAL, {"d": ["a"]}))
-    assert table["model"].tolist() == ["SFT", "Self-Data FT"]
-    assert table["own tasks"].tolist() == ["a", "a"]
-    assert table["forgotten, points"][0].startswith("+37.5 [")
+    assert table["model"].tolist() == ["Favours", "SFT", "Self-Data FT"]
+    assert table["forgotten, points"][1].startswith("+37.5 [")
