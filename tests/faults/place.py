@@ -32,8 +32,9 @@ HERE = (STUDY, "--run", RUN)
 TINY = {
     "base": "embedded", "model": "work/tiny-llama", "data_sets": {"gsm_symbolic": 12, "pydoc": 12},
     "calibration_rows": 4, "calibration_batch": 4, "block_sizes": [2], "finetune_block_sizes": [2],
-    "rewrite_tokens": 24, "generation_batch": 4, "lora_rank": 2, "max_length": 2000, "batch_size": 1, "epochs": 5,
-    "tasks": {"facts": 40, "gsm_symbolic": 4, "gsm_symbolic_mc": 8, "pydoc_gold": 4},
+    "rewrite_tokens": 24, "rewrite_attempts": 2, "seeds": [0], "generation_batch": 4,
+    "lora_rank": 2, "max_length": 2000, "batch_size": 1, "epochs": 5,
+    "tasks": {"facts": 40, "gsm_symbolic": 4, "gsm_symbolic_gold": 4, "pydoc_gold": 4},
     "answer_prompts": 4, "answer_tokens": 12,
 }  # fmt: skip
 REDUCED = {"base": "ci"}  # the real model, at a size of minutes

@@ -34,7 +34,7 @@ def test_pruned_models_wait_for_the_original_and_distillation_for_nothing():
     assert jobs["pruning-n0"].needs == ("similarity",)
     assert jobs["pruning-n4"].needs == ("similarity", "pruning-n0")
     assert jobs["distillation-pydoc"].needs == ()
-    assert jobs["finetuning-n4-pydoc-48rows-s0"].needs == ("pruning-n4", "distillation-pydoc")
+    assert jobs["finetuning-n6-pydoc-48rows-s0"].needs == ("pruning-n6", "distillation-pydoc")
     assert set(jobs["results"].needs) == set(jobs) - {"results"}
 
 

@@ -17,8 +17,8 @@ from sdd_utils.study.paths import job_name
 from sdd_utils.study.schema import STUDIES, Study, load_study
 
 RANK8 = {"rank": 8, "alpha": 16, "targets": "q_proj,v_proj"}
-SMALL = {"lora": [RANK8], "block_sizes": [4], "data_sets": ["pydoc"]}
-FEWER = {"rows": [4], "block_sizes": [4], "data_sets": ["pydoc"]}
+SMALL = {"lora": [RANK8], "block_sizes": [6], "data_sets": ["pydoc"]}
+FEWER = {"rows": [4], "block_sizes": [6], "data_sets": ["pydoc"]}
 
 
 def write(tmp_path, **changes):
@@ -86,7 +86,7 @@ def write(tmp_path, **changes):
         ({"scaling": FEWER | {"row": [4]}}, "study key 'scaling': unknown key 'row': did you mean 'rows'?"),
         ({"scaling": FEWER | {"rows": []}}, "study key 'scaling' has [] for rows: it must be a non-empty list"),
         ({"scaling": FEWER | {"rows": [48]}}, "study key 'scaling' asks for 48 rows of pydoc: use fewer than its 48"),
-        ({"scaling": FEWER | {"block_sizes": [2]}}, "study key 'scaling: block_sizes' holds 2: use one of 4, 6"),
+        ({"scaling": FEWER | {"block_sizes": [2]}}, "study key 'scaling: block_sizes' holds 2: use one of 6"),
         ({"capacities": {"lora": [RANK8]}}, "study key 'capacities': missing key(s) block_sizes, data_sets: add them"),
         ({"capacities": SMALL | {"lora": [{"rank": 8}]}}, "key 'capacities: lora': missing key(s) alpha, targets: add"),
         ({"capacities": SMALL | {"lora": [RANK8 | {"rank": "8"}]}}, "has '8' for rank: it must be a whole number"),
@@ -94,7 +94,7 @@ def write(tmp_path, **changes):
         ({"capacities": SMALL | {"lora": [RANK8 | {"targets": "a/b"}]}}, "it must be text of letters, digits and _"),
         ({"capacities": SMALL | {"lora": [RANK8, RANK8]}}, "'targets': 'q_proj,v_proj'} twice, keep each once"),
         ({"capacities": SMALL | {"lora": [{"rank": 16, "alpha": 32, "targets": "all-linear"}]}}, "the study's own"),
-        ({"capacities": SMALL | {"block_sizes": [2]}}, "study key 'capacities: block_sizes' holds 2: use one of 4, 6"),
+        ({"capacities": SMALL | {"block_sizes": [2]}}, "study key 'capacities: block_sizes' holds 2: use one of 6"),
     ],
 )
 def test_bad_keys_are_named(tmp_path, changes, said):
@@ -261,11 +261,11 @@ def test_additional_capacities_are_told_apart_by_name(tmp_path):
     own, settings = "r8a16-q_proj+v_proj", {"lora_rank": 8, "lora_alpha": 16, "lora_targets": "q_proj,v_proj"}
     assert lora_capacities(loaded) == {own: settings}
     further = [which for which in finetunings(loaded) if which["capacity"]]
-    wanted = {"block_size": 4, "data_set": "pydoc", "rows": 48, "capacity": own}
+    wanted = {"block_size": 6, "data_set": "pydoc", "rows": 48, "capacity": own}
     assert further == [wanted | {"seed": 0}, wanted | {"seed": 1}]
     labels = [job_name("finetuning", **which) for which in finetunings(loaded)]
-    assert len(set(labels)) == len(labels) == 8 + 2
-    assert "finetuning-n4-pydoc-48rows-r8a16-q_proj+v_proj-s1" in labels
+    assert len(set(labels)) == len(labels) == 4 + 2
+    assert "finetuning-n6-pydoc-48rows-r8a16-q_proj+v_proj-s1" in labels
 
 
 def test_unknown_study_is_named_by_the_command_too():

@@ -15,16 +15,17 @@ from sdd_utils.study.schema import load_study
 LAPTOP = {
     "base": "laptop",
     "data_sets": {"gsm8k": 4, "alpaca": 4}, "calibration_rows": 4, "block_sizes": [4], "finetune_block_sizes": [4],
-    "rewrite_tokens": 32, "seeds": [0, 1], "lora_rank": 4, "merge_pairs": [["gsm8k", "alpaca"]],
-    "tasks": {"arc_easy": 6, "winogrande": 4, "gsm8k": 1}, "shots": {"winogrande": 2, "gsm8k": 1},
+    "rewrite_tokens": 32, "rewrite_attempts": 1, "seeds": [0, 1], "lora_rank": 4, "merge_pairs": [["gsm8k", "alpaca"]],
+    "tasks": {"arc_easy": 6, "winogrande": 4, "gsm8k": 1, "gsm8k_gold": 2}, "shots": {"winogrande": 2, "gsm8k": 1},
     "answer_prompts": 2, "answer_tokens": 8, "arms": ["sft", "self_data_ft"], "capacities": {},
 }  # fmt: skip
 PAPER = {
     # The set that stands in for OpenMathInstruct-1 has the same columns, answers and source.
     "data_sets": {"gsm8k": 4, "alpaca": 4, "openmathinstruct2": 4},
-    "calibration_rows": 4, "block_sizes": [2, 10], "finetune_block_sizes": [10], "rewrite_tokens": 8, "lora_rank": 2,
+    "calibration_rows": 4, "block_sizes": [2, 10], "finetune_block_sizes": [10], "rewrite_tokens": 8,
+    "rewrite_attempts": 1, "lora_rank": 2,
     "scaling": {"rows": [2], "block_sizes": [10], "data_sets": ["alpaca"]}, "capacities": {},
-    "tasks": {"arc_challenge": 2, "hellaswag": 2, "truthfulqa_mc2": 2, "winogrande": 2, "gsm8k": 1},
+    "tasks": {"arc_challenge": 2, "hellaswag": 2, "truthfulqa_mc2": 2, "winogrande": 2, "gsm8k": 1, "gsm8k_gold": 2},
     "merge_pairs": [["openmathinstruct2", "alpaca"]], "answer_prompts": 2, "answer_tokens": 4,
 }  # fmt: skip
 SHOTS = {"arc_challenge": 25, "hellaswag": 10, "truthfulqa_mc2": 0, "mmlu": 5, "winogrande": 5, "gsm8k": 5}

@@ -14,7 +14,7 @@ from sdd_utils import ROOT
 
 SMALL = {"calibration_rows": 4, "calibration_batch": 4, "block_sizes": [2], "finetune_block_sizes": [2]}
 SMALL |= {"data_sets": {"mine": 6}, "calibration_sets": ["mine"], "merge_pairs": [], "in_domain": {}}
-SMALL |= {"answer_prompts": 2, "max_length": 2000}
+SMALL |= {"answer_prompts": 2, "max_length": 2000, "seeds": [0], "rewrite_attempts": 1}
 
 
 @pytest.fixture

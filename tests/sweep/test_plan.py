@@ -21,19 +21,22 @@ from sdd_utils.study.schema import STUDIES, load_study
 from sdd_utils.sweep import costs, memory, plan, token_lengths
 
 RECORDS = ROOT / "results" / "embedded" / "records"
-# The keys under which the committed records of the embedded study were made.
-EMBEDDED = {
+SMALL = {
     "model": "smollm2-135m-instruct", "data_sets": {"gsm_symbolic": 48, "pydoc": 48}, "calibration_rows": 32,
     "calibration_sets": ["gsm_symbolic", "pydoc"], "calibration_batch": 16, "block_sizes": [2, 4, 6],
     "finetune_block_sizes": [4, 6], "seeds": [0], "rewrite_tokens": 128, "rewrite_attempts": 1,
-    "generation_batch": 32, "lora_rank": 16,
+    "generation_batch": 64, "lora_rank": 16,
     "lora_targets": "all-linear", "epochs": 1, "batch_size": 4, "max_length": 256,
-    "tasks": {"facts": 400, "gsm_symbolic": 12, "gsm_symbolic_mc": 64, "pydoc_nll": 32}, "shots": {},
+    "tasks": {"facts": 400, "gsm_symbolic_gold": 64, "pydoc_gold": 64}, "shots": {},
     "arms": ["sft", "self_data_ft"], "evaluation_batch": 16, "slerp_t": [0.0, 0.5, 1.0],
     "merge_pairs": [["gsm_symbolic", "pydoc"]], "scaling": {}, "capacities": {},
     "train_on_mixture": False, "answer_prompts": 12, "answer_tokens": 48,
 }  # fmt: skip
-PAPER = EMBEDDED | {
+# The keys in which the committed records of the embedded study differ.
+COMMITTED = SMALL | {
+    "block_sizes": [4, 6], "finetune_block_sizes": [6], "seeds": [0, 1, 2], "rewrite_attempts": 3,
+}  # fmt: skip
+PAPER = SMALL | {
     "model": "Llama-3.1-8B-Instruct", "calibration_rows": 128, "block_sizes": [2, 4, 6, 8, 10],
     "data_sets": {"gsm8k": 0, "dolly": 0, "alpaca": 0, "openmathinstruct1": 50000}, "calibration_sets": ["c4"],
     "finetune_block_sizes": [2, 4, 6, 8, 10], "rewrite_tokens": 512, "batch_size": 8, "max_length": 2048,
@@ -49,8 +52,13 @@ def setting_of(values: dict, **changes):
 
 
 @pytest.fixture(scope="module")
-def embedded():
-    return setting_of(EMBEDDED)
+def small():
+    return setting_of(SMALL)
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return setting_of(COMMITTED)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +74,7 @@ def records():
 CAPACITIES = {
     "lora": [{"rank": 8, "alpha": 16, "targets": "q_proj,v_proj"}, {"rank": 64, "alpha": 64, "targets": "all-linear"}]
 }
-CAPACITIES |= {"block_sizes": [4], "data_sets": ["pydoc"]}
+CAPACITIES |= {"block_sizes": [6], "data_sets": ["pydoc"]}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +98,7 @@ def test_every_committed_record_is_a_job(records):
     axes = ("block_size", "data_set", "other_data_set", "seed")
     jobs = [
         {"step": job.step} | {k: job.parameters[k] for k in axes if k in job.parameters}
-        for job in study_jobs(SimpleNamespace(**EMBEDDED))
+        for job in study_jobs(SimpleNamespace(**COMMITTED))
     ]
     for record in records:
         params = {k: record["params"][k] for k in axes if k in record["params"]}
@@ -100,21 +108,21 @@ def test_every_committed_record_is_a_job(records):
 
 
 @pytest.mark.parametrize("step", NOTEBOOKS)
-def test_time_is_that_of_the_committed_study_within_a_factor_of_two(embedded, records, step):
-    row, own = plan.plan_rows(embedded, [])[step], of_step(records, step)
+def test_time_is_that_of_the_committed_study_within_a_factor_of_two(committed, records, step):
+    row, own = plan.plan_rows(committed, [])[step], of_step(records, step)
     seconds = sum(record["provenance"]["wall_s"] for record in own)
     assert 0.5 < row.whole.seconds / seconds < 2
 
 
 @pytest.mark.parametrize("data_set", ["gsm_symbolic", "pydoc"])
-def test_tokens_are_those_of_the_committed_study_within_a_factor_of_two(embedded, records, data_set):
+def test_tokens_are_those_of_the_committed_study_within_a_factor_of_two(committed, records, data_set):
     tuned = [r for r in of_step(records, "finetuning") if r["params"]["data_set"] == data_set]
     seen = sum(arm["training"]["seen_tokens"] for arm in tuned[0]["metrics"]["arms"].values())
-    estimate = costs.finetuning(embedded, block_size=4, data_set=data_set, rows=48)
+    estimate = costs.finetuning(committed, block_size=6, data_set=data_set, rows=48)
     assert 0.5 < estimate.trained / seen < 2
     responses = sum(arm["training"]["trained_tokens"] for arm in tuned[0]["metrics"]["arms"].values())
     known = token_lengths.set_lengths(data_set)
-    assert 0.5 < 48 * (known["response"] + token_lengths.rewritten(embedded.study, data_set)) / responses < 2
+    assert 0.5 < 48 * (known["response"] + token_lengths.rewritten(committed.study, data_set)) / responses < 2
 
 
 def test_adapter_is_counted_as_peft_counts_it(model_folder):
@@ -173,15 +181,15 @@ def test_paper_study_takes_days_not_minutes_of_one_gpu(paper):
     assert rows["finetuning"].whole.trained > 10 * rows["distillation"].whole.generated / 4
 
 
-def test_done_jobs_are_told_by_what_the_records_say(embedded):
+def test_done_jobs_are_told_by_what_the_records_say(small):
     tuned = {"block_size": 4, "data_set": "pydoc", "seed": 0, "train_rows": 48, "lora_rank": 16}
     found = [
-        {"step": "similarity", "params": {"model": EMBEDDED["model"]}},
+        {"step": "similarity", "params": {"model": SMALL["model"]}},
         {"step": "finetuning", "params": tuned},
         {"step": "finetuning", "params": tuned | {"block_size": 6, "lora_rank": 8}},  # of another study key
         {"step": "finetuning", "params": tuned | {"seed": 7}},  # of no job
     ]
-    rows = plan.plan_rows(embedded, found)
+    rows = plan.plan_rows(small, found)
     assert {step: row.done for step, row in rows.items() if row.done} == {"similarity": 1, "finetuning": 1}
     assert rows["similarity"].left.seconds == 0
     assert rows["finetuning"].left.seconds == pytest.approx(rows["finetuning"].whole.seconds * 3 / 4, rel=0.2)
@@ -193,25 +201,25 @@ def test_other_rows_and_other_answer_sets_are_jobs_to_run_again():
     found = [{"step": "distillation", "params": rows}, {"step": "pruning", "params": sets}]
 
     def done(**changes) -> list[int]:
-        told = plan.plan_rows(setting_of(EMBEDDED, **changes), found)
+        told = plan.plan_rows(setting_of(SMALL, **changes), found)
         return [told[record["step"]].done for record in found]
 
-    sizes = EMBEDDED["data_sets"]
+    sizes = SMALL["data_sets"]
     assert done() == [1, 1]
     assert done(data_sets=sizes | {"pydoc": 24}) == [0, 1]
     assert done(data_sets=sizes | {"alpaca": 24}) == [1, 0]
 
 
 def test_scaling_adds_fine_tunings_that_are_done_apart_from_the_full_ones():
-    s = setting_of(EMBEDDED, scaling={"rows": [12, 24], "block_sizes": [4], "data_sets": ["pydoc"]})
+    s = setting_of(SMALL, scaling={"rows": [12, 24], "block_sizes": [4], "data_sets": ["pydoc"]})
     done = {"block_size": 4, "data_set": "pydoc", "seed": 0, "train_rows": 12}
     row = plan.plan_rows(s, [{"step": "finetuning", "params": done}])["finetuning"]
     assert (row.jobs, row.done) == (6, 1)
 
 
 def test_other_capacities_are_jobs_of_their_own():
-    s = setting_of(EMBEDDED, capacities=CAPACITIES)
-    main = {"block_size": 4, "data_set": "pydoc", "seed": 0, "train_rows": 48, "lora_rank": 16, "lora_alpha": 32}
+    s = setting_of(SMALL, capacities=CAPACITIES)
+    main = {"block_size": 6, "data_set": "pydoc", "seed": 0, "train_rows": 48, "lora_rank": 16, "lora_alpha": 32}
     large = main | {"lora_rank": 64, "lora_alpha": 64, "lora_targets": "all-linear", "capacity": "r64a64-all-linear"}
     for done in ([main], [large], [main, large]):
         row = plan.plan_rows(s, [{"step": "finetuning", "params": params} for params in done])["finetuning"]
@@ -220,7 +228,7 @@ def test_other_capacities_are_jobs_of_their_own():
 
 def test_more_arms_cost_more_and_only_own_answers_are_a_further_set():
     two, three, four = (
-        setting_of(EMBEDDED, arms=["sft", "self_data_ft", *more])
+        setting_of(SMALL, arms=["sft", "self_data_ft", *more])
         for more in ([], ["mixed_ft"], ["mixed_ft", "self_generated_ft"])
     )
     tuned = [costs.finetuning(s, block_size=4, data_set="pydoc", rows=48) for s in (two, three, four)]
@@ -233,7 +241,7 @@ def test_more_arms_cost_more_and_only_own_answers_are_a_further_set():
 
 
 def test_attempts_are_counted_as_the_rows_that_are_likely_to_be_written_again():
-    once, thrice = (setting_of(EMBEDDED, rewrite_attempts=attempts) for attempts in (1, 3))
+    once, thrice = (setting_of(SMALL, rewrite_attempts=attempts) for attempts in (1, 3))
     one, three = (costs.distillation(s, "pydoc") for s in (once, thrice))
     again = 1 + costs.REJECTED + costs.REJECTED**2
     assert (three.generated, three.read) == (pytest.approx(again * one.generated), pytest.approx(again * one.read))
@@ -247,10 +255,10 @@ def test_attempts_are_counted_as_the_rows_that_are_likely_to_be_written_again():
 
 def test_a_mixture_costs_a_parents_training_beside_the_merge():
     plain, mixed = (
-        costs.merging(setting_of(EMBEDDED, train_on_mixture=on), block_size=4, data_sets=("pydoc", "gsm_symbolic"))
+        costs.merging(setting_of(SMALL, train_on_mixture=on), block_size=4, data_sets=("pydoc", "gsm_symbolic"))
         for on in (False, True)
     )
-    s = setting_of(EMBEDDED, arms=["self_data_ft"])
+    s = setting_of(SMALL, arms=["self_data_ft"])
     parents = [costs.finetuning(s, block_size=4, data_set=d, rows=48).trained for d in ("pydoc", "gsm_symbolic")]
     assert plain.trained == 0
     assert mixed.trained == pytest.approx(sum(parents) / 2)
@@ -267,14 +275,14 @@ def test_zero_means_all_and_shots_lengthen_contexts(paper):
 
 
 def test_what_was_never_measured_is_said():
-    s = setting_of(EMBEDDED, data_sets={"mine": 100}, merge_pairs=[], tasks={"piqa": 50}, calibration_sets=["mine"])
+    s = setting_of(SMALL, data_sets={"mine": 100}, merge_pairs=[], tasks={"piqa": 50}, calibration_sets=["mine"])
     text = plan.plan_report("mine.yaml", s, [], origin="here", power="power")
     assert "never measured: mine, piqa; data sets are taken to be like alpaca" in text
 
 
-def test_report_ends_with_what_to_do(embedded, records):
-    lines = plan.plan_report("embedded", embedded, records, origin="here", power="power").splitlines()
-    assert any(re.match(r"finetuning +4 +4 ", line) for line in lines)
+def test_report_ends_with_what_to_do(committed, records):
+    lines = plan.plan_report("embedded", committed, records, origin="here", power="power").splitlines()
+    assert any(re.match(r"finetuning +6 +6 ", line) for line in lines)
     assert "power" in lines
     assert [line.split(":")[0] for line in lines[-3:]] == ["prefetch", "run", "left out"]
 

@@ -18,7 +18,8 @@ from sdd_utils.sweep import run_notebook
 
 TINY = {
     "data_sets": {"gsm_symbolic": 6, "pydoc": 6}, "calibration_rows": 4, "calibration_batch": 4,
-    "block_sizes": [2], "finetune_block_sizes": [2], "rewrite_tokens": 8, "generation_batch": 4, "lora_rank": 2,
+    "block_sizes": [2], "finetune_block_sizes": [2], "rewrite_tokens": 8, "rewrite_attempts": 2,
+    "generation_batch": 4, "seeds": [0], "lora_rank": 2,
     "max_length": 2000, "answer_prompts": 3, "answer_tokens": 6, "epochs": 1, "train_on_mixture": True,
     "tasks": {"facts": 12, "gsm_symbolic": 2, "gsm_symbolic_mc": 4, "gsm_symbolic_gold": 3, "pydoc_gold": 3},
     "arms": ["sft", "self_data_ft", "self_generated_ft", "mixed_ft"],
