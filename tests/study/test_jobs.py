@@ -32,15 +32,15 @@ def test_a_job_gives_its_notebook_only_parameters_that_it_takes(name):
 def test_pruned_models_wait_for_the_original_and_distillation_for_nothing():
     jobs = {job.name: job for job in study_jobs(load_study("embedded"))}
     assert jobs["pruning-n0"].needs == ("similarity",)
-    assert jobs["pruning-n4"].needs == ("similarity", "pruning-n0")
+    assert jobs["pruning-n6"].needs == ("similarity", "pruning-n0")
     assert jobs["distillation-pydoc"].needs == ()
-    assert jobs["finetuning-n6-pydoc-48rows-s0"].needs == ("pruning-n6", "distillation-pydoc")
+    assert jobs["finetuning-n6-pydoc-40rows-s0"].needs == ("pruning-n6", "distillation-pydoc")
     assert set(jobs["results"].needs) == set(jobs) - {"results"}
 
 
 def test_keys_that_a_record_was_made_with_otherwise_are_named():
     study = load_study("embedded")
-    job = {job.name: job for job in study_jobs(study)}["pruning-n4"]
+    job = {job.name: job for job in study_jobs(study)}["pruning-n6"]
     made = parameters_of(study, notebook="02_pruning") | job.parameters | {"study": "embedded", "run": "elsewhere"}
     assert other_keys(made, job=job, study=study) == []
     changed = made | {"answer_tokens": made["answer_tokens"] + 1, "block_size": 2}

@@ -85,7 +85,7 @@ def write(tmp_path, **changes):
         ({"scaling": {"rows": [4]}}, "study key 'scaling': missing key(s) block_sizes, data_sets: add them"),
         ({"scaling": FEWER | {"row": [4]}}, "study key 'scaling': unknown key 'row': did you mean 'rows'?"),
         ({"scaling": FEWER | {"rows": []}}, "study key 'scaling' has [] for rows: it must be a non-empty list"),
-        ({"scaling": FEWER | {"rows": [48]}}, "study key 'scaling' asks for 48 rows of pydoc: use fewer than its 48"),
+        ({"scaling": FEWER | {"rows": [40]}}, "study key 'scaling' asks for 40 rows of pydoc: use fewer than its 40"),
         ({"scaling": FEWER | {"block_sizes": [2]}}, "study key 'scaling: block_sizes' holds 2: use one of 6"),
         ({"capacities": {"lora": [RANK8]}}, "study key 'capacities': missing key(s) block_sizes, data_sets: add them"),
         ({"capacities": SMALL | {"lora": [{"rank": 8}]}}, "key 'capacities: lora': missing key(s) alpha, targets: add"),
@@ -228,7 +228,7 @@ def test_the_table_of_keys_says_type_bounds_meaning_and_value():
     said = "number above 0 and up to 1 | peak of a cosine schedule with 5 % warm-up [ours] | `0.0005` |"
     assert rows["| `learning_rate`"] == f"| `learning_rate` | {said}"
     assert "| non-empty mapping {name: a whole number of at least 0} |" in rows["| `data_sets`"]
-    assert rows["| `data_sets`"].endswith(" | `{gsm_symbolic: 48, pydoc: 48}` |")
+    assert rows["| `data_sets`"].endswith(" | `{gsm_symbolic: 40, pydoc: 40}` |")
     assert all(field.description for field in Study.model_fields.values())
     assert all(row.count("|") == 5 for row in rows.values())
 
@@ -261,11 +261,11 @@ def test_additional_capacities_are_told_apart_by_name(tmp_path):
     own, settings = "r8a16-q_proj+v_proj", {"lora_rank": 8, "lora_alpha": 16, "lora_targets": "q_proj,v_proj"}
     assert lora_capacities(loaded) == {own: settings}
     further = [which for which in finetunings(loaded) if which["capacity"]]
-    wanted = {"block_size": 6, "data_set": "pydoc", "rows": 48, "capacity": own}
+    wanted = {"block_size": 6, "data_set": "pydoc", "rows": 40, "capacity": own}
     assert further == [wanted | {"seed": 0}, wanted | {"seed": 1}]
     labels = [job_name("finetuning", **which) for which in finetunings(loaded)]
     assert len(set(labels)) == len(labels) == 4 + 2
-    assert "finetuning-n6-pydoc-48rows-r8a16-q_proj+v_proj-s1" in labels
+    assert "finetuning-n6-pydoc-40rows-r8a16-q_proj+v_proj-s1" in labels
 
 
 def test_unknown_study_is_named_by_the_command_too():

@@ -48,7 +48,7 @@ def test_memory_of_every_job_is_that_of_its_committed_record(planned, name):
 def test_memory_of_a_wide_vocabulary_is_what_was_measured(step, tmp_path):
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]} | WIDE["model"]))
-    study = embedded(model=str(config), finetune_block_sizes=[4], **WIDE["study"])
+    study = embedded(model=str(config), block_sizes=[4], finetune_block_sizes=[4], **WIDE["study"])
     costs, _ = plan.cost_model(study, hardware="cpu-2-cores")
     assert not costs.attends_to_all
     [job, *_] = [
