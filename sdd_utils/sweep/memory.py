@@ -66,7 +66,7 @@ def scoring(costs: CostModel, n: int) -> float:
     """Bytes of a model and of the task that needs most: keys and values, logits, one layer's work.
 
     Where layers attend to everything before, choices are scored behind a context that was read without its logits;
-    the choices are taken for half of a document without examples.
+    the choices are taken for half of a document without examples, and so is an answer that is scored whole.
     """
     most, shape = 0.0, costs.shapes[n]
     for task in costs.study.tasks:
@@ -75,8 +75,8 @@ def scoring(costs: CostModel, n: int) -> float:
         new, scored = length.get("decode", 0), longest
         if length["kind"] == "generate":
             scored = 1
-        elif length["kind"] == "choice" and costs.attends_to_all:
-            scored = length["read"] / 2
+        elif costs.attends_to_all:
+            scored = (longest if length["kind"] == "text" else length["read"]) / 2
         logits = at_once * scored * shape.vocabulary * 2 * costs.machine.weight_bytes  # and their logarithms
         cached = _cache(costs, n, at_once * (longest + new))
         most = max(most, cached + logits + layer_bytes(costs, n, at_once * longest))

@@ -37,10 +37,10 @@ def draw(rng, *, arms, seeds, seed_spread):
         difficulty = rng.normal(0, DOCUMENT, n)
         logits = abilities[..., None] - difficulty + rng.normal(0, ARM_BY_DOCUMENT, (len(arms), 1, n))
         logits = logits + rng.normal(0, SEED_BY_DOCUMENT, logits.shape)
-        original[task] = score(rng.random(n) < 1 / (1 + np.exp(difficulty - ORIGINAL)))
+        original[f"task {task}"] = score(rng.random(n) < 1 / (1 + np.exp(difficulty - ORIGINAL)))
         right = rng.random(logits.shape) < 1 / (1 + np.exp(-logits))
         for arm, seed in np.ndindex(len(arms), seeds):
-            per_arm[arm][seed][task] = score(right[arm, seed])
+            per_arm[arm][seed][f"task {task}"] = score(right[arm, seed])
     return original, per_arm
 
 

@@ -252,7 +252,7 @@ def test_the_table_is_written_between_its_marks(tmp_path):
 
 
 def test_whole_numbers_do_for_floats(tmp_path):
-    loaded = load_study(write(tmp_path, temperature=0, lora_dropout=0, top_p=1))
+    loaded = load_study(write(tmp_path, temperature=0, lora_dropout=0, top_p=1, rewrite_attempts=1))
     assert (loaded.temperature, loaded.lora_dropout, loaded.top_p) == (0, 0, 1)
 
 

@@ -48,7 +48,7 @@ def test_memory_of_every_job_is_that_of_its_committed_record(planned, name):
 def test_memory_of_a_wide_vocabulary_is_what_was_measured(step, tmp_path):
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]} | WIDE["model"]))
-    study = embedded(model=str(config), block_sizes=[4], finetune_block_sizes=[4], **WIDE["study"])
+    study = embedded(model=str(config), finetune_block_sizes=[4], **WIDE["study"])
     costs, _ = plan.cost_model(study, hardware="cpu-2-cores")
     assert not costs.attends_to_all
     [job, *_] = [
@@ -70,8 +70,8 @@ def test_logits_follow_the_vocabulary(tmp_path):
         study = embedded(model=str(tmp_path / "config.json"))
         costs, _ = plan.cost_model(study, hardware="cpu-2-cores")
         peaks.append(memory.scoring(costs, 0) - memory.weights(costs, 0) * 2)
-    longest = 106  # tokens of a document whose likelihood is rolled over, 16 of them at once
-    logits = 16 * longest * (262144 - 65536) * 4
+    answer = 235 / 2  # tokens of the longest answer that is scored whole, 16 of them at once
+    logits = 16 * answer * (262144 - 65536) * 4
     assert peaks[1] - peaks[0] == pytest.approx(logits, rel=0.01)
 
 
