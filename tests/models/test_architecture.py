@@ -100,7 +100,7 @@ def test_every_architecture_can_be_planned_from_its_configuration(kind, tmp_path
     costs, origin = plan.cost_model(study, hardware=None)
     sizes = [costs.shapes[n].matmul for n in (0, 1, 2)]
     assert sizes[0] > sizes[1] > sizes[2] > 0
-    assert "still to do" in plan.plan_report("mine", costs, [], origin=origin)
+    assert "still to do" in plan.plan_report("mine", costs, [], origin=origin, power="power")
 
 
 def test_adapter_of_transposed_maps_is_counted_as_peft_counts_it():

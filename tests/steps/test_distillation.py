@@ -300,6 +300,9 @@ def test_a_text_depends_on_prompt_weights_sampling_precision_and_version(model_f
         folder = shutil.copytree(model_folder, tmp_path / "other")
     if change == "ends":
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 7]}))
+    elif change == "weights":
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[::-1])
     after = generation.text_keys(folder, prompts, **sampling)
     assert all(before[id_] != after[id_] for id_ in prompts)
 
