@@ -97,6 +97,9 @@ def test_an_adapter_of_other_weights_is_refused(model_folder, adapter, tmp_path)
     (adapter / adapters.REPORT).write_text(json.dumps(trained_on))
     store.load_model(model_folder, adapter=adapter)
     other = shutil.copytree(model_folder, tmp_path / "other")
+    store.load_model(other, adapter=adapter)  # the same weights, wherever they lie
+    weights = other / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ValueError, match="adapter adapter was trained on other weights: name its checkpoint"):
         store.load_model(other, adapter=adapter)
 

@@ -67,14 +67,22 @@ def test_a_finished_run_is_published_whole_and_without_what_else_lies_in_it(call
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda run: (run / "records" / "pruning-n4.json").unlink(), "is no finished run, 1 of 18 jobs are missing"),
-        (lambda run: (run / "notebooks" / "results.ipynb").unlink(), "is no finished run, 1 of 18 jobs are missing"),
         (
-            lambda run: change(run / "records" / "pruning-n4.json", "params", "answer_tokens", by=lambda n: n + 1),
-            "pruning-n4 in .* was made with another answer_tokens than the study has now",
+            lambda run: (run / "records" / "pruning-n6.json").unlink(),
+            f"is no finished run, 1 of {len(NEEDS)} jobs are missing",
         ),
         (
-            lambda run: change(run / "records" / "pruning-n4.json", "metrics", "scores", "facts", "documents", by=ones),
+            lambda run: (run / "notebooks" / "results.ipynb").unlink(),
+            f"is no finished run, 1 of {len(NEEDS)} jobs are missing",
+        ),
+        (
+            lambda run: change(run / "records" / "pruning-n6.json", "params", "answer_tokens", by=lambda n: n + 1),
+            "pruning-n6 in .* was made with another answer_tokens than the study has now",
+        ),
+        (
+            lambda run: change(
+                run / "records" / "pruning-n6.json", "metrics", "scores", "facts", "accuracy", "documents", by=ones
+            ),
             "results.json in .* does not follow from the records beside it",
         ),
     ],
@@ -115,10 +123,11 @@ def test_a_run_ends_with_the_comparison(monkeypatch, call, run, tmp_path):
     shutil.copytree(run / "records", results / "records")
     _, said, _ = call(reproduce, results=None)
     assert re.fullmatch(r"compared with the committed results: (\d+) of \1 numbers agree to .*", said.splitlines()[-1])
-    change(run / "records" / "pruning-n4.json", "metrics", "start", by=lambda start: start + 1)
+    start = json.loads((results / "records" / "pruning-n6.json").read_text())["metrics"]["start"]
+    change(run / "records" / "pruning-n6.json", "metrics", "start", by=lambda start: start + 1)
     status, said, _ = call(reproduce, results=None)
-    assert (status, "  pruning-n4 start: 13, committed 12, tolerance 0\n" in said) == (0, True)
-    change(results / "records" / "pruning-n4.json", "schema", by=lambda number: number - 1)
+    assert (status, f"  pruning-n6 start: {start + 1}, committed {start}, tolerance 0\n" in said) == (0, True)
+    change(results / "records" / "pruning-n6.json", "schema", by=lambda number: number - 1)
     status, said, _ = call(reproduce, results=None)
     told = f"not compared with the committed results: {results}/records holds records of schema {SCHEMA - 1}, this "
     assert (status, said.splitlines()[-1]) == (0, f"{told}version writes {SCHEMA}")
@@ -132,9 +141,9 @@ def test_verify_tells_by_its_status_whether_a_run_agrees(call, run, tmp_path):
     )
     shutil.copytree(run / "records", tmp_path / "results" / "records")
     assert call(verify)[0] == 0
-    (run / "records" / "pruning-n2.json").unlink()
+    (run / "records" / "pruning-n6.json").unlink()
     status, said, _ = call(verify)
-    assert (status, "  pruning-n2: only committed\n" in said) == (1, True)
+    assert (status, "  pruning-n6: only committed\n" in said) == (1, True)
     shutil.rmtree(run / "records")
     assert call(verify)[::2] == (2, f"error: {run}/records holds no records: run 'make reproduce' first\n")
 
@@ -208,10 +217,10 @@ def test_a_job_that_gives_something_else_is_named(call, jobs):
 
 def test_committed_records_of_other_keys_are_told_in_a_sentence(call, jobs, run, tmp_path):
     results = shutil.copytree(COMMITTED, tmp_path / "results")
-    change(results / "records" / "pruning-n2.json", "params", "generation_batch", by=lambda rows: rows + 1)
+    change(results / "records" / "pruning-n6.json", "params", "generation_batch", by=lambda rows: rows + 1)
     status, _, errors = call(verify, "--jobs", 1)
     assert (status, jobs.asked, run.exists()) == (2, [], False)
-    assert errors.startswith("error: the committed pruning-n2 was made with another generation_batch than study 'embe")
+    assert errors.startswith("error: the committed pruning-n6 was made with another generation_batch than study 'embe")
     assert errors.count("\n") == 1
 
 

@@ -85,7 +85,7 @@ def planned(repository, *arguments, **environment):
 
 
 def test_a_deleted_record_is_made_again(repository):
-    record = repository / "work" / "embedded" / "records" / "merging-n4-gsm_symbolic+pydoc-s0.json"
+    record = repository / "work" / "embedded" / "records" / "merging-n6-gsm_symbolic+pydoc-s0.json"
     kept = record.read_text()
     record.unlink()
     assert "merging" in planned(repository)
@@ -97,4 +97,3 @@ def test_a_deleted_record_is_made_again(repository):
 def test_a_study_with_a_point_in_its_name_has_folders_of_its_own(repository):
     printed = dry_run(repository, "--dry-run", "--config", "study=paper-llama3.1-8b")
     assert "work/paper-llama3.1-8b/records/similarity.json" in printed
-    assert "results/paper-llama3.1-8b" in printed
