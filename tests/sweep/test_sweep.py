@@ -97,7 +97,8 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
     assert [point["t"] for point in merge["lerp_points"]] == [0.5]
     parents = [r["metrics"]["arms"]["self_data_ft"]["training"] for r in tuned if r["params"]["train_rows"] == 6]
     assert merge["mixture"]["training"]["rows"] == min(parent["rows"] for parent in parents)
-    assert 0 <= merge["mixture"]["interval"][0] <= merge["mixture"]["recovery"]
+    low, high = merge["mixture"]["interval"]  # wide: a random model's average is not clear of 0
+    assert low < merge["mixture"]["recovery"] < high
     for similar in (record["metrics"] for record in records if record["step"] == "embedding_similarity"):
         assert len(similar["original_sampled"]["similarities"]) == 3
         assert all(moved["sampled"]["n"] == moved["greedy"]["n"] == 3 for moved in similar["arms"].values())
