@@ -26,7 +26,8 @@ PAPER = {
     "rewrite_attempts": 1, "lora_rank": 2,
     "scaling": {"rows": [2], "block_sizes": [10], "data_sets": ["alpaca"]}, "capacities": {},
     "tasks": {"arc_challenge": 2, "hellaswag": 2, "truthfulqa_mc2": 2, "winogrande": 2, "gsm8k": 1},
-    "in_domain": {"gsm8k": ["gsm8k"]}, "merge_pairs": [["openmathinstruct2", "alpaca"]], "answer_prompts": 2, "answer_tokens": 4,
+    "in_domain": {"gsm8k": ["gsm8k"]}, "merge_pairs": [["openmathinstruct2", "alpaca"]],
+    "answer_prompts": 2, "answer_tokens": 4,
 }  # fmt: skip
 SHOTS = {"arc_challenge": 25, "hellaswag": 10, "truthfulqa_mc2": 0, "mmlu": 5, "winogrande": 5, "gsm8k": 5}
 
