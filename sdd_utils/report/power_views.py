@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from sdd_utils.analysis.power import FEWEST_SEEDS, detectable
 from sdd_utils.base.number_format import amount, in_unit
-from sdd_utils.report.figures import figure
+from sdd_utils.report.figures import WIDEST, figure
 
 _SEEDS = {3: ("#0072B2", "o", "-"), 5: ("#E69F00", "^", "--"), 10: ("#009E73", "s", ":")}  # colour, marker, line
 _ONE_SEED = {1: ("#0072B2", "o", "-")}
@@ -59,7 +59,7 @@ def power_curves(entries: list[dict]) -> Figure:
     rows = ceil(len(entries) / 3)
     columns = ceil(len(entries) / rows)
     same = len({entry["unit"] for entry in entries}) == 1
-    size = {"width": 6.4 if columns == 1 else 9.0, "height": 3.3 * rows + 0.9}
+    size = {"width": 6.4 if columns == 1 else WIDEST, "height": 3.3 * rows + 0.9}
     drawn, axes = figure(columns, rows=rows, sharey=same, **size)
     legend = {}
     for axis, entry in zip(axes, entries, strict=False):

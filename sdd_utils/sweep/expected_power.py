@@ -52,8 +52,8 @@ def _is_shown(entry: dict) -> bool:
 
 
 def _heading(study, basis: str) -> str:
-    documents = sum(token_lengths.documents_of(study, task) for task in study.tasks)
-    size = f"{_seeds(study)} seeds, {_cells(study)} cells (block size x data set) and {documents:,} documents"
+    documents = f"{sum(_planned(study)):,} documents"
+    size = f"{_seeds(study)} seeds, {_cells(study)} cells (block size x data set) and {documents}"
     heading = f"Detectable differences (80 % power, 5 %) with {size}; variances of {basis}"
     if len(study.seeds) < SEEDS_NEEDED:
         heading += f"\n{len(study.seeds)} seed(s), as the study has, leave every claim about training inconclusive"
