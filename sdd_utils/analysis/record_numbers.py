@@ -130,7 +130,6 @@ def _measured(node: dict) -> dict[str, Number | None]:
 def _measure(value: float, *, stderr: float, documents: list) -> Number:
     n, array = len(documents), np.asarray(value, dtype=float)
     values = np.array(documents, dtype=float)
-    values = _ratio(values, 0) if values.ndim == 2 else values
     if np.isin(values, (0, 1)).all():
         return replace(share(value, n=n), documents=values)
     return Number(kind=SAMPLED, value=array, se=stderr, df=n - 1, documents=values) if n > 1 else _following(array)

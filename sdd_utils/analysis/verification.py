@@ -53,7 +53,7 @@ EPSILON = {"bfloat16": 2.0**-7, "float32": 2.0**-23}
 # by no more than its angle, and a mean log-likelihood in proportion to its logits. SmolLM2 moves by 0.3 of it at most.
 ROUNDINGS = {"map": 1 / np.pi, "distance": 1 / np.pi, "block_influence": 1.0, "original": 1.0}
 _DIGITS = 1e-6  # records hold distances to six digits
-_OF_THE_RUN = ("study", "run", "publish", "record_names")  # parameters that change no number
+_OF_THE_RUN = ("study", "run", "record_names")  # parameters that change no number
 
 
 @dataclass(frozen=True, kw_only=True)

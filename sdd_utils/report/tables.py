@@ -20,6 +20,7 @@ from sdd_utils.base.number_format import percent, points
 from sdd_utils.base.records import of_step
 from sdd_utils.data.arms import arms_in
 from sdd_utils.report.figures import NAMES
+from sdd_utils.report.score_figures import name_of
 
 FAVOURS = "Favours"  # the line that names the arm which a column's measure favours by construction
 
@@ -36,12 +37,11 @@ def _column(task: str, score: dict, measure: str) -> str:
 
 def measure_table(by_model: dict[str, dict[str, dict]]) -> pd.DataFrame:
     """Every measure of every task, with its standard error, a column per model ({model: scores})."""
-    shown = {ACCURACY: "accuracy", CHOICE: "choice probability", BITS: "bits per byte"}
     columns = {
         model: {
-            (task, shown[measure]): "{value:.3f} ± {stderr:.3f}".format_map(score[measure])
+            (task, name_of(measure)): "{value:.3f} ± {stderr:.3f}".format_map(score[measure])
             for task, score in scores.items()
-            for measure in shown
+            for measure in (ACCURACY, CHOICE, BITS)
             if measure in score
         }
         for model, scores in by_model.items()
