@@ -43,7 +43,7 @@ page: install
 
 # One file of tests per process at a time, and one thread each: twice as fast on two cores.
 test: install
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Kills, full disks, a hub that drops and more, in copies of the repository, into results/faults.json: half an hour on an
 # idle machine of two cores. PARTS="kills hub" runs only these; the full disk needs root, which mounts a small one.
