@@ -75,9 +75,9 @@ def run_jobs(study: str, *, run: str, jobs: Sequence[str] = (), profile: str = "
         RuntimeError: another process runs in this folder.
     """
     _check(study, run=run, profile=profile)
-    _claim(ROOT / run, study=study)
     where = ["--profile", profile] if profile else _this_machine()
-    with locked(ROOT / run) as lock:
+    with locked(ROOT / run) as lock:  # before anything is written: the holder takes away what lies there unfinished
+        _claim(ROOT / run, study=study)
         remove_unfinished(ROOT / run)
         status, full = _snakemake(study, run=run, jobs=jobs, further=[*where, *further], lock=lock)
     if status in ENDED.values():

@@ -100,6 +100,12 @@ def test_what_a_killed_run_was_writing_is_removed_and_nothing_else(stand_in, tmp
     assert not gone[1].parent.exists()
 
 
+def test_a_second_command_writes_nothing_into_a_run_that_another_holds(tmp_path):
+    with reproduce.locked(tmp_path), pytest.raises(RuntimeError, match="another run is going on"):
+        reproduce.run_jobs("embedded", run=str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
 def test_a_run_is_locked_as_long_as_a_process_that_it_started_lives(tmp_path):
     with reproduce.locked(tmp_path) as lock:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=(lock,))
