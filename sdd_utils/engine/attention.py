@@ -4,6 +4,7 @@ Slices of the keys and values go through SDPA, or, in a CPU's training, through 
 rounding only.
 """
 
+import functools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,9 +62,9 @@ def set_by_rows(model) -> bool:
     return may
 
 
-def named_rows(model, positions: Tensor) -> dict[str, list[slice]]:
-    """{rows} for a forward pass of a model that attends within each of them; see `rows_of`."""
-    return {"rows": rows_of(positions)} if model.config._attn_implementation == BY_ROWS else {}
+def named_rows(model, positions: Tensor) -> dict[str, list[int]]:
+    """{rows} for a forward pass of a model that attends within each of them; see `row_lengths`."""
+    return {"rows": row_lengths(positions)} if model.config._attn_implementation == BY_ROWS else {}
 
 
 def counts_from_start(model) -> bool:
@@ -72,14 +73,14 @@ def counts_from_start(model) -> bool:
     return any(_CHUNK.fullmatch(key) and value for key, value in config.items())
 
 
-def rows_of(positions: Tensor) -> list[slice]:
-    """Where the rows of a sequence lie: each begins at position 0.
+def row_lengths(positions: Tensor) -> list[int]:
+    """Tokens of each row of a sequence; every row begins at position 0.
 
     Args:
         positions: (tokens,), of rows laid end to end.
     """
     starts = (positions == 0).nonzero()[:, 0].tolist()
-    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(positions)], strict=True)]
+    return [end - start for start, end in zip(starts, [*starts[1:], len(positions)], strict=True)]
 
 
 def _attend_by_blocks(
@@ -111,18 +112,24 @@ def _attend_by_blocks(
 
 
 def _attend_by_rows(module, query, key, value, mask, *, scaling=None, rows=(), **settings) -> tuple[Tensor, None]:
-    """Each of `rows` alone, causally; without them as ever."""
+    """Each of the rows, of so many tokens, alone and causally; without them as ever."""
+    if not rows:
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **settings)
     multiplies = query.device.type == "cpu" and query.dtype == torch.bfloat16 and not settings.get("dropout")
     parts = []
-    for row in rows:
-        states = [state[:, :, row] for state in (query, key, value)]
-        if multiplies and row.stop - row.start <= SHORT:
+    # Split, not sliced: the gradient of a slice is a tensor as large as the whole.
+    for states in zip(*(state.split(rows, dim=2) for state in (query, key, value)), strict=True):
+        if multiplies and states[0].shape[2] <= SHORT:
             parts.append(_attend_causally(*states, scaling))
         else:
             parts.append(sdpa_attention_forward(module, *states, None, scaling=scaling, **settings)[0])
-    if parts:
-        return torch.cat(parts, dim=1), None
-    return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **settings)
+    return torch.cat(parts, dim=1), None
+
+
+@functools.lru_cache(maxsize=64)  # every layer asks for those of a step's rows
+def _future(tokens: int, dtype: torch.dtype) -> Tensor:
+    """(tokens, tokens): minus infinity at what comes later, 0 elsewhere."""
+    return torch.full((tokens, tokens), -torch.inf, dtype=dtype).triu(1)
 
 
 def _attend_causally(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -137,7 +144,7 @@ def _attend_causally(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     tokens = query.shape[2]
     grouped = (query * scaling).reshape(key.shape[1], -1, query.shape[-1])
     scores = (grouped @ key[0].mT).view(-1, tokens, tokens)
-    weights = (scores + scores.new_full((tokens, tokens), -torch.inf).triu(1)).softmax(dim=-1)
+    weights = (scores + _future(tokens, scores.dtype)).softmax(dim=-1)
     attended = weights.view(key.shape[1], -1, tokens) @ value[0]
     return attended.view(-1, tokens, value.shape[-1]).transpose(0, 1)[None]
 

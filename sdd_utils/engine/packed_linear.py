@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from sdd_utils.engine import lora_linear
+
 MOST_BYTES = 2**31  # weights of larger models are not held twice
 
 
@@ -18,13 +20,15 @@ MOST_BYTES = 2**31  # weights of larger models are not held twice
 def packed_linears(model: nn.Module) -> Iterator[None]:
     """Let a model multiply with packed copies of its weights, which must not change meanwhile; no gradients.
 
-    A model on a GPU, a large one, and layers of other kinds stay as they are.
+    Updates of a LoRA adapter are added in place, see `lora_linear`. A model on a GPU, a large one, and layers of other
+    kinds stay as they are.
     """
     layers = [layer for layer in model.modules() if _plain(layer)] if _pays(model) else []
     for layer in layers:
         layer.forward = _multiply(layer)
     try:
-        yield
+        with lora_linear.added_in_place(model):
+            yield
     finally:
         for layer in layers:
             del layer.forward

@@ -30,7 +30,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from sdd_utils import ROOT
 from sdd_utils.base import disk, precision
 from sdd_utils.base.files import whole_folder
-from sdd_utils.engine import attention, probe
+from sdd_utils.engine import attention, lora_linear, probe
 from sdd_utils.models import adapters, store
 
 PROFILE = ROOT / "profiles" / "fsdp2.yaml"
@@ -106,7 +106,8 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
     if model.device.type == "cpu":  # where our own loss divides by a step's tokens, whatever the model's loss knows
         trainer.model_accepts_loss_kwargs = True
     # Autocast casts inputs, and only where it must.
-    with disk.told(), disable_input_dtype_casting(trainer.model, active=arguments.bf16):
+    casting = disable_input_dtype_casting(trainer.model, active=arguments.bf16)
+    with disk.told(), casting, lora_linear.added_in_place(trainer.model):
         trainer.train(resume_from_checkpoint=newest(place))
     return _save(trainer, scheduled, job, len(data))
 

@@ -36,7 +36,7 @@ def run(kind, given, mask, **settings):
 def test_rows_laid_end_to_end_attend_as_each_does_alone(monkeypatch, dtype, tolerance, short):
     monkeypatch.setattr(attention, "SHORT", short)  # at 8 the longer row goes through SDPA
     given = states(19, dtype)
-    rows = attention.rows_of(torch.tensor([*range(7), *range(12)]))
+    rows = attention.row_lengths(torch.tensor([*range(7), *range(12)]))
     found, gradients = run(attention.BY_ROWS, given, None, rows=rows)
     exact = [each.detach().float().requires_grad_() for each in given]
     parts = [

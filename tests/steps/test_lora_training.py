@@ -142,15 +142,13 @@ def test_a_checkpoint_that_carries_code_is_refused(model_folder, data, tmp_path,
 
 def test_batches_without_padding_train_as_padded_ones_do(model_folder, data, tmp_path, monkeypatch):
     plain_arguments = lora_training._arguments
-    alone, plain_rows = [], attention.rows_of
+    alone, lengths_of = [], attention.row_lengths
     with monkeypatch.context() as context:
         free = spied(context)
-        context.setattr(attention, "rows_of", lambda positions: alone.append(plain_rows(positions)) or alone[-1])
+        context.setattr(attention, "row_lengths", lambda positions: alone.append(lengths_of(positions)) or alone[-1])
         report = lora_training.train(job_of(model_folder, tmp_path / "free"), data)
     del alone[0]  # the probe's
-    assert [sum(row.stop - row.start for row in rows) for rows in alone] == [
-        len(e["inputs"]["input_ids"][0]) for e in free
-    ]
+    assert [*map(sum, alone)] == [len(each["inputs"]["input_ids"][0]) for each in free]
     assert all(len(rows) == 4 for rows in alone)
 
     def padded_arguments(*args, **kwargs):
