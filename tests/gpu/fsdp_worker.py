@@ -1,11 +1,12 @@
 """The one process of a training by FSDP, which notes its times, its peak of memory, and what was not sharded.
 
 accelerate 1.15 shards for the process groups of accelerators only, see tests/steps/fsdp_on_cpu.py. Without a card the
-one flag it looks at is set here.
+one flag it looks at is set here, and the training takes a card's path.
 """
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -34,7 +35,8 @@ def save(trainer, *args):
 if __name__ == "__main__":
     adapter = json.loads(Path(sys.argv[1]).read_text())["adapter"]
     patched = mock.patch.object(AcceleratorState, "__init__", init), mock.patch.object(lora_training, "_save", save)
-    with patched[0], patched[1], training.clock() as ends:
+    path = nullcontext() if measure.on_card() else training.as_on_a_card()
+    with path, patched[0], patched[1], training.clock() as ends:
         lora_training.main(sys.argv[1])
     noted = seen | {"ends": ends, "peak_mb": measure.peak_mb()}
     Path(f"{adapter}.seen.json").write_text(json.dumps(noted))

@@ -51,6 +51,21 @@ def padded() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def as_on_a_card() -> Iterator[None]:
+    """Let a CPU train as a card does: TRL's own loss, gradient checkpointing, rows kept apart by a mask."""
+    plain = lora_training._arguments
+
+    def arguments(*args, **kwargs):
+        made = plain(*args, **kwargs)
+        made.gradient_checkpointing = True
+        return made
+
+    here = mock.patch.object(lora_training.attention, "set_by_rows", return_value=False)
+    with here, mock.patch.multiple(lora_training, _arguments=arguments, Trainer=SFTTrainer):
+        yield
+
+
 def data_of(setup: Setup, count: int) -> Dataset:
     """The first rows as a training set of the arm SFT."""
     tokenizer = store.load_tokenizer(setup.pruned)
