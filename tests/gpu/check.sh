@@ -20,17 +20,18 @@ build() {  # an environment of the wheels, and of the machine's own torch where 
     mkdir -p work/gpu/unpacked
     (cd "$parts" && sha256sum --check --quiet SHA256SUMS) || refuse "a part of $parts is missing or damaged: carry it again"
     cat "$parts"/part-* | tar -x -C work/gpu/unpacked
-    local wheels=work/gpu/unpacked/wheels pip
-    pip=$(echo "$wheels"/pip-*.whl)  # it runs as it is, where the machine's Python came without
-    "$python" -m venv --without-pip "$built"
+    local wheels=work/gpu/unpacked/wheels pip torch=
     if ! ls "$wheels"/torch-*.whl > /dev/null 2>&1; then
-        # Not --system-site-packages: where $python is an environment itself, that would show its parent's packages.
-        "$python" -c "import torch; print(*{p.rsplit('/', 1)[0] for p in torch.__path__})" > work/gpu/torch.pth ||
+        torch=$("$python" -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])") ||
             refuse "$python has no torch, and none was packed: run tests/gpu/pack.py --torch"
-        mv work/gpu/torch.pth "$("$built/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")/"
     fi
+    "$python" -m venv --without-pip "$built"
+    pip=$(echo "$wheels"/pip-*.whl)  # it runs as it is, where the machine's Python came without
     "$built/bin/python" "$pip/pip" install --quiet --no-index --no-deps --no-compile "$wheels"/*.whl ||
         refuse "the wheels do not fit $("$python" --version): run tests/gpu/pack.py --python with its version"
+    # Behind the wheels, and not by --system-site-packages: where $python is an environment itself, that would show the
+    # packages of its parent.
+    [ -z "$torch" ] || echo "$torch" > "$("$built/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torch.pth"
     rm -rf work/gpu/unpacked
     cp "$parts/SHA256SUMS" "$built/made-of"
 }
