@@ -1,8 +1,11 @@
 """What runs on a card puts every tensor there: the same answers as on the CPU, by a model that says it is on a card."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
-from gpu import generating, scoring
+from gpu import generating, scoring, training
 from gpu.elsewhere import on_a_card
 from gpu.measure import Setup
 from lm_eval.tasks import TaskManager
@@ -10,7 +13,7 @@ from lm_eval.tasks import TaskManager
 from sdd_utils.engine import decoding, kv_slots, lm_eval_model, probe
 from sdd_utils.engine.lm_eval_task import evaluate_task
 from sdd_utils.models import store
-from sdd_utils.steps import evaluation, fidelity, similarity
+from sdd_utils.steps import evaluation, fidelity, lora_training, pruning, similarity
 
 SAMPLED = {"temperature": 0.9, "top_p": 0.8, "top_k": 20, "seed": 1, "max_new_tokens": 6}
 
@@ -57,6 +60,14 @@ def mapped(folder) -> list:
     return [*found.map.ravel(), *found.block_influence]
 
 
+def pruned(folder) -> list:
+    model, tokenizer = store.load_model(folder)
+    pruning.remove_block(model, start=1, block_size=2)
+    with tempfile.TemporaryDirectory() as scratch:
+        store.save_model(model, tokenizer, folder=Path(scratch) / "model", parent="", recipe={})
+    return probe.plain_logits(model, [5, 6, 7]).flatten().tolist()
+
+
 WORK = {
     "decoding": decoded,
     "sampling": lambda folder: decoded(folder, sampling=SAMPLED),
@@ -66,6 +77,7 @@ WORK = {
     "lm-eval": scored,
     "fidelity": compared,
     "similarity": mapped,
+    "pruning": pruned,
 }
 
 
@@ -85,6 +97,21 @@ def test_on_a_card_it_comes_to_the_same(name, model_folder):
             )
         ]
         assert flat[0] == pytest.approx(flat[1], abs=1e-4)
+
+
+def test_an_adapter_beside_the_weights_and_merged_into_them(model_folder, tmp_path):
+    setup = Setup(model=str(model_folder), pruned=model_folder, scratch=tmp_path, rate=1.0, size={"train_batch": 2})
+    lora_training.train(training.job_of(setup, "adapter"), training.data_of(setup, 2))
+    beside, _ = store.load_model(model_folder, adapter=tmp_path / "adapter")
+    expected = probe.plain_logits(beside, [5, 6, 7])
+    with on_a_card():
+        beside, _ = store.load_model(model_folder, adapter=tmp_path / "adapter")
+        merged, _, lost = store.load_merged(model_folder, adapter=tmp_path / "adapter", dtype=torch.bfloat16)
+        assert merged.device.type == "cuda"
+        found = [probe.plain_logits(model, [5, 6, 7]).float().cpu() for model in (beside, merged)]
+    assert 0 <= lost < 1
+    torch.testing.assert_close(found[0], expected, atol=1e-4, rtol=1e-4)
+    assert probe.difference(found[1], expected) < probe.COARSE
 
 
 def test_a_tensor_on_the_wrong_device_is_seen(model_folder, monkeypatch):
