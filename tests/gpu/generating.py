@@ -80,6 +80,8 @@ def slots(setup: Setup) -> list[dict]:
         model, _ = store.load_model(setup.model)
         cache, seconds = step_seconds(model, **size["slots"], turns=size["turns"])
         coarse = slot_difference(model, size["slot_rows"])
+        with torch.inference_mode():  # as `probe` judges: what the model itself rounds on this card may be more
+            allowed = max(probe.COARSE, min(probe.MOST, 4 * probe._rounding(model)))
     with computing_in("float32"):
         fine = slot_difference(store.load_model(setup.model)[0], size["slot_rows"])
     count, steps = size["slots"]["slots"], size["slots"]["steps"]
@@ -93,7 +95,7 @@ def slots(setup: Setup) -> list[dict]:
     name = "logits behind copied slots and of plain passes"
     made["equalities"] = [
         equality(f"{name}, float32", fine, allowed=probe.TOLERANCE[torch.float32], unit="of their spread"),
-        equality(f"{name}, bfloat16", coarse, allowed=probe.COARSE, unit="of their spread"),
+        equality(f"{name}, bfloat16", coarse, allowed=allowed, unit="of their spread"),
         equality("bytes of the slots and of the plan", abs(held - planned), allowed=0, unit="bytes"),
     ]
     made["slots_mb"] = round(held / 2**20)
