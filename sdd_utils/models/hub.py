@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -69,7 +69,7 @@ def _told(name: str) -> Iterator[None]:
         raise FileNotFoundError(
             f"model {name!r} has no such revision on the hub: use a branch, tag or commit that its page lists"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, httpx.HTTPError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, httpx2.HTTPError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise OSError(
                 f"model {name!r}: the disk is full: free some space, or set HF_HOME to another disk"

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import gguf
-import httpx
+import httpx2
 import numpy as np
 import pytest
 import tiny_gguf
@@ -15,7 +15,7 @@ from sdd_utils.base.files import file_sha256
 from sdd_utils.models import architecture, chat_format, gguf_files, hub, store
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-RESPONSE = httpx.Response(404, request=httpx.Request("GET", "https://example.org"))
+RESPONSE = httpx2.Response(404, request=httpx2.Request("GET", "https://example.org"))
 
 
 @pytest.fixture

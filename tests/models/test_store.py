@@ -6,7 +6,7 @@ import os
 import shutil
 from fnmatch import fnmatch
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 import transformers
@@ -15,7 +15,7 @@ from tokenizers import processors
 
 from sdd_utils.models import hub, store
 
-RESPONSE = httpx.Response(403, request=httpx.Request("GET", "https://example.org"))
+RESPONSE = httpx2.Response(403, request=httpx2.Request("GET", "https://example.org"))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_wrong_names_are_told(name, said):
     [
         (GatedRepoError("gated", response=RESPONSE), "is gated: accept its licence on the hub and set HF_TOKEN"),
         (RepositoryNotFoundError("no", response=RESPONSE), "is not on the hub: check the spelling of org/name"),
-        (httpx.ReadError("connection reset"), "run the same command again, what has arrived is kept"),
+        (httpx2.ReadError("connection reset"), "run the same command again, what has arrived is kept"),
         (OSError(28, "No space left on device"), "the disk is full: free some space, or set HF_HOME"),
     ],
 )
