@@ -67,7 +67,7 @@ bench-engines: vllm .venv-bench-openvino/.installed .venv-bench-llama_cpp/.insta
 	rm -f $@
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q -r $<
-	$(@D)/bin/python -c "import torchvision" 2> /dev/null || $(@D)/bin/python -m pip uninstall -q -y torchvision
+	$(@D)/bin/python -c "import torchvision" 2> /dev/null || $(@D)/bin/python -m pip uninstall -qq -y torchvision
 	touch $@
 
 lint: install

@@ -11,6 +11,7 @@ import functools
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,32 +57,46 @@ def prepare(model, *, scratch, rows: int, max_new_tokens: int, batch_size: int, 
     texts = {id_: chat_format.render(tokenizer, messages) for id_, messages in asked.items()}
     prompts = {id_: tokenizer(text, add_special_tokens=False)["input_ids"] for id_, text in texts.items()}
     longest = max(map(len, prompts.values())) + FULL["max_new_tokens"]
-    engines = _engines(model, ends=tuple(ends), longest=longest, dtype=precision.dtype_name())
+    engines = _engines(model, ends=ends, longest=longest, dtype=precision.dtype_name())
     settings = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     state = {"name": model, "model": loaded, "prompts": dict([*prompts.items()][:rows]), "ends": ends}
     return state | {"settings": settings, "engines": engines, "every": every, "read": {}}
 
 
-# The engines of one model at a time: when its answers are forgotten their input closes, which ends them.
-@functools.lru_cache(maxsize=1)
-def _engines(model: str, *, ends: tuple[int, ...], longest: int, dtype: str) -> dict[str, Ask]:
+class _Engines(dict):
+    """Functions that ask engines, by name. The engines end with the last state that has them."""
+
+
+def _engines(model: str, **asked) -> _Engines:
+    """The engines of `PEERS` for a model: those that another state holds, or new ones."""
+    key = (model, json.dumps(asked))
+    found = _running.get(key)
+    if found is None:
+        _running[key] = found = _started(model, **asked)
+    return found
+
+
+_running: weakref.WeakValueDictionary[tuple, _Engines] = weakref.WeakValueDictionary()
+
+
+def _started(model: str, *, ends: list[int], longest: int, dtype: str) -> _Engines:
     """The engines of `PEERS`, started and warm; one that fails leaves `PEERS`, with a sentence."""
     folder = WORK / f"{Path(model).name}-{store.weights_digest(model)}"
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"model": str(store.find_model(model)), "ends": ends, "rows": FULL["rows"], "longest": longest}
     settings |= {"threads": torch.get_num_threads(), "dtype": dtype, "folder": str(folder)}
-    if "llama.cpp" in PEERS and not (folder / "model.gguf").is_file():
-        gguf_file.write(model, folder / "model.gguf", ends=[*ends])
-    started = {}
+    started = _Engines()
     for name, (module, environment, own) in ENGINES.items():
-        if name in PEERS:
-            try:
-                started[name] = _start(module, environment, settings | own, log=folder / f"{module}.log")
-            except RuntimeError as failure:
-                print(f"{name} is left out: {failure}")
-                del PEERS[name]
-        else:
+        if name not in PEERS:
             print(f"{name} is left out: run make bench-engines")
+            continue
+        try:
+            if module == "llama_cpp" and not (folder / "model.gguf").is_file():
+                gguf_file.write(model, folder / "model.gguf", ends=ends)
+            started[name] = _start(module, environment, settings | own, log=folder / f"{module}.log")
+        except (RuntimeError, ValueError) as failure:
+            print(f"{name} is left out: {failure}")
+            del PEERS[name]
     return started
 
 
@@ -109,9 +124,14 @@ def _start(module: str, environment: str | None, settings: dict, *, log: Path) -
             return json.loads(answer)
         raise RuntimeError(f"its process ended, see {log}")
 
+    weakref.finalize(ask, _end, process)
     say(settings)
     ask([[token] * 8 for token in settings["ends"][:1] * 4], 4)
     return ask
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.communicate()  # closes its input, and waits
 
 
 def _by(state, name: str) -> dict[str, list[int]]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import gguf
 import pytest
@@ -23,6 +24,7 @@ def start(*, model, ends, rows, longest, threads, dtype, folder):
     return lambda prompts, most: [[*reversed(prompt)][:most] + ends for prompt in prompts]
 
 exchange.serve(start)
+open("ENDED", "w").close()
 """
 
 
@@ -32,7 +34,7 @@ def only(monkeypatch, tmp_path):
 
     def keep(script: str) -> None:
         python = tmp_path / "python"
-        (tmp_path / "engine.py").write_text(script)
+        (tmp_path / "engine.py").write_text(script.replace("ENDED", str(tmp_path / "ended")))
         python.write_text(f"#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} {tmp_path / 'engine.py'}\n")
         python.chmod(0o755)
         monkeypatch.setattr(distillation_engines, "ENGINES", {"fake": ("fake", None, {})})
@@ -40,9 +42,7 @@ def only(monkeypatch, tmp_path):
         monkeypatch.setattr(distillation_engines, "PEERS", {"fake": distillation_engines._peer("fake")})
         monkeypatch.setattr(distillation_engines, "WORK", tmp_path / "work")
 
-    distillation_engines._engines.cache_clear()
-    yield keep
-    distillation_engines._engines.cache_clear()
+    return keep
 
 
 def prepared(model_folder, tmp_path, **changes) -> dict:
@@ -56,6 +56,21 @@ def test_an_engine_is_asked_for_every_prompt_and_its_answers_keep_their_order(on
     assert len(state["prompts"]) == distillation_engines.SMALL["rows"]
     assert peer(state) == {id_: ids[: -most - 1 : -1] + state["ends"] for id_, ids in state["prompts"].items()}
     assert prepared(model_folder, tmp_path)["engines"] is state["engines"], "started once"
+
+
+def test_engines_end_with_the_last_state_that_has_them(only, model_folder, tmp_path):
+    only(FAKE)
+    state = prepared(model_folder, tmp_path)
+    again = prepared(model_folder, tmp_path)
+    del state
+    distillation_engines.PEERS["fake"][0](again)
+    assert not (tmp_path / "ended").exists()
+    del again
+    for _ in range(100):
+        if (tmp_path / "ended").exists():
+            return
+        time.sleep(0.1)
+    pytest.fail("the engine still runs")
 
 
 @pytest.mark.parametrize(
@@ -86,13 +101,11 @@ def test_generate_batch_and_our_loop_come_to_the_same_answer(monkeypatch, model_
         return transformers_batch.start(**settings)
 
     name = "transformers generate_batch"
-    distillation_engines._engines.cache_clear()
     monkeypatch.setattr(distillation_engines, "_start", here)
     monkeypatch.setattr(distillation_engines, "ENGINES", {name: distillation_engines.ENGINES[name]})
     monkeypatch.setattr(distillation_engines, "PEERS", {name: distillation_engines._peer(name)})
     monkeypatch.setattr(distillation_engines, "WORK", tmp_path)
     (entry,) = compare.compare(distillation_engines, size=distillation_engines.SMALL, model=str(model_folder))
-    distillation_engines._engines.cache_clear()
     assert (entry["peer"], entry["equal"], entry["ratio_memory"]) == (name, True, None), entry
     assert " 0 texts differ" in entry["note"]
 
