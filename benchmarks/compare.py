@@ -4,7 +4,8 @@ A stage is a module with
 
     NAME                                          what the table calls it
     FULL, SMALL                                   sizes: what `make bench` measures, and what tests and warm-up take
-    MEMORY (optional)                             what of FULL to change for memory, where less work has the same peak
+    MEMORY (optional)                             what of FULL to change for memory, where less work has the same peak;
+                                                  None: memory is not compared, as a peer works in a process of its own
     prepare(model, *, scratch, **size) -> state   everything that is not measured
     ours(state) -> answer
     PEERS                                         {peer: (peer(state) -> answer, repetitions)}
@@ -40,12 +41,13 @@ def compare(stage: ModuleType, *, size: dict, model: str = MODEL, memory: bool =
     the work adds to the process's resident memory at its peak; None where a side adds less than a megabyte, or the
     peer takes so long that it has one turn.
     """
+    memory = memory and getattr(stage, "MEMORY", {}) is not None
     with tempfile.TemporaryDirectory() as scratch, computing_in(stage):
         dtype = precision.dtype_name()
         state = stage.prepare(model, scratch=Path(scratch), **size)
         ratios, answers = _turns(stage, state)
         same = {name: stage.same(state, answers["ours"], answers[name]) for name in stage.PEERS}
-    smaller, peaks = size | getattr(stage, "MEMORY", {}), {}
+    smaller, peaks = size | (getattr(stage, "MEMORY", {}) or {}), {}
     # A peer that is too slow to repeat is not run again for its memory either.
     repeated = [name for name, (_, repetitions) in stage.PEERS.items() if memory and repetitions > 1]
     for side in [*repeated, "ours"] if repeated else []:

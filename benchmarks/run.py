@@ -21,7 +21,8 @@ from sdd_utils.sweep import readme
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
-STAGES = ("similarity", "distillation", "finetuning", "multiple_choice", "generation_tasks", "merging", "study")
+STAGES = ("similarity", "distillation", "distillation_engines", "finetuning", "multiple_choice", "generation_tasks")
+STAGES += ("merging", "study")
 
 
 def measure(name: str) -> list[dict]:
