@@ -213,7 +213,8 @@ class Trainer(SFTTrainer):
         kept = (labels != -100).nonzero()[:, 0]
         rows = attention.named_rows(self.model, inputs["position_ids"][0]) if "position_ids" in inputs else {}
         outputs = model(**inputs, **rows, logits_to_keep=kept, use_cache=False)
-        logits = outputs.logits[0] if outputs.logits.shape[1] == len(kept) else outputs.logits[0, kept]  # xLSTM's: all
+        logits = outputs.logits.squeeze(0)  # not [0], whose gradient is filled with zeros first
+        logits = logits if len(logits) == len(kept) else logits[kept]  # xLSTM's: all
         loss = torch.nn.functional.cross_entropy(logits.float(), labels[kept], reduction="sum")
         loss = loss * self.accelerator.num_processes / max(1, int(num_items_in_batch))  # processes are averaged
         return (loss, outputs) if return_outputs else loss
