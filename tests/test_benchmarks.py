@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import ablation, compare, gguf_likelihoods, roofline, run, study
+from benchmarks import ablation, compare, gguf_likelihoods, roofline, run, scaling, study
 from sdd_utils import ROOT
 from sdd_utils.engine import decoding, packed_linear
 from sdd_utils.models import store
@@ -284,6 +284,23 @@ def test_the_study_runs_when_asked_for_only(tmp_path, monkeypatch):
     run.main(["study"], ["m"])
     assert [(e["stage"], e["ratio_time"]) for e in run.former()] == [(study.NAME, 4.0)]
     assert "study" not in run.STAGES
+
+
+@pytest.mark.parametrize("amount", ["layers", "rows"])
+@pytest.mark.parametrize("stage", scaling.AMOUNTS)
+def test_a_stage_is_scaled_by_the_amount_that_is_named(stage, amount, model_folder, tmp_path):
+    size = scaling.SMALL | {"stage": stage, amount: 3}
+    state = scaling.prepare(str(model_folder), scratch=tmp_path, **size)
+    scaling.ours(state)
+    folder = tmp_path / "a"
+    config = store.load_config(folder) if folder.is_dir() else state["model"].config
+    assert config.num_hidden_layers == size["layers"]
+    assert [len(prompt) for prompt in state["prompts"].values()] == [size["tokens"]] * size["rows"]
+
+
+def test_an_exponent_is_the_power_of_the_growth():
+    points = [{"value": value, "seconds": 3 * value**1.5} for value in (1, 4, 9)]
+    assert scaling.exponent(points, "seconds") == 1.5
 
 
 def test_unknown_stages_are_named():
