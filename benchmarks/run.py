@@ -8,6 +8,7 @@ import argparse
 import importlib
 import json
 import tempfile
+import time
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -124,10 +125,11 @@ def main(names: list[str], models: list[str]) -> None:
         if why := getattr(stage, "missing", lambda: None)():
             print(f"{stage.NAME} is left out: {why}")
             continue
+        start = time.perf_counter()
         measured = study.entries() if stage is study else measure(stage, model)
         entries = [entry | {"processor": cpu_name()} for entry in measured]
         write(entries)
-        print(as_text(entries), flush=True)
+        print(f"{as_text(entries)}{time.perf_counter() - start:.0f} s", flush=True)
     PAGE.write_text(readme.fill_page(PAGE.read_text()))
     differing = [e for e in former() if e["equal"] is False]
     if differing:
