@@ -11,6 +11,7 @@ from sdd_utils.models import store
 
 NAME = "joint decoding"
 FULL = {"rows": 64, "steps": 16}
+LARGE = {"rows": 40}
 SMALL = {"rows": 5, "steps": 2}
 
 

@@ -34,7 +34,7 @@ def test_ours_and_the_peer_come_to_the_same_answer(name, model_folder):
     assert [entry["peer"] for entry in entries] == list(stage.PEERS)
     assert {entry["model"] for entry in entries} == {"tiny-llama"}
     assert all(entry["equal"] in (True, None) for entry in entries), entries
-    limits = [entry["peer"].endswith("(the limit)") for entry in entries]
+    limits = [entry["peer"].endswith(compare.LIMIT) for entry in entries]
     assert [entry["equal"] is None for entry in entries] == limits, "only a limit has no answer to compare"
     assert all((entry["roofline_share"] or 1) > 0 for entry in entries)
 
