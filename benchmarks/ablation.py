@@ -91,7 +91,7 @@ def _stage(stage: ModuleType, name: str, switches: dict[str, Switch], *, full: d
 
     own = {name: value for name, value in vars(stage).items() if name in ("prepare", "ours", "same", "OWN_MODEL")}
     peers = {f"without: {path}": (without(switch), TURNS) for path, switch in switches.items()}
-    sizes = {"FULL": stage.FULL | full, "LARGE": large, "SMALL": stage.SMALL}
+    sizes = {"FULL": stage.FULL | full, "LARGE": large, "SMALL": stage.SMALL, "MEMORY": None}
     return SimpleNamespace(NAME=PREFIX + name, PEERS=peers, **own | sizes | changes)
 
 

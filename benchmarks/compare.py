@@ -5,7 +5,8 @@ A stage is a module with
     NAME                                          what the table calls it
     FULL, SMALL                                   sizes: what `make bench` measures, and what tests and warm-up take
     LARGE (optional)                              what of FULL to change for a model of `LARGE_MODEL` parameters or more
-    MEMORY (optional)                             what of FULL to change for memory, where less work has the same peak
+    MEMORY (optional)                             what of FULL to change for memory, where less work has the same peak;
+                                                  None: memory is not compared
     prepare(model, *, scratch, **size) -> state   everything that is not measured
     ours(state) -> answer
     PEERS                                         {peer: (peer(state) -> answer, repetitions)}
@@ -52,7 +53,8 @@ def compare(stage: ModuleType, *, size: dict, model: str = MODEL, memory: bool =
         ratios, answers, seconds = _turns(stage, state)
         same = {name: stage.same(state, answers["ours"], answers[name]) for name in stage.PEERS}
         share = _share(stage, model, state, answers["ours"], seconds)
-    peaks = _peaks(stage, size=size | getattr(stage, "MEMORY", {}), model=model) if memory else {}
+    changed = getattr(stage, "MEMORY", {})
+    peaks = _peaks(stage, size=size | changed, model=model) if memory and changed is not None else {}
     added, whole = ({side: peak[i] for side, peak in peaks.items()} for i in (0, 1))
     return [
         {

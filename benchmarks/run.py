@@ -35,7 +35,7 @@ def measure(stage: ModuleType, model: str) -> list[dict]:
         state = stage.prepare(model, scratch=Path(scratch), **stage.SMALL)
         for side in (stage.ours, *(peer for peer, _ in stage.PEERS.values())):
             side(state)
-    return compare.compare(stage, size=size_of(stage, model), model=model, memory=stage not in ablation.STAGES)
+    return compare.compare(stage, size=size_of(stage, model), model=model)
 
 
 def size_of(stage: ModuleType, model: str) -> dict:
