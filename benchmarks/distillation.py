@@ -12,9 +12,9 @@ from sdd_utils.models import chat_format, store
 from sdd_utils.steps import distillation
 
 NAME = "distillation"
-FULL = {"rows": 128, "max_new_tokens": 128, "batch_size": 64, "padded": 32, "every": 16, "every_batch": 2}
-LARGE = {"rows": 32, "max_new_tokens": 64, "batch_size": 32}
-MEMORY = {"rows": 32, "max_new_tokens": 32}
+FULL = {"rows": 64, "max_new_tokens": 96, "batch_size": 64, "padded": 32, "every": 16, "every_batch": 2}
+LARGE = {"rows": 16, "max_new_tokens": 48, "padded": 16}
+MEMORY = {"max_new_tokens": 16}
 DTYPE = "float32"  # in bfloat16 many texts part at ties, and their likelihoods with them
 SMALL = {"rows": 6, "max_new_tokens": 6, "batch_size": 4, "padded": 3, "every": 2, "every_batch": 2}
 
@@ -80,7 +80,7 @@ def amount(answer: dict[str, list[int]]) -> int:
 
 PEERS = {
     "transformers generate, batch 1": (alone, 1),
-    "transformers generate, left-padded batches of 32 in file order": (padded, 1),
+    "transformers generate, left-padded batches in file order": (padded, 1),
 }
 
 

@@ -57,7 +57,7 @@ def bare_pass(state) -> None:
 
 
 PEERS = {
-    "a full forward per block size, all hidden states and logits": (full_passes, 3),
+    "a full forward per block size, all hidden states and logits": (full_passes, 2),
     "one bare forward of the decoder (the limit)": (bare_pass, 5),
 }
 
