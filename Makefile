@@ -55,9 +55,12 @@ architectures: install
 	PYTHONPATH=tests $(PY) -m architectures.run $(ARGS)
 
 # Every stage on the CPU beside its peers, into benchmarks/results.json; STAGES="similarity merging" runs only these,
-# STAGES=study the whole embedded study and its first state, whose time is taken from the records otherwise.
+# STAGES=study the whole embedded study and its first state. MODELS="smollm2-135m-instruct FOLDER" measures a second model
+# as well: a folder, a GGUF file or a hub id. glibc keeps freed memory, as in the jobs of a study.
+MODELS ?= smollm2-135m-instruct
 bench: install $(VENV)/.bench
-	CUDA_VISIBLE_DEVICES= $(PY) -m benchmarks.run $(STAGES)
+	CUDA_VISIBLE_DEVICES= MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4611686018427387904 \
+	$(PY) -m benchmarks.run $(STAGES) --models $(MODELS)
 
 # The engines that distillation is compared with, each in an environment of its own; `make bench` leaves out those that
 # are not here. Where torchvision does not load beside a build of torch for CPUs, nothing needs it.

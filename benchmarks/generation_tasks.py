@@ -1,14 +1,51 @@
 """Generation tasks: the decode loop under lm-eval, beside lm-eval's HFLM."""
 
-from benchmarks import multiple_choice, some_rows
+import lm_eval
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from benchmarks import some_rows
+from sdd_utils.engine import lm_eval_model
+from sdd_utils.models import store
+from sdd_utils.steps import evaluation
 
 NAME = "generation tasks"
 TASKS = {"gsm8k": 5} if some_rows.HUB else {"gsm_symbolic": 5}
-FULL = {"tasks": TASKS, "limit": 8, "batch_size": 8}
+FULL = {"tasks": TASKS, "limit": 6, "batch_size": 8}
+LARGE = {"limit": 2}
+MEMORY = {"limit": 1}
 SMALL = {"tasks": {"gsm_symbolic": 1}, "limit": 3, "batch_size": 2}
-DTYPE = multiple_choice.DTYPE
-prepare, ours = multiple_choice.prepare, multiple_choice.ours  # the same two sides, on other tasks
-PEERS = {"lm-eval HFLM": (multiple_choice.hflm, 1)}
+DTYPE = "float32"  # so that the answers can be compared closely
+
+
+def prepare(model, *, scratch, tasks: dict[str, int], limit: int, batch_size: int) -> dict:
+    loaded, tokenizer = store.load_model(model)
+    settings = {"pretrained": loaded, "tokenizer": tokenizer, "batch_size": batch_size, "device": str(loaded.device)}
+    local = set(tasks) <= set(evaluation.local_tasks())
+    manager = TaskManager(include_path=str(evaluation.TASKS), include_defaults=not local)
+    return {"tasks": tasks, "limit": limit, "settings": settings, "manager": manager}
+
+
+def scores(state, kind: type[HFLM]) -> dict:
+    """By task: responses of every document, as they are and as the filters leave them."""
+    wrapped, found = kind(**state["settings"]), {}
+    for task, shots in state["tasks"].items():
+        asked = {"tasks": [task], "num_fewshot": shots, "limit": state["limit"], "task_manager": state["manager"]}
+        results = lm_eval.simple_evaluate(wrapped, **asked, bootstrap_iters=0, log_samples=True, verbosity="ERROR")
+        samples = sorted(results["samples"][task], key=lambda sample: (sample["filter"], sample["doc_id"]))
+        found[task] = {"resps": [s["resps"] for s in samples], "filtered": [s["filtered_resps"] for s in samples]}
+    return found
+
+
+def ours(state) -> dict:
+    return scores(state, lm_eval_model.SharedContextLM)
+
+
+def hflm(state) -> dict:
+    return scores(state, HFLM)
+
+
+PEERS = {"lm-eval HFLM": (hflm, 1)}
 
 
 def same(state, ours, peer) -> tuple[bool, str]:

@@ -1,15 +1,18 @@
 """SLERP of two checkpoints of 0.4 billion parameters, tensor by tensor, beside mergekit (the extra `bench`)."""
 
+import importlib.util
 import shutil
 
 import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks import roofline
 from sdd_utils.models import store
 from sdd_utils.steps import merging
 
 NAME = "merging"
+OWN_MODEL = "random, 0.4B"
 DTYPE = "bfloat16"
 FULL = {"hidden": 1024, "layers": 24, "vocabulary": 49152}
 SMALL = {"hidden": 32, "layers": 2, "vocabulary": 300}
@@ -32,6 +35,10 @@ def prepare(model, *, scratch, hidden: int, layers: int, vocabulary: int) -> dic
     return {"folder": scratch, "parameters": built.num_parameters()}
 
 
+def missing() -> str | None:
+    return None if importlib.util.find_spec("mergekit") else 'mergekit is not installed, run pip install -e ".[bench]"'
+
+
 def ours(state):
     out = state["folder"] / "ours"
     merging.merge_checkpoints(state["folder"] / "a", state["folder"] / "b", out=out, t=0.5)
@@ -51,6 +58,11 @@ def mergekit(state):
 
 
 PEERS = {"mergekit 0.1.5 SLERP": (mergekit, 9)}  # many: the disk writes back when it likes
+
+
+def least_seconds(model, state, answer) -> float:
+    """Of reading two checkpoints and writing one, both at the rate of reading."""
+    return 3 * 2 * state["parameters"] / roofline.read_rate()
 
 
 def _tensors(folder) -> dict[str, torch.Tensor]:

@@ -1,11 +1,14 @@
-"""Multiple choice with many shots: each context read once, beside lm-eval's HFLM, which reads it once per choice."""
+"""Multiple choice with its continuous measures: each context read once, beside lm-eval's HFLM, once per choice."""
 
-import lm_eval
+from os.path import commonprefix
+from unittest import mock
+
 import numpy as np
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 
-from benchmarks import some_rows
+from benchmarks import roofline, some_rows
+from sdd_utils.base import precision
+from sdd_utils.base.choices import unpacked
 from sdd_utils.engine import lm_eval_model
 from sdd_utils.models import store
 from sdd_utils.steps import evaluation
@@ -13,53 +16,71 @@ from sdd_utils.steps import evaluation
 NAME = "multiple choice"
 FACTS = {"facts": 25}
 ASKED = {"arc_challenge": 25, "hellaswag": 10} if some_rows.HUB else FACTS
-FULL = {"tasks": ASKED, "limit": 4, "batch_size": 4}
-MEMORY = {"limit": 2}  # one batch
+FULL = {"shots": ASKED, "documents": 2, "batch_size": 4}
+LARGE = {"documents": 1}
 DTYPE = "float32"  # so that the answers can be compared closely
-SMALL = {"tasks": FACTS | {"facts": 2}, "limit": 3, "batch_size": 2}
+SMALL = {"shots": {"facts": 2}, "documents": 3, "batch_size": 2}
+MEASURES = ("accuracy", "choice_probability", "gold_bits_per_byte", "margin")
+ALLOWED = {"float32": 1e-3, "bfloat16": 0.5}  # difference of a log-likelihood
 
 
-def prepare(model, *, scratch, tasks: dict[str, int], limit: int, batch_size: int) -> dict:
+def prepare(model, *, scratch, shots: dict[str, int], documents: int, batch_size: int) -> dict:
     loaded, tokenizer = store.load_model(model)
-    settings = {"pretrained": loaded, "tokenizer": tokenizer, "batch_size": batch_size, "device": str(loaded.device)}
-    local = set(tasks) <= set(evaluation.local_tasks())
-    manager = TaskManager(include_path=str(evaluation.TASKS), include_defaults=not local)
-    return {"tasks": tasks, "limit": limit, "settings": settings, "manager": manager}
+    evaluation.check_tasks(shots)  # makes lm-eval's index, which takes long
+    settings = {"shots": shots, "chat_tasks": [], "batch_size": batch_size}
+    return {"model": (loaded, tokenizer), "settings": settings | {"tasks": dict.fromkeys(shots, documents)}}
 
 
-def scores(state, kind: type[HFLM]) -> dict:
-    """By task: lm-eval's values and, per document, its responses."""
-    wrapped, found = kind(**state["settings"]), {}
-    for task, shots in state["tasks"].items():
-        asked = {"tasks": [task], "num_fewshot": shots, "limit": state["limit"], "task_manager": state["manager"]}
-        results = lm_eval.simple_evaluate(wrapped, **asked, bootstrap_iters=0, log_samples=True, verbosity="ERROR")
-        samples = sorted(results["samples"][task], key=lambda sample: (sample["filter"], sample["doc_id"]))
-        values = {key: value for key, value in results["results"][task].items() if "," in key}
-        found[task] = {
-            "values": values,
-            "resps": [s["resps"] for s in samples],
-            "filtered": [s["filtered_resps"] for s in samples],
-        }
-    return found
+def ours(state) -> dict[str, dict]:
+    """Scores by task, see `evaluation.evaluate_model`."""
+    return dict(evaluation.score_loaded_model(*state["model"], **state["settings"]))
 
 
-def ours(state) -> dict:
-    return scores(state, lm_eval_model.SharedContextLM)
-
-
-def hflm(state) -> dict:
-    return scores(state, HFLM)
+def hflm(state) -> dict[str, dict]:
+    with mock.patch.object(evaluation, "SharedContextLM", HFLM):
+        return ours(state)
 
 
 PEERS = {"lm-eval HFLM": (hflm, 2)}
 
 
-def _likelihoods(answer: dict) -> np.ndarray:
-    return np.array([float(choice[0][0]) for task in answer.values() for resps in task["resps"] for choice in resps])
+def least_seconds(model, state, answer) -> float:
+    """Of the products of each context, as far as it is new, and of every choice, with the LM head on the choices."""
+    asked = []
+
+    def note(_, requests, **kwargs) -> list[tuple[float, bool]]:
+        asked.extend((tuple(context), tuple(choice)) for _, context, choice in requests)
+        return [(0.0, False)] * len(requests)
+
+    with mock.patch.object(lm_eval_model.SharedContextLM, "_loglikelihood_tokens", note):
+        ours(state)
+    predicted = sum(len(choice) for _, choice in asked)
+    tokens = _new_tokens({context for context, _ in asked}) + predicted - len(asked)
+    flops = roofline.forward_flops(roofline.shape(model), tokens=tokens, predicted=predicted)
+    return flops / roofline.product_rate(model)
+
+
+def _new_tokens(contexts: set[tuple[int, ...]]) -> int:
+    """How many tokens the contexts have where what several begin with counts once."""
+    ordered = sorted(contexts)
+    return sum(map(len, ordered)) - sum(len(commonprefix(pair)) for pair in zip(ordered, ordered[1:], strict=False))
+
+
+def _nats(score: dict) -> np.ndarray:
+    """The log-likelihoods of all documents' choices."""
+    return np.concatenate([document["nats"] for document in unpacked(score["choices"])])
 
 
 def same(state, ours, peer) -> tuple[bool, str]:
-    gap = float(np.abs(_likelihoods(ours) - _likelihoods(peer)).max())
-    accuracies = all(ours[task]["values"] == peer[task]["values"] for task in peer)
-    tasks = ", ".join(f"{task} {shots}-shot" for task, shots in state["tasks"].items())
-    return gap < 1e-3 and accuracies, f"{tasks}, {state['limit']} documents, largest difference {gap:.0e}"
+    """Log-likelihoods and every document's measures within rounding, and in float32 the same accuracies."""
+    tasks, dtype = state["settings"]["tasks"], precision.dtype_name()
+    gap = max(float(np.abs(_nats(ours[task]) - _nats(peer[task])).max()) for task in tasks)
+    close = all(
+        np.allclose(ours[task][name]["documents"], peer[task][name]["documents"], rtol=0, atol=ALLOWED[dtype])
+        for task in tasks
+        for name in MEASURES
+        if name != "accuracy" or dtype == "float32"
+    )
+    asked = ", ".join(f"{task} {shots}-shot" for task, shots in state["settings"]["shots"].items())
+    documents = f"{max(tasks.values())} documents each"
+    return gap < ALLOWED[dtype] and close, f"{asked}, {documents}, largest difference of a log-likelihood {gap:.0e}"

@@ -1,38 +1,57 @@
 """Every stage against its peers and its limit: `make bench`, or `python -m benchmarks.run similarity merging`.
 
-Writes `results.json` and `results.md` beside this file and fills the table of `docs/performance.md`; entries of stages
-that are not run, and of other processors, stay.
+Writes `results.json` and the tables `results.md` and `ablation.md` beside this file, and fills those of
+`docs/performance.md`. Entries of stages, models and processors that are not run stay.
 """
 
+import argparse
 import importlib
-import importlib.util
 import json
-import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 from transformers.utils import logging
 
-from benchmarks import compare, study
+from benchmarks import ablation, compare, study
 from sdd_utils.base.provenance import cpu_name
+from sdd_utils.models import architecture, store
 from sdd_utils.sweep import readme
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
-STAGES = ("similarity", "distillation", "distillation_engines", "finetuning", "multiple_choice", "generation_tasks")
-STAGES += ("merging", "study")
+STAGES = ("similarity", "reading", "joint_decoding", "distillation", "distillation_engines")
+STAGES += ("finetuning", "finetuning_bfloat16", "multiple_choice", "generation_tasks", "merging", "ablation")
+ON_DEMAND = ("study",)
+LARGE_MODEL = 0.3e9  # parameters from which on a model has `LARGE` sizes
 
 
-def measure(name: str) -> list[dict]:
+def measure(stage: ModuleType, model: str) -> list[dict]:
     """The entries of a stage, after both sides did a small piece of the work once."""
-    stage = importlib.import_module(f"benchmarks.{name}")
-    with tempfile.TemporaryDirectory() as scratch, compare.precision(stage):
-        state = stage.prepare(compare.MODEL, scratch=Path(scratch), **stage.SMALL)
+    with tempfile.TemporaryDirectory() as scratch, compare.computing_in(stage):
+        state = stage.prepare(model, scratch=Path(scratch), **stage.SMALL)
         for side in (stage.ours, *(peer for peer, _ in stage.PEERS.values())):
             side(state)
-    return compare.compare(stage, size=stage.FULL)
+    return compare.compare(stage, size=size_of(stage, model), model=model)
+
+
+def size_of(stage: ModuleType, model: str) -> dict:
+    """What of a stage is measured with a model."""
+    large = architecture.account(store.load_config(model)).parameters >= LARGE_MODEL
+    return stage.FULL | (getattr(stage, "LARGE", {}) if large else {})
+
+
+def runs(names: list[str], models: list[str]) -> list[tuple]:
+    """(stage, model) in their order; what makes its own model is run with the first one only."""
+    found = []
+    for model in models:
+        for name in names:
+            stages = ablation.STAGES if name == "ablation" else [importlib.import_module(f"benchmarks.{name}")]
+            found += [(stage, model) for stage in stages if model == models[0] or not hasattr(stage, "OWN_MODEL")]
+    return found
 
 
 def former() -> list[dict]:
@@ -41,57 +60,76 @@ def former() -> list[dict]:
     return json.loads(path.read_text()) if path.is_file() else []
 
 
-def missing(name: str, *, first: dict | None) -> str | None:
-    """Why a stage cannot be run, with the mend; `first`: the entry that holds the time of the study's first state."""
-    if name == "merging" and importlib.util.find_spec("mergekit") is None:
-        return 'mergekit is not installed, run pip install -e ".[bench]"'
-    if name == "study" and not first and not study.first_is_here():
-        return "it needs the commit of its first records, run git fetch --unshallow"
-    return None
-
-
 def write(entries: list[dict]) -> None:
-    """Put entries in the place of those of the same stages and processor, in `results.json` and the table."""
-    replaced, before = {(entry["stage"], entry["processor"]) for entry in entries}, former()
+    """Put entries in the place of those of the same stages, model and processor, in `results.json` and the tables."""
+    replaced, before = set(map(_key, entries)), former()
     stages = [*dict.fromkeys(entry["stage"] for entry in before + entries)]
-    found = [e for e in before if (e["stage"], e["processor"]) not in replaced] + entries
+    found = [entry for entry in before if _key(entry) not in replaced] + entries
     found.sort(key=lambda entry: stages.index(entry["stage"]))
     (HERE / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-    (HERE / "results.md").write_text(table(found).to_markdown(index=False, disable_numparse=True) + "\n")
+    for name, text in tables(found).items():
+        (HERE / name).write_text(text)
+
+
+def _key(entry: dict) -> tuple:
+    return entry["stage"], entry["model"], entry["processor"]
+
+
+def tables(entries: list[dict]) -> dict[str, str]:
+    """By file name: the stages beside their peers, and with parts of ours switched off."""
+    parts = [entry["stage"].startswith(ablation.PREFIX) for entry in entries]
+    return {
+        name: as_text([entry for entry, part in zip(entries, parts, strict=True) if part == wanted])
+        for name, wanted in (("results.md", False), ("ablation.md", True))
+    }
+
+
+def as_text(entries: list[dict]) -> str:
+    return table(entries).to_markdown(index=False, disable_numparse=True) + "\n"
 
 
 def table(entries: list[dict]) -> pd.DataFrame:
-    """The entries as text; a ratio above 1 says that ours is faster, or needs less memory."""
+    """The entries as text; a ratio above 1 says that ours is faster, or needs less memory. Columns of "-" go."""
     words = {True: "yes", False: "NO", None: "-"}
-    return pd.DataFrame(
+    found = pd.DataFrame(
         {
-            "stage": entry["stage"],
+            "stage": entry["stage"].removeprefix(ablation.PREFIX),
+            "model": entry["model"],
             "peer": entry["peer"],
             "peer's time / ours": f"{entry['ratio_time']:.2f}",
             "n, smallest to largest": f"{entry['n']}, {entry['spread'][0]:.2f} to {entry['spread'][1]:.2f}",
-            "peer's memory / ours": "-" if entry["ratio_memory"] is None else f"{entry['ratio_memory']:.2f}",
+            "share of the limit": _or_dash(entry["roofline_share"], "{:.0%}"),
+            "peer's memory / ours": _or_dash(entry["ratio_memory"], "{:.2f}"),
+            "our peak, GB": _or_dash(entry["peak"] and entry["peak"] / 1e9, "{:.1f}"),
             "same answer": words[entry["equal"]],
             "processor": entry["processor"],
             "work": entry["note"],
         }
         for entry in entries
     )
+    return found.loc[:, (found != "-").any()]
 
 
-def main(names: list[str]) -> None:
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def main(names: list[str], models: list[str]) -> None:
     warnings.filterwarnings("ignore")
     logging.set_verbosity_error()
-    if unknown := set(names) - set(STAGES):
-        raise SystemExit(f"stage {min(unknown)!r} is unknown: use some of {', '.join(STAGES)}")
-    first = None if names else study.recorded(former())
-    for name in names or STAGES:
-        if why := missing(name, first=first):
-            print(f"{name} is left out: {why}")
+    if unknown := set(names) - {*STAGES, *ON_DEMAND}:
+        raise SystemExit(f"stage {min(unknown)!r} is unknown: use some of {', '.join([*STAGES, *ON_DEMAND])}")
+    for model in models:
+        store.find_model(model)  # a wrong name is told before any work
+    for stage, model in runs(names or [*STAGES], models):
+        if why := getattr(stage, "missing", lambda: None)():
+            print(f"{stage.NAME} is left out: {why}")
             continue
-        measured = study.entries(first) if name == "study" else measure(name)
+        start = time.perf_counter()
+        measured = study.entries() if stage is study else measure(stage, model)
         entries = [entry | {"processor": cpu_name()} for entry in measured]
         write(entries)
-        print(table(entries).to_markdown(index=False, disable_numparse=True), flush=True)
+        print(f"{as_text(entries)}{time.perf_counter() - start:.0f} s", flush=True)
     PAGE.write_text(readme.fill_page(PAGE.read_text()))
     differing = [e for e in former() if e["equal"] is False]
     if differing:
@@ -99,4 +137,8 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="*", help=f"some of {', '.join([*STAGES, *ON_DEMAND])}; by default the first")
+    parser.add_argument("--models", nargs="+", default=[compare.MODEL], help="as the study key `model` names them")
+    arguments = parser.parse_args()
+    main(arguments.stages, arguments.models)

@@ -1,9 +1,11 @@
 """How time and memory grow with the work: `python -m benchmarks.scaling` writes `scaling.json`, `.png` and `.md`.
 
-Small random Llamas, so that it takes minutes; exponents are slopes of log(time) against log(amount), least squares.
-Memory is what the work adds to a fresh process at its peak.
+Random weights in a model's own shapes, cut to some layers, so that it takes minutes; MODELS as in `make bench`.
+Exponents are slopes of log(time) against log(amount), least squares. Memory is what the work adds to a fresh process at
+its peak.
 """
 
+import argparse
 import importlib
 import json
 import tempfile
@@ -13,52 +15,69 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from datasets import Dataset
 from matplotlib import ticker
 from matplotlib.figure import Figure
-from transformers import BatchEncoding, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BatchEncoding
 
-from benchmarks import compare, run
+from benchmarks import compare, finetuning, run
+from sdd_utils.base import precision
 from sdd_utils.engine import decoding
+from sdd_utils.models import architecture, store
 from sdd_utils.report import figures
+from sdd_utils.steps import finetuning as finetuning_step
 from sdd_utils.steps import merging, similarity
 from sdd_utils.sweep import readme
 
 HERE = Path(__file__).parent
-BASE = {"layers": 8, "rows": 16, "tokens": 128, "block_sizes": 4}
+BASE = {"layers": 6, "rows": 16, "tokens": 128, "batch": 8, "block_sizes": 4}
 AMOUNTS = {
     "similarity": {
-        "rows": [8, 16, 64], "tokens": [64, 128, 512], "layers": [8, 16, 32], "block_sizes": [1, 3, 7]
+        "rows": [8, 16, 64], "tokens": [64, 128, 512], "layers": [6, 12, 24], "batch": [2, 4, 16],
+        "block_sizes": [1, 2, 5],
     },
-    "decoding": {"rows": [8, 16, 64], "tokens": [64, 128, 512], "layers": [8, 16, 32]},
-    "merging": {"layers": [8, 16, 64]},
+    "decoding": {
+        "rows": [8, 16, 64], "tokens": [64, 128, 512], "layers": [6, 12, 24], "batch": [2, 4, 16],
+    },
+    "fine-tuning": {
+        "rows": [8, 16, 64], "tokens": [64, 128, 512], "layers": [6, 12, 24], "batch": [2, 4, 16],
+    },
+    "merging": {"layers": [6, 12, 24]},
 }  # fmt: skip
 LOOKS = {
     "similarity": {"color": "C0", "marker": "o"},
     "decoding": {"color": "C1", "marker": "^"},
+    "fine-tuning": {"color": "C3", "marker": "d"},
     "merging": {"color": "C2", "marker": "s"},
 }
-WORDS = {"rows": "rows", "tokens": "tokens per row", "layers": "layers", "block_sizes": "block sizes"}
-TURNS = 3
+WORDS = {"rows": "rows", "tokens": "tokens per row", "layers": "layers", "batch": "rows at once"}
+WORDS |= {"block_sizes": "block sizes"}
+TURNS = 2
 MEGABYTE = 2**20  # less than this is not told from the allocator's noise
-SMALL = BASE | {"stage": "similarity"}  # the warm-up of `compare.peak`
+SMALL = BASE | {"stage": "similarity", "layers": 2, "rows": 2, "tokens": 8, "block_sizes": 1}  # warms `compare.peak` up
 
 
-def prepare(model, *, scratch, stage: str, layers: int, rows: int, tokens: int, block_sizes: int) -> dict:
-    """A random model of so many layers, and rows of exactly so many tokens."""
+def prepare(model, *, scratch, stage: str, layers: int, rows: int, tokens: int, batch: int, block_sizes: int) -> dict:
+    """A model of so many layers with random weights, and rows of exactly so many tokens."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 3, "num_key_value_heads": 3}
-    config = LlamaConfig(num_hidden_layers=layers, vocab_size=2048, max_position_embeddings=2048, **sizes)
-    built = LlamaForCausalLM(config).eval()
-    state = {"stage": stage, "model": built, "blocks": block_sizes, "scratch": scratch}
-    state["prompts"] = {str(i): torch.randint(2048, (tokens,)).tolist() for i in range(rows)}
-    if stage == "merging":
-        for name in ("a", "b"):
+    config = store.load_config(model)
+    depth = config.get_text_config().num_hidden_layers
+    config = architecture.pruned_config(config, start=0, block_size=max(depth - layers, 0))
+    built = AutoModelForCausalLM.from_config(config, dtype=precision.compute_dtype()).eval()
+    state = {"stage": stage, "model": built, "blocks": block_sizes, "batch": batch, "scratch": scratch}
+    state["prompts"] = {str(i): torch.randint(config.vocab_size, (tokens,)).tolist() for i in range(rows)}
+    if stage in ("merging", "fine-tuning"):
+        for name in ("a", "b") if stage == "merging" else ("a",):
             built.save_pretrained(scratch / name)
+            store.load_tokenizer(model).save_pretrained(scratch / name)
+        del state["model"]
     return state
 
 
 def ours(state) -> None:
-    {"similarity": _similarity, "decoding": _decoding, "merging": _merging}[state["stage"]](state)
+    {"similarity": _similarity, "decoding": _decoding, "fine-tuning": _training, "merging": _merging}[state["stage"]](
+        state
+    )
 
 
 def _similarity(state) -> None:
@@ -66,8 +85,8 @@ def _similarity(state) -> None:
         ids = torch.tensor(texts)
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
-    texts = list(state["prompts"].values())
-    found = similarity.measure_similarity(state["model"], tokenizer, texts, batch_size=8, max_length=512)
+    texts, size = list(state["prompts"].values()), state["batch"]
+    found = similarity.measure_similarity(state["model"], tokenizer, texts, batch_size=size, max_length=512)
     for n in range(1, state["blocks"] + 1):
         similarity.choose_block(found.map, n)
 
@@ -75,8 +94,18 @@ def _similarity(state) -> None:
 def _decoding(state) -> None:
     """A quarter as many new tokens as prompt tokens."""
     new = len(state["prompts"]["0"]) // 4
-    settings = {"batch_size": 32, "max_new_tokens": new, "ends": [], "draw": decoding.GREEDY}
+    settings = {"batch_size": state["batch"], "max_new_tokens": new, "ends": [], "draw": decoding.GREEDY}
     list(decoding.decode(state["model"], state["prompts"], **settings))
+
+
+def _training(state) -> None:
+    """One epoch; the loss sees the second half of every row."""
+    rows = [*state["prompts"].values()]
+    masks = [[place >= len(row) // 2 for place in range(len(row))] for row in rows]
+    data = Dataset.from_dict({"input_ids": rows, "completion_mask": [[*map(int, mask)] for mask in masks]})
+    adapter = Path(tempfile.mkdtemp(dir=state["scratch"])) / "adapter"
+    settings = finetuning.SETTINGS | {"batch_size": state["batch"]}
+    finetuning_step.finetune(state["scratch"] / "a", data, adapter=adapter, **settings)
 
 
 def _merging(state) -> None:
@@ -84,20 +113,18 @@ def _merging(state) -> None:
     merging.merge_checkpoints(a, b, out=state["scratch"] / "merged", t=0.5)
 
 
-def measure(stage: str, amount: str, value: int) -> dict:
-    """{seconds, bytes} of a stage with one amount changed."""
+def measure(model: str, stage: str, amount: str, value: int) -> dict:
+    """{value, seconds, bytes} of a stage with one amount changed."""
     module = importlib.import_module("benchmarks.scaling")  # by that name a fresh process finds it, too
     size = BASE | {"stage": stage, amount: value}
     with tempfile.TemporaryDirectory() as scratch:
-        state = prepare("", scratch=Path(scratch), **size)
-        ours(state)
-        seconds = []
+        state, seconds = prepare(model, scratch=Path(scratch), **size), []
         for _ in range(TURNS):
             start = time.perf_counter()
             ours(state)
             seconds.append(time.perf_counter() - start)
-    added = compare.peak(module, "ours", size=size)
-    return {"value": value, "seconds": min(seconds), "bytes": max(added, MEGABYTE)}
+    added, _ = compare.peak(module, "ours", size=size, model=model)
+    return {"value": value, "seconds": round(min(seconds), 4), "bytes": max(added, MEGABYTE)}
 
 
 def exponent(points: list[dict], key: str) -> float:
@@ -107,29 +134,36 @@ def exponent(points: list[dict], key: str) -> float:
 
 
 def draw(found: list[dict]) -> Figure:
-    """A panel per amount: time (lines) and added memory (dashed), relative to the smallest amount, log-log."""
-    drawn, axes = figures.figure(len(WORDS), width=14, height=4.2)
-    for axis, (amount, words) in zip(axes, WORDS.items(), strict=True):
-        entries = [entry for entry in found if entry["amount"] == amount]
-        for entry in entries:
-            for key, what, line in (("seconds", "time", "-"), ("bytes", "memory", "--")):
-                x, y = (np.array([point[name] for point in entry["points"]]) for name in ("value", key))
-                label = f"{entry['stage']}, {what}: {entry['exponents'][key]:.2f}"
-                axis.plot(x, y / y[0], line, label=label, **LOOKS[entry["stage"]])
-        values = sorted({point["value"] for entry in entries for point in entry["points"]})
-        axis.set(xscale="log", yscale="log", xlabel=words, ylabel="relative to the smallest amount", ylim=(0.3, 40))
-        axis.set_xticks(values, [str(value) for value in values])
-        axis.xaxis.set_minor_locator(ticker.NullLocator())
-        axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-        axis.legend(fontsize=8, title="exponents", loc="upper left")
+    """A row per model, a panel per amount: time (lines) and added memory (dashed), relative to the smallest amount."""
+    models = [*dict.fromkeys(entry["model"] for entry in found)]
+    drawn, axes = figures.figure(len(WORDS), rows=len(models), width=17, height=4.2 * len(models))
+    for axis, (model, amount) in zip(axes, [(m, amount) for m in models for amount in WORDS], strict=True):
+        _panel(axis, [entry for entry in found if (entry["model"], entry["amount"]) == (model, amount)])
+        axis.set(title=model if amount == "rows" else "", xlabel=WORDS[amount])
     drawn.suptitle("How time and added memory grow with the work")
+    drawn.tight_layout()
     return drawn
+
+
+def _panel(axis, entries: list[dict]) -> None:
+    for entry in entries:
+        for key, what, line in (("seconds", "time", "-"), ("bytes", "memory", "--")):
+            x, y = (np.array([point[name] for point in entry["points"]]) for name in ("value", key))
+            label = f"{entry['stage']}, {what}: {entry['exponents'][key]:.2f}"
+            axis.plot(x, y / y[0], line, label=label, **LOOKS[entry["stage"]])
+    values = sorted({point["value"] for entry in entries for point in entry["points"]})
+    axis.set(xscale="log", yscale="log", ylabel="relative to the smallest amount", ylim=(0.1, 40))
+    axis.set_xticks(values, [str(value) for value in values])
+    axis.xaxis.set_minor_locator(ticker.NullLocator())
+    axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axis.legend(fontsize=7, title="exponents", loc="upper left")
 
 
 def table(found: list[dict]) -> pd.DataFrame:
     """The exponents, with the amounts between which they were measured."""
     return pd.DataFrame(
         {
+            "model's shapes": entry["model"],
             "stage": entry["stage"],
             "amount": f"{WORDS[entry['amount']]}, {entry['points'][0]['value']} to {entry['points'][-1]['value']}",
             "exponent of time": f"{entry['exponents']['seconds']:.2f}",
@@ -140,14 +174,14 @@ def table(found: list[dict]) -> pd.DataFrame:
     )
 
 
-def main() -> None:
+def main(models: list[str]) -> None:
     found = []
-    for stage, amounts in AMOUNTS.items():
-        for amount, values in amounts.items():
-            points = [measure(stage, amount, value) for value in values]
-            exponents = {key: exponent(points, key) for key in ("seconds", "bytes")}
-            found.append({"stage": stage, "amount": amount, "exponents": exponents, "points": points})
-            print(stage, amount, exponents, flush=True)
+    for model, stage, amount in [(m, s, a) for m in models for s, amounts in AMOUNTS.items() for a in amounts]:
+        points = [measure(model, stage, amount, value) for value in AMOUNTS[stage][amount]]
+        exponents = {key: exponent(points, key) for key in ("seconds", "bytes")}
+        found.append({"model": compare.model_name(model), "stage": stage, "amount": amount, "exponents": exponents})
+        found[-1]["points"] = points
+        print(found[-1], flush=True)
     (HERE / "scaling.json").write_text(json.dumps(found, indent=1) + "\n")
     (HERE / "scaling.md").write_text(table(found).to_markdown(index=False, disable_numparse=True) + "\n")
     draw(found).savefig(HERE / "scaling.png", metadata={"Software": None})
@@ -155,4 +189,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=[compare.MODEL], help="as the study key `model` names them")
+    main(parser.parse_args().models)

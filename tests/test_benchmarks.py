@@ -6,22 +6,63 @@ import itertools
 import json
 import subprocess
 from types import SimpleNamespace
+from unittest import mock
 
+import peft
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import compare, gguf_likelihoods, run, study
+from benchmarks import ablation, compare, gguf_likelihoods, roofline, run, scaling, study
 from sdd_utils import ROOT
+from sdd_utils.engine import decoding, packed_linear
+from sdd_utils.models import store
+
+MADE_BY_OTHERS = ("merging", "distillation_engines", "ablation")  # tested on their own below
 
 
-# The others have tests of their own: mergekit may be missing, engines take long to start, and a study takes minutes.
-@pytest.mark.parametrize("name", [n for n in run.STAGES if n not in ("merging", "distillation_engines", "study")])
+@pytest.fixture(autouse=True)
+def few_bytes(monkeypatch):
+    monkeypatch.setattr(roofline, "READ_BYTES", 2**20)
+    monkeypatch.setattr(roofline, "ROWS", (8,))
+
+
+@pytest.mark.parametrize("name", [name for name in run.STAGES if name not in MADE_BY_OTHERS])
 def test_ours_and_the_peer_come_to_the_same_answer(name, model_folder):
     stage = importlib.import_module(f"benchmarks.{name}")
     entries = compare.compare(stage, size=stage.SMALL, model=str(model_folder), memory=False)
     assert [entry["peer"] for entry in entries] == list(stage.PEERS)
+    assert {entry["model"] for entry in entries} == {"tiny-llama"}
     assert all(entry["equal"] in (True, None) for entry in entries), entries
-    assert any(entry["equal"] for entry in entries), "a stage has a peer whose answers can be compared"
+    limits = [entry["peer"].endswith(compare.LIMIT) for entry in entries]
+    assert [entry["equal"] is None for entry in entries] == limits, "only a limit has no answer to compare"
+    assert all((entry["roofline_share"] or 1) > 0 for entry in entries)
+
+
+@pytest.mark.parametrize("stage", ablation.STAGES, ids=lambda stage: stage.NAME)
+def test_without_a_path_the_answer_is_the_same(stage, model_folder):
+    entries = compare.compare(stage, size=stage.SMALL, model=str(model_folder), memory=False)
+    assert all(entry["equal"] for entry in entries), entries
+
+
+def test_a_switched_off_path_is_not_taken(model_folder, tmp_path):
+    """Each switch changes what its stage does: a call that is made with the path is not made without, or differs."""
+    stage = ablation.STAGES[0]
+    state = stage.prepare(str(model_folder), scratch=tmp_path, **stage.SMALL)
+    with mock.patch.object(decoding, "_step", wraps=decoding._step) as step:
+        stage.ours(state)
+        drafted = step.call_count
+        stage.PEERS["without: drafts by prompt lookup"][0](state)
+        assert step.call_count - drafted > drafted
+    with mock.patch.object(packed_linear, "_multiply", wraps=packed_linear._multiply) as multiply:
+        stage.ours(state)
+        assert multiply.called
+        multiply.reset_mock()
+        stage.PEERS["without: packed weights"][0](state)
+        assert not multiply.called
+    with mock.patch.object(ablation, "repeat_kv", wraps=ablation.repeat_kv) as repeated:
+        stage.PEERS["without: query heads grouped by key head"][0](state)
+        assert repeated.called
 
 
 def test_merges_are_mergekits(model_folder):
@@ -33,14 +74,17 @@ def test_merges_are_mergekits(model_folder):
     assert entry["equal"], entry
 
 
-@pytest.mark.parametrize("name", ["similarity", "distillation", "finetuning", "multiple_choice", "generation_tasks"])
+@pytest.mark.parametrize(
+    "name", ["similarity", "reading", "distillation", "finetuning", "multiple_choice", "generation_tasks"]
+)
 def test_a_wrong_answer_is_seen(name, model_folder, tmp_path):
     stage = importlib.import_module(f"benchmarks.{name}")
     state = stage.prepare(str(model_folder), scratch=tmp_path, **stage.SMALL)
     right, wrong = stage.ours(state), stage.ours(state)
     spoil(wrong)
-    assert stage.same(state, right, right)[0]
-    assert not stage.same(state, wrong, right)[0]
+    expected = stage.padded(state) if name == "reading" else right  # its peer gives logits
+    assert stage.same(state, right, expected)[0]
+    assert not stage.same(state, wrong, expected)[0]
 
 
 def test_time_counts_by_amount_where_a_peer_does_a_part(monkeypatch):
@@ -80,12 +124,18 @@ def test_the_docs_say_what_the_record_of_the_two_engines_holds():
     assert record["same_tokens"]
 
 
+PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)  # attention is an operator of its own
+
+
 def spoil(answer) -> None:
     """Change an answer in place, whatever its kind."""
     key = next(iter(answer)) if isinstance(answer, dict) else 0
-    if isinstance(answer[key], dict):  # a task's filtered responses
+    if isinstance(answer[key], dict) and "filtered" in answer[key]:  # a task's filtered responses
         answer[key]["filtered"][0] = ["another answer"]
-        answer[key]["values"] = dict.fromkeys(answer[key]["values"], -1)
+    elif isinstance(answer[key], dict):  # a task's score
+        answer[key]["accuracy"]["documents"] = [1 - value for value in answer[key]["accuracy"]["documents"]]
+    elif isinstance(answer[key], int):  # a row's first token
+        answer[key] += 1
     elif isinstance(answer[key], list):  # a row's tokens
         for row in answer.values():
             row[:] = [5] * len(row)
@@ -96,28 +146,111 @@ def spoil(answer) -> None:
 def test_the_memory_of_a_side_is_what_it_adds(model_folder):
     from benchmarks import similarity
 
-    extra = compare.peak(similarity, "ours", size=similarity.SMALL, model=str(model_folder))
-    assert 0 <= extra < 200e6
+    extra, whole = compare.peak(similarity, "ours", size=similarity.SMALL, model=str(model_folder))
+    assert 0 <= extra < 200e6 < whole
 
 
-def test_entries_replace_those_of_their_stage_and_processor(tmp_path, monkeypatch):
+ENTRY = {"stage": "a", "model": "m", "peer": "p", "ratio_time": 2.0, "ratio_memory": None, "roofline_share": 0.5}
+ENTRY |= {"equal": True, "n": 3, "spread": [1.5, 2.5], "peak": None, "note": "x", "processor": "one"}
+
+
+def test_entries_replace_those_of_their_stage_model_and_processor(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "HERE", tmp_path)
-    entry = {"stage": "a", "peer": "p", "ratio_time": 2.0, "ratio_memory": None, "equal": True}
-    entry |= {"n": 3, "spread": [1.5, 2.5], "note": "x", "processor": "one"}
-    run.write([entry, entry | {"stage": "b"}])
-    run.write([entry | {"ratio_time": 4.0}])
-    run.write([entry | {"ratio_time": 3.0, "processor": "another"}])
-    kept = [(e["stage"], e["processor"], e["ratio_time"]) for e in json.loads((tmp_path / "results.json").read_text())]
-    assert kept == [("a", "one", 4.0), ("a", "another", 3.0), ("b", "one", 2.0)]
+    run.write([ENTRY, ENTRY | {"stage": "b"}])
+    run.write([ENTRY | {"ratio_time": 4.0}])
+    run.write([ENTRY | {"ratio_time": 3.0, "processor": "another"}])
+    run.write([ENTRY | {"ratio_time": 5.0, "model": "m2"}])
+    read = json.loads((tmp_path / "results.json").read_text())
+    kept = [(e["stage"], e["model"], e["processor"], e["ratio_time"]) for e in read]
+    assert kept == [("a", "m", "one", 4.0), ("a", "m", "another", 3.0), ("a", "m2", "one", 5.0), ("b", "m", "one", 2.0)]
     assert "4.00" in (tmp_path / "results.md").read_text()
+
+
+def test_an_ablation_has_a_table_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    run.write([ENTRY, ENTRY | {"stage": f"{ablation.PREFIX}b", "peer": "without: q"}])
+    beside, parts = ((tmp_path / name).read_text() for name in ("results.md", "ablation.md"))
+    assert "without: q" in parts
+    assert "without: q" not in beside
+    assert " p " in beside
+    assert "50%" in beside
 
 
 def test_the_page_shows_the_committed_results():
     entries = json.loads((run.HERE / "results.json").read_text())
-    table = run.table(entries).to_markdown(index=False, disable_numparse=True)
-    assert (run.HERE / "results.md").read_text() == table + "\n"
-    assert table in run.PAGE.read_text(encoding="utf-8")
+    for name, text in run.tables(entries).items():
+        assert (run.HERE / name).read_text() == text
+        assert text in run.PAGE.read_text(encoding="utf-8")
     assert all(entry["spread"][0] <= entry["ratio_time"] <= entry["spread"][1] for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("smollm2-135m-instruct", "smollm2-135m-instruct"),
+        ("some/place/model-a/", "model-a"),
+        ("org/model-b@0a1b", "model-b"),
+        ("org/model-GGUF:model-c-q4.gguf", "model-c-q4"),
+        ("org/model-GGUF@0a1b:model-c-q4.gguf", "model-c-q4"),
+    ],
+)
+def test_a_row_names_the_model_and_no_place(given, named):
+    assert compare.model_name(given) == named
+
+
+def test_large_models_do_less_of_the_work(model_folder, monkeypatch):
+    stage = SimpleNamespace(FULL={"rows": 8, "batch": 2}, LARGE={"rows": 3})
+    assert run.size_of(stage, str(model_folder)) == {"rows": 8, "batch": 2}
+    monkeypatch.setattr(run, "LARGE_MODEL", 1)
+    assert run.size_of(stage, str(model_folder)) == {"rows": 3, "batch": 2}
+
+
+def test_a_stage_with_its_own_model_runs_once():
+    stages = [(stage.NAME, model) for stage, model in run.runs(["similarity", "merging"], ["a", "b"])]
+    assert stages == [("similarity, 5 block sizes", "a"), ("merging", "a"), ("similarity, 5 block sizes", "b")]
+
+
+def test_a_share_is_the_least_time_over_ours(monkeypatch):
+    clock = itertools.count(step=2)
+    monkeypatch.setattr(compare.time, "perf_counter", lambda: float(next(clock)))  # each side takes two seconds
+    stage = SimpleNamespace(
+        NAME="s",
+        prepare=lambda model, scratch: {},
+        ours=lambda state: 1,
+        PEERS={"p": (lambda state: 1, 3)},
+        same=lambda state, ours, peer: (True, ""),
+        least_seconds=lambda model, state, answer: 0.5,
+    )
+    (entry,) = compare.compare(stage, size={}, memory=False)
+    assert entry["roofline_share"] == 0.25
+
+
+def test_operations_are_those_that_torch_counts(model_folder):
+    model, _ = store.load_model(str(model_folder))
+    counts, ids = roofline.shape(str(model_folder)), torch.arange(12)[None]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(ids, logits_to_keep=3, use_cache=False)
+    products = sum(flops for op, flops in counter.get_flop_counts()["Global"].items() if op in PRODUCTS)
+    assert roofline.forward_flops(counts, tokens=12, predicted=3) == products
+
+
+def test_operations_of_training_are_those_that_torch_counts(model_folder):
+    model, _ = store.load_model(str(model_folder))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    counts, ids = roofline.shape(str(model_folder)), torch.arange(12)[None]
+    adapted.enable_input_require_grads()  # else the first layer's frozen weights have nothing to pass back to
+    with FlopCounterMode(display=False) as counter:
+        adapted(ids, logits_to_keep=3, use_cache=False).logits.sum().backward()
+    products = sum(flops for op, flops in counter.get_flop_counts()["Global"].items() if op in PRODUCTS)
+    assert roofline.training_flops(counts, tokens=12, trained=3) == products
+
+
+def test_a_joint_step_reads_each_weight_and_every_cached_number(model_folder):
+    model, _ = store.load_model(str(model_folder))
+    weights = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear))
+    cache = model(torch.arange(7)[None]).past_key_values
+    cached = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert roofline.step_bytes(roofline.shape(str(model_folder)), cached=7, width=4) == 4 * (weights + cached)
 
 
 def test_the_study_runs_the_code_of_the_revision_it_is_asked_for(tmp_path, monkeypatch):
@@ -142,25 +275,34 @@ def test_the_study_runs_the_code_of_the_revision_it_is_asked_for(tmp_path, monke
     assert (tmp_path / "second").read_text() == "embedded"
 
 
-def test_the_first_state_is_measured_once_per_machine_and_again_when_asked(tmp_path, monkeypatch):
+def test_the_study_runs_when_asked_for_only(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "HERE", tmp_path)
     monkeypatch.setattr(run, "PAGE", tmp_path / "page.md")
-    monkeypatch.setattr(run, "STAGES", ("study",))
-    measured = []
-    monkeypatch.setattr(study, "seconds", lambda revision: measured.append(revision) or {"HEAD": 50}.get(revision, 200))
     (tmp_path / "page.md").touch()
-    for names, machine in (([], "one"), ([], "one"), ([], "two"), (["study"], "one")):
-        monkeypatch.setattr(run, "cpu_name", lambda name=machine: name)
-        monkeypatch.setattr(study, "machine", lambda name=machine: name)
-        run.main(names)
-    assert measured == [study.FIRST, "HEAD", "HEAD", study.FIRST, "HEAD", study.FIRST, "HEAD"]
-    kept = run.former()
-    assert [(e["processor"], e["ratio_time"], e["first_seconds"]) for e in kept] == [
-        ("two", 4.0, 200),
-        ("one", 4.0, 200),
-    ]
+    monkeypatch.setattr(study, "seconds", lambda revision: {study.FIRST: 200, "HEAD": 50}[revision])
+    monkeypatch.setattr(run.store, "find_model", lambda name: name)
+    run.main(["study"], ["m"])
+    assert [(e["stage"], e["ratio_time"]) for e in run.former()] == [(study.NAME, 4.0)]
+    assert "study" not in run.STAGES
+
+
+@pytest.mark.parametrize("amount", ["layers", "rows"])
+@pytest.mark.parametrize("stage", scaling.AMOUNTS)
+def test_a_stage_is_scaled_by_the_amount_that_is_named(stage, amount, model_folder, tmp_path):
+    size = scaling.SMALL | {"stage": stage, amount: 3}
+    state = scaling.prepare(str(model_folder), scratch=tmp_path, **size)
+    scaling.ours(state)
+    folder = tmp_path / "a"
+    config = store.load_config(folder) if folder.is_dir() else state["model"].config
+    assert config.num_hidden_layers == size["layers"]
+    assert [len(prompt) for prompt in state["prompts"].values()] == [size["tokens"]] * size["rows"]
+
+
+def test_an_exponent_is_the_power_of_the_growth():
+    points = [{"value": value, "seconds": 3 * value**1.5} for value in (1, 4, 9)]
+    assert scaling.exponent(points, "seconds") == 1.5
 
 
 def test_unknown_stages_are_named():
     with pytest.raises(SystemExit, match="stage 'merge' is unknown: use some of similarity, .*, study"):
-        run.main(["merge"])
+        run.main(["merge"], [])

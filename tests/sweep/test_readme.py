@@ -97,7 +97,7 @@ def test_pages_show_the_committed_tables():
             shown.add(table.removeprefix("results/embedded/tables/"))
         assert shown == names, page
     performance = committed("docs/performance.md")
-    for table in ("benchmarks/results", "benchmarks/scaling"):
+    for table in ("benchmarks/results", "benchmarks/ablation", "benchmarks/scaling"):
         assert f"<!-- table: {table} -->\n{committed(f'{table}.md')}<!-- end -->" in performance
 
 
