@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from transformers.models.llama.modeling_llama import repeat_kv
 
 from benchmarks import distillation, finetuning, merging, multiple_choice, some_rows
-from sdd_utils.engine import attention, decoding, kv_slots, lm_eval_model, packed_linear
+from sdd_utils.engine import attention, decoding, kv_slots, lm_eval_model, lora_linear, packed_linear
 from sdd_utils.steps import lora_training
 from sdd_utils.steps import merging as merging_step
 
@@ -62,6 +62,7 @@ TRAINING = {
     "attention by rows": off(attention, "set_by_rows", lambda model: False),
     "plain products for short rows": off(attention, "SHORT", 0),
     "LM head on responses only": off(lora_training.Trainer, "compute_loss", _loss_of_all_logits),
+    "updates of LoRA added in place": off(lora_linear, "added_in_place", lambda model: nullcontext()),
     "inputs left in bfloat16": off(lora_training, "disable_input_dtype_casting", lambda *_, **__: nullcontext()),
 }
 SCORING = {
