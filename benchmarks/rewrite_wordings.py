@@ -10,6 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
+import pandas as pd
 from scipy.stats import binomtest
 
 from sdd_utils import ROOT
@@ -90,6 +91,23 @@ def add(entry: dict) -> None:
     others = [other for other in before if [other[key] for key in keys] != [entry[key] for key in keys]]
     entries = sorted([*others, entry], key=lambda one: [one[key] for key in keys])
     OUT.write_text(json.dumps(entries, indent=1) + "\n")
+    OUT.with_suffix(".md").write_text(table(entries).to_markdown(index=False, disable_numparse=True) + "\n")
+
+
+def table(entries: list[dict]) -> pd.DataFrame:
+    """The entries as text: shares of the rows, with their intervals."""
+    words = {"model": "model", "data_set": "data set", "wording": "wording"}
+    return pd.DataFrame(
+        {name: entry[key] for key, name in words.items()}
+        | {"rows": entry["rows"]}
+        | {f"kept after {number}": _percent(kept) for number, kept in enumerate(entry["kept"], 1)}
+        for entry in entries
+    )
+
+
+def _percent(kept: dict) -> str:
+    low, high = (f"{bound:.0%}".rstrip("%") for bound in kept["interval"])
+    return f"{kept['share']:.0%} [{low}, {high}]"
 
 
 def main() -> None:

@@ -96,9 +96,16 @@ def test_pages_show_the_committed_tables():
             assert f"<!-- table: {table} -->\n{committed(f'{table}.md')}<!-- end -->" in text, table
             shown.add(table.removeprefix("results/embedded/tables/"))
         assert shown == names, page
-    performance = committed("docs/performance.md")
-    for table in ("benchmarks/results", "benchmarks/ablation", "benchmarks/scaling"):
-        assert f"<!-- table: {table} -->\n{committed(f'{table}.md')}<!-- end -->" in performance
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [("performance.md", ("results", "ablation", "scaling")), ("own-model.md", ("rewrite_wordings",))],
+)
+def test_pages_show_the_committed_tables_of_benchmarks(page, names):
+    for name in names:
+        table = committed(f"benchmarks/{name}.md")
+        assert f"<!-- table: benchmarks/{name} -->\n{table}<!-- end -->" in committed(f"docs/{page}")
 
 
 def test_marked_places_are_filled(tmp_path):
