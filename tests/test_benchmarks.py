@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import ablation, compare, gguf_likelihoods, roofline, run, scaling, study
+from benchmarks import ablation, compare, gguf_likelihoods, rewrite_wordings, roofline, run, scaling, study
 from sdd_utils import ROOT
 from sdd_utils.engine import decoding, packed_linear
 from sdd_utils.models import store
@@ -306,3 +306,14 @@ def test_an_exponent_is_the_power_of_the_growth():
 def test_unknown_stages_are_named():
     with pytest.raises(SystemExit, match="stage 'merge' is unknown: use some of similarity, .*, study"):
         run.main(["merge"], [])
+
+
+def test_the_table_of_wordings_is_that_of_its_record():
+    record = json.loads(rewrite_wordings.OUT.read_text())
+    lines = rewrite_wordings.OUT.with_suffix(".md").read_text().splitlines()[2:]
+    assert len(lines) == len(record)
+    for line, entry in zip(lines, record, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[:4] == [entry["model"], entry["data_set"], entry["wording"], str(entry["rows"])]
+        shares = [kept["rows"] / entry["rows"] for kept in entry["kept"]]
+        assert [cell.split()[0] for cell in cells[4:]] == [f"{share:.0%}" for share in shares]
