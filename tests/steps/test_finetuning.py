@@ -169,7 +169,7 @@ def test_a_merged_model_is_the_one_that_its_saved_weights_give(model_folder, tok
 
 def test_an_adapter_depends_on_the_code_that_trains_it_and_on_the_precision(model_folder, tokenizer, monkeypatch):
     code = {path.stem for path in files_behind([lora_training.__name__], rooms=("steps", "engine"))}
-    assert code == {"lora_training", "attention", "probe"}
+    assert code == {"lora_training", "attention", "lora_linear", "probe"}
     sets, keys = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=500), []
     for dtype, digest in (("float32", "a"), ("bfloat16", "a"), ("float32", "b")):
         monkeypatch.setenv("SDD_DTYPE", dtype)
