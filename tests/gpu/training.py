@@ -38,31 +38,29 @@ def clock() -> Iterator[list[float]]:
 
 
 @contextmanager
-def padded() -> Iterator[None]:
-    """Let TRL train as it does by default: batches padded behind a mask, its own loss."""
+def by_trl(**changed) -> Iterator[None]:
+    """Let TRL's own trainer train, with its own loss and some arguments changed."""
     plain = lora_training._arguments
 
     def arguments(*args, **kwargs):
         made = plain(*args, **kwargs)
-        made.padding_free = False
+        vars(made).update(changed)
         return made
 
     with mock.patch.multiple(lora_training, _arguments=arguments, Trainer=SFTTrainer):
         yield
 
 
+def padded():
+    """A context in which TRL trains as it does by default: batches padded behind a mask."""
+    return by_trl(padding_free=False)
+
+
 @contextmanager
 def as_on_a_card() -> Iterator[None]:
     """Let a CPU train as a card does: TRL's own loss, gradient checkpointing, rows kept apart by a mask."""
-    plain = lora_training._arguments
-
-    def arguments(*args, **kwargs):
-        made = plain(*args, **kwargs)
-        made.gradient_checkpointing = True
-        return made
-
-    here = mock.patch.object(lora_training.attention, "set_by_rows", return_value=False)
-    with here, mock.patch.multiple(lora_training, _arguments=arguments, Trainer=SFTTrainer):
+    by_mask = mock.patch.object(lora_training.attention, "set_by_rows", return_value=False)
+    with by_mask, by_trl(gradient_checkpointing=True):
         yield
 
 
