@@ -22,7 +22,6 @@ from benchmarks.engines import gguf_file
 from sdd_utils import ROOT
 from sdd_utils.base import precision
 from sdd_utils.models import chat_format, store
-from sdd_utils.steps import distillation as step
 
 NAME = "distillation, other engines"
 FULL = {"rows": 96, "max_new_tokens": 128, "batch_size": 128, "every": 4}
@@ -53,9 +52,7 @@ def _python(environment: str | None) -> Path:
 def prepare(model, *, scratch, rows: int, max_new_tokens: int, batch_size: int, every: int) -> dict:
     loaded, tokenizer = store.load_model(model)
     ends = chat_format.end_tokens(tokenizer, loaded.generation_config)
-    asked = {row["id"]: step.rewrite_messages(row) for row in some_rows.load(max(rows, FULL["rows"]))}
-    texts = {id_: chat_format.render(tokenizer, messages) for id_, messages in asked.items()}
-    prompts = {id_: tokenizer(text, add_special_tokens=False)["input_ids"] for id_, text in texts.items()}
+    prompts = distillation.prompts(tokenizer, max(rows, FULL["rows"]))
     longest = max(map(len, prompts.values())) + FULL["max_new_tokens"]
     engines = _engines(model, ends=ends, longest=longest, dtype=precision.dtype_name())
     settings = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}

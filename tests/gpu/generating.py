@@ -3,25 +3,10 @@
 import torch
 from gpu.measure import Setup, computing_in, entry, equality, products, timed
 
-from sdd_utils.data.rows import load_rows
+from benchmarks.distillation import as_likely, prompts
 from sdd_utils.engine import decoding, probe
 from sdd_utils.engine.kv_slots import SlotCache
 from sdd_utils.models import architecture, chat_format, store
-from sdd_utils.steps import distillation
-
-TIE = 1e-2  # logits of a float32 model that rounding may bring into another order
-
-
-def rows_of(count: int) -> list[dict]:
-    """The first rows of the two data sets that need no network, turn about."""
-    sets = [load_rows(name, split="train", rows=-(-count // 2)) for name in ("gsm_symbolic", "pydoc")]
-    return [row for together in zip(*sets, strict=True) for row in together][:count]
-
-
-def prompts_of(tokenizer, count: int) -> dict[str, list[int]]:
-    """Token ids of rewrite prompts by row id."""
-    texts = {row["id"]: chat_format.render(tokenizer, distillation.rewrite_messages(row)) for row in rows_of(count)}
-    return {id_: tokenizer(text, add_special_tokens=False)["input_ids"] for id_, text in texts.items()}
 
 
 def decode(setup: Setup) -> list[dict]:
@@ -29,26 +14,26 @@ def decode(setup: Setup) -> list[dict]:
     size = setup.size
     with computing_in("bfloat16"):
         model, tokenizer = store.load_model(setup.model)
-        prompts, ends = prompts_of(tokenizer, size["rows"]), chat_format.end_tokens(tokenizer, model.generation_config)
+        asked, ends = prompts(tokenizer, size["rows"]), chat_format.end_tokens(tokenizer, model.generation_config)
         settings = {"max_new_tokens": size["new_tokens"], "ends": ends, "draw": decoding.GREEDY}
         served = decoding.supports(model)
-        decode_all = lambda: dict(decoding.decode(model, prompts, batch_size=size["batch"], **settings))  # noqa: E731
+        decode_all = lambda: dict(decoding.decode(model, asked, batch_size=size["batch"], **settings))  # noqa: E731
         texts, seconds = timed(decode_all, turns=size["turns"])
-    new, read = (sum(map(len, rows.values())) for rows in (texts, prompts))
-    work = f"{len(prompts)} prompts of {read} tokens, {size['batch']} at once, {new} new tokens"
+    new, read = (sum(map(len, rows.values())) for rows in (texts, asked))
+    work = f"{len(asked)} prompts of {read} tokens, {size['batch']} at once, {new} new tokens"
     flops = products(model.config, read=read + new, predicted=new)
     made = entry("decoding", rate=setup.rate, tokens=new, flops=flops, seconds=seconds, work=work)
     made["served"] = {"joint decoding": served}
     with computing_in("float32"):
         model, _ = store.load_model(setup.model)
-        asked = dict(list(prompts.items())[: size["exact_rows"]])
+        few = dict(list(asked.items())[: size["exact_rows"]])
         exact = settings | {"max_new_tokens": size["exact_tokens"]}
-        found = dict(decoding.decode(model, asked, batch_size=size["exact_rows"], **exact))
-        alone = {id_: generated_alone(model, asked[id_], ends=ends, most=size["exact_tokens"]) for id_ in asked}
-        unlike = [id_ for id_ in asked if found[id_] != alone[id_]]
-        wrong = [id_ for id_ in unlike if not tie(model, asked[id_], found[id_], alone[id_])]
+        found = dict(decoding.decode(model, few, batch_size=size["exact_rows"], **exact))
+        alone = {id_: generated_alone(model, few[id_], ends=ends, most=size["exact_tokens"]) for id_ in few}
+        unlike = [id_ for id_ in few if found[id_] != alone[id_]]
+        wrong = [id_ for id_ in unlike if not tie(model, few[id_], found[id_], alone[id_])]
     made["ties"] = len(unlike) - len(wrong)
-    name = f"{len(asked)} texts of batched decoding and of one-row generate"
+    name = f"{len(few)} texts of batched decoding and of one-row generate"
     made["equalities"] = [equality(name, len(wrong), allowed=0, unit="texts that differ")]
     return [made]
 
@@ -70,7 +55,7 @@ def tie(model, prompt: list[int], text: list[int], other: list[int]) -> bool:
     if at is None:
         return False  # one goes on where the other ends
     logits = probe.plain_logits(model, prompt + text[:at])[-1]
-    return bool((logits[text[at]] - logits[other[at]]).abs() < TIE)
+    return as_likely(logits, text[at], other[at])
 
 
 def slots(setup: Setup) -> list[dict]:

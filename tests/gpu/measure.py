@@ -11,6 +11,7 @@ from unittest import mock
 
 import torch
 
+from benchmarks import roofline
 from sdd_utils.base import provenance
 from sdd_utils.models import architecture
 
@@ -90,8 +91,8 @@ def products(config, *, read: int, predicted: int) -> int:
 
     Attention's products and an adapter's are left out: both are small at these lengths.
     """
-    head = config.vocab_size * config.hidden_size
-    return 2 * ((architecture.account(config).matmul - head) * read + head * predicted)
+    counts = architecture.shape_of(config, block_size=0, rank=1, targets="all-linear")
+    return roofline.forward_flops(counts, tokens=read, predicted=predicted)
 
 
 def entry(stage: str, *, rate: float, tokens: int, flops: int, seconds: list[float], work: str) -> dict:

@@ -1,11 +1,11 @@
 """Our lm-eval model beside lm-eval's HFLM, and fidelity beside plain passes."""
 
 import torch
-from gpu.generating import rows_of
 from gpu.measure import Setup, computing_in, entry, equality, products, timed
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from benchmarks import some_rows
 from sdd_utils.data.rows import question_of
 from sdd_utils.engine.lm_eval_model import SharedContextLM
 from sdd_utils.engine.lm_eval_task import evaluate_task
@@ -110,7 +110,7 @@ def compare(setup: Setup) -> list[dict]:
 def loaded(setup: Setup) -> tuple[list, object, list[dict]]:
     """(original and pruned model, tokenizer, data rows as answers with their prompts)."""
     (original, tokenizer), (pruned, _) = (store.load_model(name) for name in (setup.model, setup.pruned))
-    rows = [{"text": row["response"], "finish": "stop"} | row for row in rows_of(setup.size["answers"])]
+    rows = [{"text": row["response"], "finish": "stop"} | row for row in some_rows.load(setup.size["answers"])]
     for row in rows:
         row["prompt"] = chat_format.render(tokenizer, [{"role": "user", "content": question_of(row)}])
     return [original, pruned], tokenizer, rows

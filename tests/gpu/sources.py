@@ -7,7 +7,8 @@ from sdd_utils.base import provenance
 from sdd_utils.base.files import digest, file_sha256
 
 PACKED = ROOT / "work" / "gpu" / "parts" / "sources.json"
-_PLACES = ("sdd_utils", "profiles", "tests/gpu", "tests/tiny_models.py")
+_SHARED = tuple(f"benchmarks/{name}.py" for name in ("distillation", "roofline", "some_rows"))
+_PLACES = ("sdd_utils", *_SHARED, "profiles", "tests/gpu", "tests/tiny_models.py")
 _KINDS = (".py", ".sh", ".yaml", ".json", ".txt")
 
 

@@ -9,10 +9,10 @@ from unittest import mock
 
 import numpy as np
 from datasets import Dataset
-from gpu.generating import rows_of
 from gpu.measure import Setup, computing_in, entry, equality, now, products
 from trl import SFTTrainer
 
+from benchmarks import some_rows
 from sdd_utils import ROOT
 from sdd_utils.models import store
 from sdd_utils.steps import finetuning, lora_training
@@ -67,7 +67,7 @@ def as_on_a_card() -> Iterator[None]:
 def data_of(setup: Setup, count: int) -> Dataset:
     """The first rows as a training set of the arm SFT."""
     tokenizer = store.load_tokenizer(setup.pruned)
-    return finetuning.paired_sets(tokenizer, rows_of(count), {}, arms=["sft"], max_length=1024)["sft"]
+    return finetuning.paired_sets(tokenizer, some_rows.load(count), {}, arms=["sft"], max_length=1024)["sft"]
 
 
 def job_of(setup: Setup, name: str) -> dict:
