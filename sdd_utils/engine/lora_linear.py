@@ -1,8 +1,8 @@
 """LoRA's update added to a layer's product where it lies, on CPUs.
 
 peft computes W x + s B A x with a scaling, a sum and casts, each a pass over a tensor as large as the layer's output.
-On CPUs these passes and their gradients take as long as the frozen products. Here one product adds s B (A x) to W x
-in place, and another one adds its gradient to that of W x. Values differ by rounding only.
+On CPUs these passes and their gradients are a large part of a training. Here one product adds s B (A x) to W x in
+place, and another one adds its gradient to that of W x. Values differ by rounding only.
 """
 
 from collections.abc import Callable, Iterator
