@@ -25,7 +25,7 @@ from sdd_utils.models import chat_format, store
 
 NAME = "distillation, other engines"
 FULL = {"rows": 96, "max_new_tokens": 128, "batch_size": 128, "every": 4}
-LARGE = {"rows": 32}
+LARGE = {"rows": 32, "max_new_tokens": 64}
 SMALL = {"rows": 4, "max_new_tokens": 4, "batch_size": 4, "every": 1}
 MEMORY = None  # what an engine holds is not this process's
 
