@@ -1,4 +1,4 @@
-"""vLLM's CPU build, with or without guesses by n-grams (`speculate`)."""
+"""vLLM's CPU build as it comes, compiled, with or without guesses by n-grams (`speculate`)."""
 
 import os
 
@@ -16,7 +16,6 @@ def start(
     dtype: str,
     folder: str,
     speculate: bool,
-    eager: bool = True,
 ) -> exchange.Decode:
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "2", "OMP_NUM_THREADS": str(threads), "VLLM_NO_USAGE_STATS": "1"}
@@ -24,7 +23,7 @@ def start(
 
     special = {"speculative_config": vllm_process.SPECULATION} if speculate else {}
     settings = {"dtype": dtype, "max_model_len": longest, "max_num_seqs": rows, "disable_log_stats": True}
-    llm = LLM(model=model, **settings, **special, enforce_eager=eager, trust_remote_code=False)
+    llm = LLM(model=model, **settings, **special, trust_remote_code=False)
 
     def decode(prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
         llm.reset_prefix_cache()  # what an earlier job asked is new again
