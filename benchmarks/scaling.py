@@ -30,19 +30,19 @@ from sdd_utils.steps import merging, similarity
 from sdd_utils.sweep import readme
 
 HERE = Path(__file__).parent
-BASE = {"layers": 6, "rows": 16, "tokens": 128, "batch": 8, "block_sizes": 4}
+BASE = {"layers": 4, "rows": 16, "tokens": 128, "batch": 8, "block_sizes": 2}
 AMOUNTS = {
     "similarity": {
-        "rows": [8, 16, 64], "tokens": [64, 128, 512], "layers": [6, 12, 24], "batch": [2, 4, 16],
-        "block_sizes": [1, 2, 5],
+        "rows": [8, 16, 32], "tokens": [64, 128, 256], "layers": [4, 8, 16], "batch": [2, 4, 8],
+        "block_sizes": [1, 2, 3],
     },
     "decoding": {
-        "rows": [8, 16, 64], "tokens": [64, 128, 512], "layers": [6, 12, 24], "batch": [2, 4, 16],
+        "rows": [8, 16, 32], "tokens": [64, 128, 256], "layers": [4, 8, 16], "batch": [2, 4, 8],
     },
     "fine-tuning": {
-        "rows": [8, 16, 64], "tokens": [64, 128, 512], "layers": [6, 12, 24], "batch": [2, 4, 16],
+        "rows": [8, 16, 32], "tokens": [64, 128, 256], "layers": [4, 8, 16], "batch": [2, 4, 8],
     },
-    "merging": {"layers": [6, 12, 24]},
+    "merging": {"layers": [4, 8, 16]},
 }  # fmt: skip
 LOOKS = {
     "similarity": {"color": "C0", "marker": "o"},
