@@ -31,7 +31,8 @@ def ours(state) -> dict[int, np.ndarray]:
 def _batches(state):
     size, texts = state["settings"]["batch_size"], state["texts"]
     for start in range(0, len(texts), size):
-        yield state["tokenizer"](texts[start : start + size], padding=True, return_tensors="pt")
+        batch = state["tokenizer"](texts[start : start + size], padding=True, return_tensors="pt")
+        yield batch | {"position_ids": (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)}
 
 
 @torch.inference_mode()
