@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from sdd_utils.analysis.statistics import ACCURACY, BITS, CHOICE, HAS_CHANCE
 from sdd_utils.base.number_format import percent
 from sdd_utils.data.arms import arms_in
-from sdd_utils.report.figures import COLOURS, LINES, MARKERS, NAMES, WIDEST, figure, with_intervals
+from sdd_utils.report.figures import COLOURS, LINES, MARKERS, NAMES, WIDEST, columns_of, figure, with_intervals
 
 DOMAINS = {"healed_out_of_domain": "other tasks", "healed_in_domain": "tasks of its domain (favour SFT)"}
 _SHOWN = {
@@ -186,7 +186,8 @@ def _panels(
         axis.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0, symbol=" %"))
         legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
         _name_lines(axis, marks)
-    drawn.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend))
+    beside = columns_of(len(legend), width=drawn.get_figwidth())
+    drawn.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=beside)
     return drawn, axes[: len(panels)]
 
 
@@ -270,7 +271,8 @@ def _measures(panels: dict[str, dict[str, dict]]) -> Figure:
             legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
         row[0].set_ylabel(title)
     axes[0].set(yticks=range(len(tasks)), yticklabels=tasks, ylim=(len(tasks) - 0.5, -0.5))
-    drawn.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend))
+    beside = columns_of(len(legend), width=drawn.get_figwidth())
+    drawn.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=beside)
     return drawn
 
 
