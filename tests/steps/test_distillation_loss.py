@@ -119,9 +119,7 @@ def test_tiles_give_the_same_values_and_gradients(monkeypatch):
 
 def test_no_place_is_no_loss():
     nothing = torch.zeros(0, WORDS, requires_grad=True)
-    for loss in (
-        forward_kl(nothing, torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 3)),
-        reverse_kl(nothing, nothing),
-    ):
+    of_none = torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 3)
+    for loss in (forward_kl(nothing, *of_none), reverse_kl(nothing, nothing)):
         assert float(loss) == 0
         loss.backward()
