@@ -149,8 +149,8 @@ def _saved(adapter: Path) -> dict:
     return json.loads(report.read_text()) if report.is_file() else {}
 
 
-def seconds_of(adapter: Path) -> float:
-    """Seconds that the steps of a finished training took, answers that were written in them included."""
+def seconds_of(adapter: Path) -> list[float]:
+    """Seconds that each step of a finished training took, answers that were written in it included."""
     return _saved(adapter)["seconds"]
 
 

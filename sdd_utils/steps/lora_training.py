@@ -300,7 +300,7 @@ def _save(trainer: SFTTrainer, scheduled: Dataset, job: dict, rows: int) -> dict
         with whole_folder(adapter) as scratch:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(scratch, state_dict=weights)
             trained = {"key": job["key"], "weights": store.identity(Path(job["folder"])), "report": report}
-            trained["seconds"] = counted(trainer, "seconds")
+            trained["seconds"] = [entry["seconds"] for entry in trainer.state.log_history if "seconds" in entry]
             (scratch / adapters.REPORT).write_text(json.dumps(trained))
         for place in adapter.parent.glob(f".{adapter.name}.checkpoints-*"):
             shutil.rmtree(place, ignore_errors=True)  # a network file system keeps what other processes have open
