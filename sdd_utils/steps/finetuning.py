@@ -123,8 +123,8 @@ def finetune(
         "seed": seed,
         "trained_tokens": trained_tokens,
     }
-    taught = {} if loss == CROSS_ENTROPY else {"loss": loss, "original": str(store.find_model(str(original)))}
-    taught |= {"teacher": str(distributions)} if loss == FORWARD_KL else {}
+    taught = {} if loss == CROSS_ENTROPY else {"loss": loss, "original": str(store.find_model(str(original)).resolve())}
+    taught |= {"teacher": str(distributions.resolve())} if loss == FORWARD_KL else {}
     key = _key(folder, data, settings, taught)
     done = _finished(adapter, key)
     return done or lora_training.run(folder, data, adapter=adapter, key=key, settings=settings, taught=taught)
