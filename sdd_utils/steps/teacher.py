@@ -57,15 +57,17 @@ def write(model: str | Path, rows: dict[str, list[dict]], *, folder: Path) -> di
     asked = {source: _by_key(model, own) for source, own in rows.items()}
     wanted = {key: ids for own in asked.values() for key, ids in own.items()}
     _drop_stale(folder, depends, wanted)
-    known = places(folder, depends=depends)
-    missing = {source: {key: own[key] for key in own if key not in known} for source, own in asked.items()}
+    missing, known = {}, set(places(folder, depends=depends))
+    for source, own in asked.items():
+        missing[source] = {key: row for key, row in own.items() if key not in known}
+        known |= own.keys()
     if any(missing.values()):
         loaded, _ = store.load_model(model)
         with packed_linear.packed_linears(loaded):
             for source, own in missing.items():
                 _write_parts(loaded, own, folder=folder, source=source, depends=depends)
-    known = places(folder, depends=depends)
-    return {source: _statistics(known, own) for source, own in asked.items()}
+    there = places(folder, depends=depends)
+    return {source: _statistics(there, own) for source, own in asked.items()}
 
 
 def _by_key(model: str | Path, rows: list[dict]) -> dict[str, tuple[list[int], int]]:

