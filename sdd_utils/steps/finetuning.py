@@ -165,13 +165,14 @@ def budget(report: dict, data: Dataset, *, loss: str, folder: Path, original: st
         report, data: what `finetune` gave and got.
 
     Returns:
-        {teacher_tokens, generated_tokens, flops}: positions that the unpruned model scored, tokens that the pruned one
-        wrote, and all products of both.
+        {teacher_tokens, generated_tokens, flops}: positions that the unpruned model scored and the pruned one learnt,
+        each once, tokens that the pruned one wrote, and all products of both.
     """
     own, whole = (2 * architecture.account(store.load_config(name)).matmul for name in (folder, original))
     seen, scored, generated, read = report["seen_tokens"], 0, 0, 0
     if loss == FORWARD_KL:
-        scored, read = sum(map(sum, data["completion_mask"])), sum(map(len, data["input_ids"]))
+        scored = min(sum(map(sum, data["completion_mask"])), report["trained_tokens"])
+        read = min(sum(map(len, data["input_ids"])), seen)
     if loss == REVERSE_KL:
         scored = generated = report["trained_tokens"]
         read = seen

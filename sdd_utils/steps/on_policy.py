@@ -60,9 +60,8 @@ class OnPolicyTrainer(Trainer):
     def _write(self, prompts: dict[str, list[int]], lengths: dict[str, int]) -> dict[str, list[int]]:
         """Answers of up to so many tokens, by row."""
         model = self.accelerator.unwrap_model(self.model).get_base_model()
-        most = int(
-            min(max(lengths.values()), architecture.context_length(model.config) - max(map(len, prompts.values())))
-        )
+        room = architecture.context_length(model.config) - max(map(len, prompts.values()))
+        most = int(min(max(lengths.values()), room))
         settings = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": most}
         # Draws depend on the step and the row alone, so a resumed training has the same ones.
         draw = decoding.sampler(seed=decoding.row_seed(f"step {self.state.global_step}", self.args.seed), **settings)
@@ -71,8 +70,10 @@ class OnPolicyTrainer(Trainer):
         try:
             with self.compute_loss_context_manager(), attention.not_by_rows(model):
                 decode, at_once = decoding.engine_for(model, batch_size=len(prompts))
-                written = decode(model, prompts, batch_size=at_once, max_new_tokens=most, ends=ends, draw=draw)
-                return {id_: new[: lengths[id_]] for id_, new in written}
+                asked = {"batch_size": at_once, "max_new_tokens": most, "ends": ends, "draw": draw}
+                if decode is decoding.decode:  # transformers' own cannot end rows at a length of each
+                    asked["stop"] = lambda id_, new: len(new) >= lengths[id_]
+                return {id_: new[: lengths[id_]] for id_, new in decode(model, prompts, **asked)}
         finally:
             model.train()
 
