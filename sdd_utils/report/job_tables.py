@@ -78,7 +78,7 @@ def training_table(records: list[dict]) -> pd.DataFrame:
 
 
 def budget_table(arms: dict[str, list[dict]], seconds: dict[str, list[float]]) -> pd.DataFrame:
-    """What each arm's training took, means over trainings; empty where the records do not say.
+    """What each arm's training took, means over trainings.
 
     `scored tokens` are positions that the original scored, `generated tokens` those that the pruned model wrote.
 
@@ -88,24 +88,23 @@ def budget_table(arms: dict[str, list[dict]], seconds: dict[str, list[float]]) -
     """
     lines = []
     for arm in sorted(arms, key=list(NAMES).index):
-        trainings = [model for model in arms[arm] if "budget" in model]
-        counts = [model["training"] | model["budget"] for model in trainings]
-        line = {name: f"{np.mean([count[key] for count in counts]):.0f}" for name, key in _BUDGET.items() if counts}
-        if counts:
-            flops = np.mean([count["flops"] for count in counts]) / 1e12
-            line |= {"TFLOP": f"{flops:,.3g}" if flops < 1000 else f"{flops:,.0f}"}
-            lines.append({"model": NAMES[arm], **line, "seconds": f"{np.mean(seconds[arm]):.0f}"})
+        counts = [model["training"] | model["budget"] for model in arms[arm]]
+        line = {name: f"{np.mean([count[key] for count in counts]):.0f}" for name, key in _BUDGET.items()}
+        flops = np.mean([count["flops"] for count in counts]) / 1e12
+        line |= {"TFLOP": f"{flops:,.3g}" if flops < 1000 else f"{flops:,.0f}"}
+        lines.append({"model": NAMES[arm], **line, "seconds": f"{np.mean(seconds[arm]):.0f}"})
     return pd.DataFrame(lines)
 
 
 def study_budget_table(records: list[dict]) -> pd.DataFrame:
-    """`budget_table` of all fine-tunings of the main comparison."""
+    """`budget_table` of all fine-tunings of the main comparison; empty where the records do not say."""
     arms: dict[str, list] = {}
     seconds: dict[str, list] = {}
     for record in model_grid.main_finetunings(records):
         for arm, model in record["metrics"]["arms"].items():
-            arms.setdefault(arm, []).append(model)
-            seconds.setdefault(arm, []).append(record["provenance"].get("training_s", {}).get(arm, 0.0))
+            if "budget" in model:
+                arms.setdefault(arm, []).append(model)
+                seconds.setdefault(arm, []).append(record["provenance"]["training_s"][arm])
     return budget_table(arms, seconds)
 
 

@@ -149,7 +149,8 @@ def scaling_curves(rows: list[dict]) -> Figure:
 def _by_block_size(panels: dict[str, list[dict]], arms: list[str], **look) -> tuple[Figure, np.ndarray]:
     sizes = sorted({point["block_size"] for points in panels.values() for point in points})
     gap = min(np.diff(sizes), default=2)
-    drawn, axes = _panels(panels, arms, lambda row, step: row["block_size"] + 0.08 * gap * step, **look)
+    dodge = gap * min(0.08, 0.48 / len(arms))  # less than half a gap for all arms together
+    drawn, axes = _panels(panels, arms, lambda row, step: row["block_size"] + dodge * step, **look)
     plt.setp(axes, xlabel="block size n (layers removed)", xticks=sizes, xlim=(sizes[0] - gap / 2, sizes[-1] + gap / 2))
     return drawn, axes
 

@@ -102,7 +102,8 @@ def _write_part(part: list[tuple], *, folder: Path, source: str, depends: str, w
     tensors = {"log_probs": torch.cat(log_probs).half(), "ends": ends, "ids": (tokens % _LOW).to(torch.uint16)}
     if words > _LOW:
         tensors["high_ids"] = (tokens // _LOW).to(torch.uint8)
-    content = save(tensors, metadata={"keys": json.dumps(keys), "depends": depends})
+    said = json.dumps({"depends": depends, "keys": keys})  # in one, for safetensors orders several at random
+    content = save(tensors, metadata={"made": said})
     write_bytes(folder / f"{source}-{digest(keys, depends)}.safetensors", content)
 
 
@@ -118,9 +119,9 @@ def places(folder: Path, *, depends: str) -> Places:
 def _parts(folder: Path, depends: str) -> Iterator[tuple[Path, list[str], list[int]]]:
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as part:
-            said = part.metadata()
-            if said["depends"] == depends:
-                yield path, json.loads(said["keys"]), part.get_tensor("ends").tolist()
+            made = json.loads(part.metadata()["made"])
+            if made["depends"] == depends:
+                yield path, made["keys"], part.get_tensor("ends").tolist()
 
 
 def _drop_stale(folder: Path, depends: str, wanted: Iterable[str]) -> None:
