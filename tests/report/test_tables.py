@@ -51,6 +51,19 @@ def test_budgets_are_means_over_trainings_and_left_out_where_records_do_not_say(
     ]  # fmt: skip
 
 
+def test_a_measure_favours_those_arms_of_a_study_that_learn_what_it_measures():
+    pruned, tuned = study_records()[:2], study_records()[2]
+    arms = tuned["metrics"]["arms"]
+    arms |= {name: json.loads(json.dumps(arms["sft"])) for name in ("logit_kd", "on_policy", "mixed_ft")}
+    for record in pruned:
+        record["metrics"]["fidelity"] = {"d": {"nll": 1.0, "kl": 0.0}}
+    for model in arms.values():
+        model["fidelity"] = {"d": {"nll": 1.0, "kl": 0.5}}
+    assert fidelity_table([*pruned, tuned])["KL on d"][0] == "Self-Data FT, Logit KD, On-policy KD"
+    arms.pop("logit_kd"), arms.pop("on_policy")
+    assert fidelity_table([*pruned, tuned])["KL on d"][0] == "Self-Data FT"
+
+
 def test_fewer_rows_stand_in_the_scaling_table_and_not_in_the_grid():
     records = study_records()
     fewer = json.loads(json.dumps(records[-1]))
