@@ -13,7 +13,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import ablation, compare, gguf_likelihoods, rewrite_wordings, roofline, run, scaling, study
+from benchmarks import (
+    ablation,
+    compare,
+    distillation_steps,
+    gguf_likelihoods,
+    rewrite_wordings,
+    roofline,
+    run,
+    scaling,
+    study,
+)
 from sdd_utils import ROOT
 from sdd_utils.engine import decoding, packed_linear
 from sdd_utils.models import store
@@ -63,6 +73,15 @@ def test_a_switched_off_path_is_not_taken(model_folder, tmp_path):
     with mock.patch.object(ablation, "repeat_kv", wraps=ablation.repeat_kv) as repeated:
         stage.PEERS["without: query heads grouped by key head"][0](state)
         assert repeated.called
+
+
+def test_steps_of_every_loss_are_timed_on_the_same_rows(model_folder, tmp_path):
+    (tmp_path / "pruned").symlink_to(model_folder)
+    seconds = distillation_steps.steps(str(model_folder), tmp_path, rows=12, turns=2)
+    assert {loss: len(own) for loss, own in seconds.items()} == dict.fromkeys(
+        seconds, 4
+    )  # of 3 steps, twice, not the first
+    assert len(seconds) == 3
 
 
 def test_merges_are_mergekits(model_folder):

@@ -3,7 +3,7 @@
 A claim has one part or more; `verdicts.py` measures them and decides. A new claim is an entry in `claims`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,6 +27,7 @@ class Claim:
 
     A `primary` claim is one of the two questions that a study is sized to answer: does fine-tuning heal, and does
     Self-Data FT forget less? `favours` names the arm that its measure favours by construction, "" where there is none.
+    A claim that names `arms` is asked of a study that has them.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Claim:
     parts: tuple[Part, ...]
     primary: bool = False
     favours: str = ""
+    arms: tuple[str, ...] = ()
 
 
 def _published(key: str) -> float:
@@ -47,8 +49,53 @@ _OURS = "this project's own question"
 _ABSTRACT, _TUNED, _LEAD = "arXiv 2410.09982, abstract or summary", ("finetuning", "pruning"), "Self-Data FT - SFT"
 
 
-def claims(in_domain: dict[str, list]) -> tuple[Claim, ...]:
-    """Every claim, for a study whose data sets have these tasks of their own domain; its own questions first."""
+def claims(in_domain: dict[str, list], *, arms: Collection[str] = ()) -> tuple[Claim, ...]:
+    """Every claim, for a study whose data sets have these tasks of their own domain; its own questions first.
+
+    Args:
+        arms: those that the study has; claims that are about further arms than the two compared need them.
+    """
+    asked = (*_general(in_domain), *_of_distillation(in_domain))
+    return tuple(claim for claim in asked if set(claim.arms) <= set(arms))
+
+
+def _of_distillation(in_domain: dict[str, list]) -> tuple[Claim, ...]:
+    """What is asked of arms that learn by a divergence from the original."""
+    lead = partial(comparisons.retention_lead, domains=in_domain)
+    own = partial(comparisons.healed, arm="text_kd", domains=in_domain)
+    return (
+        _heals_more("beats_logit_kd", "Self-Data FT", "logit KD", ("self_data_ft", "logit_kd"), _OURS, lead),
+        _heals_more("distributions", "self-data KD", "Self-Data FT", ("self_data_kd", "self_data_ft"), _OURS, lead),
+        _heals_more("own_answers", "on-policy KD", "logit KD", ("on_policy", "logit_kd"), "arXiv 2607.13124", lead),
+        _healing_claim(
+            "plain_text",
+            "Logit KD on plain text heals the pruned model.",
+            "NVIDIA Model-Optimizer's pruning examples",
+            ("text_kd",),
+            "share of the lost bits per byte that text KD wins back",
+            own,
+        ),
+    )
+
+
+def _heals_more(
+    key: str, first: str, second: str, arms: tuple[str, str], source: str, lead: Callable[..., dict]
+) -> Claim:
+    """A claim that the first of two arms heals more, out of the domain of the data."""
+    what = f"{first} - {second} in the share of the lost bits per byte that is won back"
+    claim = f"{first[0].upper()}{first[1:]} beats {second} at equal tokens."
+    return _healing_claim(key, claim, source, arms, what, partial(lead, arms=arms))
+
+
+def _healing_claim(
+    key: str, claim: str, source: str, arms: tuple[str, ...], what: str, measure: Callable[..., dict]
+) -> Claim:
+    part = Part(what=what, side=1, measure=measure)
+    return Claim(key=key, claim=claim, source=source, unit="% of the loss", steps=_TUNED, parts=(part,), arms=arms)
+
+
+def _general(in_domain: dict[str, list]) -> tuple[Claim, ...]:
+    """Those that every study is asked."""
     healing = tuple(
         Claim(
             key=f"heals_{arm}",

@@ -37,16 +37,22 @@ class Missing(LookupError):
 Pair = tuple[dict[int, dict], dict[int, dict]]  # two models' scores by seed
 
 
-def _arm_pairs(records: list[dict], *, lora: tuple | None = None) -> dict[tuple, Pair]:
-    """(Self-Data FT, SFT) by (block size, data set)."""
-    models = model_grid.main_comparison(records, lora=lora)
+COMPARED = ("self_data_ft", "sft")
+
+
+def _arm_pairs(
+    records: list[dict], *, lora: tuple | None = None, arms: tuple[str, str] = COMPARED
+) -> dict[tuple, Pair]:
+    """The scores of two arms, Self-Data FT and SFT if not said otherwise, by (block size, data set)."""
+    models, (first, second) = model_grid.main_comparison(records, lora=lora), arms
     pairs = {
-        key[1:]: (model_grid.scores_of(models[key]), model_grid.scores_of(models[("sft", *key[1:])]))
+        key[1:]: (model_grid.scores_of(models[key]), model_grid.scores_of(models[(second, *key[1:])]))
         for key in models
-        if key[0] == "self_data_ft" and ("sft", *key[1:]) in models
+        if key[0] == first and (second, *key[1:]) in models
     }
     if not pairs:
-        raise Missing("no fine-tuning has both SFT and Self-Data FT")
+        named = "SFT and Self-Data FT" if arms == COMPARED else f"{first} and {second}"
+        raise Missing(f"no fine-tuning has both {named}")
     return pairs
 
 
@@ -110,9 +116,11 @@ def healed(records: list[dict], *, arm: str, domains: dict[str, list], null: flo
     return _healed_share(records, cells, domains=domains, null=null)
 
 
-def retention_lead(records: list[dict], *, domains: dict[str, list], null: float = 0.0) -> dict:
-    """`healed` of Self-Data FT minus that of SFT: what it forgets less, where neither was trained."""
-    return _healed_share(records, _arm_pairs(records), domains=domains, null=null)
+def retention_lead(
+    records: list[dict], *, domains: dict[str, list], arms: tuple[str, str] = COMPARED, null: float = 0.0
+) -> dict:
+    """`healed` of Self-Data FT minus that of SFT: what it forgets less, where neither was trained; or of two `arms`."""
+    return _healed_share(records, _arm_pairs(records, arms=arms), domains=domains, null=null)
 
 
 def _healed_share(records: list[dict], cells: dict[tuple, Pair], *, domains: dict[str, list], null: float) -> dict:

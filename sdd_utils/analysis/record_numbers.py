@@ -9,7 +9,8 @@ A number is of one of these kinds:
     following  follows from other numbers and has no error of its own
 
 Values per document are not numbers here: they give the standard errors. What lm-eval reports besides a task's own
-measures (`all`) is left out, and so are settings, which the records' parameters hold.
+measures (`all`) is left out, and so are settings, which the records' parameters hold, and a training's `budget`, which
+is arithmetic on its tokens.
 """
 
 import re
@@ -28,7 +29,7 @@ _KINDS = {
 }
 _ESTIMATES = ("value", "recovery", "difference", "rho", "share")  # what an interval is about, by name
 _LABELS = ("arm", "block_size", "data_set", "t")  # by which an entry of a list is known
-_LEFT_OUT = ("all", "documents")
+_LEFT_OUT = ("all", "documents", "budget")
 _SETTINGS = ("limit", "chance", "shots", "block_size", "t")
 _NORMAL = 1.959964  # standard errors from the middle of a 95 % interval to its end
 

@@ -13,6 +13,7 @@ from sdd_utils.analysis.claims import Claim, Part, claims
 from sdd_utils.analysis.comparisons import Missing
 from sdd_utils.analysis.statistics import holm
 from sdd_utils.base.number_format import amount
+from sdd_utils.base.records import of_step
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "inconclusive"
 SEEDS_NEEDED, LEVEL = 3, 0.05
@@ -31,7 +32,8 @@ def judge_claims(records: dict[str, dict], *, in_domain: dict[str, list]) -> lis
         n, parts, records}. Estimates in points are fractions (0.01 is 1 point). The numbers are those of the part that
         decides, None where nothing was measured. `n` is {seeds, documents}; `records` names the files behind it.
     """
-    claim_list = claims(in_domain)
+    arms = {arm for record in of_step(records.values(), "finetuning") for arm in record["metrics"]["arms"]}
+    claim_list = claims(in_domain, arms=arms)
     measured = [_measured(claim, list(records.values())) for claim in claim_list]
     for primary in (True, False):
         family = [parts for claim, (parts, _) in zip(claim_list, measured, strict=True) if claim.primary == primary]

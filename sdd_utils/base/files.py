@@ -33,11 +33,16 @@ def json_text(path: Path, content: dict | list) -> str:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file completely or not at all."""
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}{_UNFINISHED}", dir=path.parent)
     try:
-        with open(handle, "w", encoding="utf-8") as scratch:
-            scratch.write(text)
+        with open(handle, "wb") as scratch:
+            scratch.write(content)
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:

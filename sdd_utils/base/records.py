@@ -143,6 +143,16 @@ class SetStatistics(TypedDict):
 
 
 @with_config(_CLOSED)
+class TeacherSet(TypedDict):
+    """The original's distributions at the responses of one source; see `steps.teacher.write`."""
+
+    rows: int
+    tokens: int
+    bytes_per_token: float
+    rest: float  # mean mass of what is not kept token by token
+
+
+@with_config(_CLOSED)
 class DistillationMetrics(TypedDict):
     """Of 03."""
 
@@ -152,6 +162,7 @@ class DistillationMetrics(TypedDict):
     dropped: dict[str, int]  # rows that the row rule left out, by reason
     engine: str
     fingerprints: dict[str, str]  # of the rows and of each set
+    teacher: NotRequired[dict[str, TeacherSet]]  # by arm that learns from distributions
 
 
 @with_config(_CLOSED)
@@ -166,10 +177,20 @@ class Training(TypedDict):
 
 
 @with_config(_CLOSED)
+class Budget(TypedDict):
+    """What one training took of the original, and what it computed; see `steps.finetuning.budget`."""
+
+    teacher_tokens: int
+    generated_tokens: int
+    flops: int
+
+
+@with_config(_CLOSED)
 class TunedModel(TypedDict):
     """One arm of a fine-tuning."""
 
     training: Training
+    budget: NotRequired[Budget]
     scores: Scores
     fidelity: dict[str, Fidelity]
     merge_rounding: float  # share of the adapter's update that bfloat16 weights would lose, see `models.adapters`
@@ -289,6 +310,7 @@ class Provenance(TypedDict):
     started: str
     wall_s: float
     peak_rss_mb: int
+    training_s: NotRequired[dict[str, float]]  # of 04: seconds of each arm's steps
 
 
 @with_config(_OPEN)
@@ -331,8 +353,11 @@ METRICS = {
 }
 
 
-def write_record(path: Path, *, step: str, params: dict, metrics: dict) -> Path:
+def write_record(path: Path, *, step: str, params: dict, metrics: dict, provenance: dict | None = None) -> Path:
     """Write a finished job's record.
+
+    Args:
+        provenance: what it has besides that of the process; unlike metrics it is never compared with another run's.
 
     Raises:
         ValueError: it is not of its step's type, or holds a NaN or an infinity, which means that the job went wrong.
@@ -343,7 +368,7 @@ def write_record(path: Path, *, step: str, params: dict, metrics: dict) -> Path:
         "study": params["study"],
         "params": params,
         "metrics": metrics,
-        "provenance": process_provenance(seed=params.get("seed")),
+        "provenance": process_provenance(seed=params.get("seed")) | (provenance or {}),
     }
     text = json_text(path, record)
     if wrong := _difference(json.loads(text)):

@@ -1,8 +1,8 @@
-"""The arms of the comparison: which response of a row each of them learns. Everything else is the same in all arms.
+"""The arms of the comparison: which response of a row each of them learns, and by which loss. All else is the same.
 
-A new arm is one function here, its line in `ARMS`, and its name and look in `report.figures`. A function takes the
-training rows and the sets that the unpruned model wrote, {name: {row id: row of the set}}, and returns a response per
-row.
+A new arm is one function here, its line in `ARMS`, its loss in `LOSSES` if that is not cross-entropy, and its name and
+look in `report.figures`. A function takes the training rows and the sets that 03 wrote, {name: {row id: row of the
+set}}, and returns a response per row: a text, or the token ids of plain text.
 """
 
 import hashlib
@@ -33,12 +33,50 @@ def mixed_ft(rows: list[dict], sets: dict) -> list[str]:
     return [row["response"] if row["id"] in original else other for row, other in zip(rows, distilled, strict=True)]
 
 
-ARMS = {arm.__name__: arm for arm in (sft, self_data_ft, self_generated_ft, mixed_ft)}
+def logit_kd(rows: list[dict], sets: dict) -> list[str]:
+    """The original responses, but of each token the unpruned model's distribution: forward KL, not cross-entropy."""
+    return sft(rows, sets)
+
+
+def self_data_kd(rows: list[dict], sets: dict) -> list[str]:
+    """The same forward KL on the unpruned model's rewrites."""
+    return self_data_ft(rows, sets)
+
+
+def text_kd(rows: list[dict], sets: dict) -> list[list[int]]:
+    """A control, the same forward KL on plain calibration text, of each row as many tokens as its original response."""
+    return [sets["text"][row["id"]]["input_ids"] for row in rows]
+
+
+def on_policy(rows: list[dict], sets: dict) -> list[str]:
+    """Reverse KL to the unpruned model on answers that the pruned one writes as it learns, no longer than originals."""
+    return sft(rows, sets)
+
+
+_FINE_TUNED, _DISTILLED = (sft, self_data_ft, self_generated_ft, mixed_ft), (logit_kd, self_data_kd, text_kd, on_policy)
+ARMS = {arm.__name__: arm for arm in (*_FINE_TUNED, *_DISTILLED)}
+CROSS_ENTROPY, FORWARD_KL, REVERSE_KL = "cross_entropy", "forward_kl", "reverse_kl"
+LOSSES = {"logit_kd": FORWARD_KL, "self_data_kd": FORWARD_KL, "text_kd": FORWARD_KL, "on_policy": REVERSE_KL}
+
+
+def loss_of(arm: str) -> str:
+    """The loss that an arm learns by."""
+    return LOSSES.get(arm, CROSS_ENTROPY)
+
+
+def scored_arms(arms: list[str]) -> list[str]:
+    """Those of these arms that learn the unpruned model's distributions, which 03 has to write."""
+    return [arm for arm in arms if loss_of(arm) == FORWARD_KL]
 
 
 def sets_of(arms: list[str]) -> tuple[str, ...]:
     """The sets that these arms learn from and the unpruned model has to write; `distilled` is always among them."""
     return SETS if "self_generated_ft" in arms else SETS[:1]
+
+
+def files_of(arms: list[str]) -> tuple[str, ...]:
+    """All sets that these arms learn from: those that the unpruned model writes, and plain text."""
+    return (*sets_of(arms), *(("text",) if "text_kd" in arms else ()))
 
 
 def arms_in(rows: list[dict]) -> list[str]:

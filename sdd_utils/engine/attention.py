@@ -62,6 +62,19 @@ def set_by_rows(model) -> bool:
     return may
 
 
+@contextmanager
+def not_by_rows(model) -> Iterator[None]:
+    """Let a model that attends by rows attend by plain SDPA meanwhile, as decoding needs it."""
+    by_rows = model.config._attn_implementation == BY_ROWS
+    if by_rows:
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if by_rows:
+            model.set_attn_implementation(BY_ROWS)
+
+
 def named_rows(model, positions: Tensor) -> dict[str, list[int]]:
     """{rows} for a forward pass of a model that attends within each of them; see `row_lengths`."""
     return {"rows": row_lengths(positions)} if model.config._attn_implementation == BY_ROWS else {}

@@ -19,13 +19,19 @@ from matplotlib.figure import Figure
 
 from sdd_utils.data.arms import arms_in
 
-_LOOKS = {  # name, colour of Okabe and Ito's palette, marker, hatch, line style: nothing is told by colour alone
+# Name, colour, marker, hatch, line style: nothing is told by colour alone. Colours are Okabe and Ito's, and of Tol's
+# muted scheme (Paul Tol, SRON/EPS/TN/09-002) where these are used up.
+_LOOKS = {
     "original": ("Original", "#000000", "D", "", ":"),
     "no_ft": ("No FT", "#999999", "s", "..", (0, (1, 1))),
     "sft": ("SFT", "#E69F00", "^", "//", "--"),
     "self_data_ft": ("Self-Data FT", "#0072B2", "o", "\\\\", "-"),
     "self_generated_ft": ("Self-generated FT", "#CC79A7", "v", "++", "-."),
     "mixed_ft": ("Mixed FT", "#56B4E9", "X", "--", (0, (5, 1, 1, 1, 1, 1))),
+    "logit_kd": ("Logit KD", "#D55E00", "<", "\\\\//", (0, (6, 1, 2, 1))),
+    "self_data_kd": ("Self-data KD", "#332288", ">", "oo", (0, (3, 2))),
+    "text_kd": ("Text KD", "#999933", "h", "**", (0, (2, 2, 6, 2))),
+    "on_policy": ("On-policy KD", "#882255", "p", "OO", (0, (4, 1, 4, 1, 1, 1))),
     "merged": ("Self-Data FT, SLERP", "#009E73", "P", "xx", (0, (8, 2))),
 }
 NAMES, COLOURS, MARKERS, HATCHES, LINES = ({arm: look[i] for arm, look in _LOOKS.items()} for i in range(5))
@@ -56,6 +62,12 @@ def figure(
     drawn, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **subplots)
     sns.despine(drawn)
     return drawn, axes.ravel()
+
+
+def columns_of(count: int, *, width: float = 6.4) -> int:
+    """Columns of a legend of so many names under a figure of a width: one line if there is room, else several alike."""
+    most = 7 if width == WIDEST else 4
+    return ceil(count / ceil(count / most))
 
 
 def save(drawn: Figure, folder: Path, name: str, *, suffix: str = "png") -> Path:
@@ -181,7 +193,7 @@ def loss_curves(losses: dict[str, list]) -> Figure:
         axis.plot(*np.transpose(points), label=NAMES[arm], markevery=ceil(len(points) / 20), **look)
     axis.set(xlabel="optimiser step", ylabel="loss (nats per response token)", title="Training loss")
     axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    axis.legend(**BELOW, ncols=len(losses))
+    axis.legend(**BELOW, ncols=columns_of(len(losses)))
     return drawn
 
 
@@ -250,5 +262,5 @@ def shift_scatter(points: list[dict]) -> Figure:
     axis.axhline(0, color="black", lw=0.8, ls=":")
     axis.set(xlabel="mean cosine to the original's greedy answers", ylabel="average points lost to the original")
     axis.set_title("Moved answers against lost accuracy, a mark per model")
-    sns.move_legend(axis, **BELOW, ncols=len(arms), title=None, labels=[NAMES[arm] for arm in arms])
+    sns.move_legend(axis, **BELOW, ncols=columns_of(len(arms)), title=None, labels=[NAMES[arm] for arm in arms])
     return drawn

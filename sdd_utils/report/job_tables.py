@@ -11,6 +11,8 @@ from sdd_utils.report.figures import NAMES
 from sdd_utils.report.tables import FAVOURS
 
 _TRAINED = {"steps": "steps", "response tokens": "trained_tokens"}
+_BUDGET = {"rows": "rows", "steps": "steps", "trained tokens": "trained_tokens", "scored tokens": "teacher_tokens"}
+_BUDGET |= {"generated tokens": "generated_tokens"}
 
 
 def provenance_table(records: list[dict]) -> pd.DataFrame:
@@ -73,6 +75,37 @@ def training_table(records: list[dict]) -> pd.DataFrame:
         means = {name: float(np.mean([training[key] for training in trainings])) for name, key in _TRAINED.items()}
         lines.append(line | {name: f"{value:.0f}" for name, value in means.items()})
     return pd.DataFrame(lines)
+
+
+def budget_table(arms: dict[str, list[dict]], seconds: dict[str, list[float]]) -> pd.DataFrame:
+    """What each arm's training took, means over trainings.
+
+    `scored tokens` are positions that the original scored, `generated tokens` those that the pruned model wrote.
+
+    Args:
+        arms: by arm, {training, budget} of every training, see `records.TunedModel`.
+        seconds: by arm, of the steps of every training.
+    """
+    lines = []
+    for arm in sorted(arms, key=list(NAMES).index):
+        counts = [model["training"] | model["budget"] for model in arms[arm]]
+        line = {name: f"{np.mean([count[key] for count in counts]):.0f}" for name, key in _BUDGET.items()}
+        flops = np.mean([count["flops"] for count in counts]) / 1e12
+        line |= {"TFLOP": f"{flops:,.3g}" if flops < 1000 else f"{flops:,.0f}"}
+        lines.append({"model": NAMES[arm], **line, "seconds": f"{np.mean(seconds[arm]):.0f}"})
+    return pd.DataFrame(lines)
+
+
+def study_budget_table(records: list[dict]) -> pd.DataFrame:
+    """`budget_table` of all fine-tunings of the main comparison; empty where the records do not say."""
+    arms: dict[str, list] = {}
+    seconds: dict[str, list] = {}
+    for record in model_grid.main_finetunings(records):
+        for arm, model in record["metrics"]["arms"].items():
+            if "budget" in model:
+                arms.setdefault(arm, []).append(model)
+                seconds.setdefault(arm, []).append(record["provenance"]["training_s"][arm])
+    return budget_table(arms, seconds)
 
 
 def pooled_similarities(records: list[dict], how: str) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from sdd_utils.analysis.statistics import ACCURACY, BITS, CHOICE, HAS_CHANCE
 from sdd_utils.base.number_format import percent
 from sdd_utils.data.arms import arms_in
-from sdd_utils.report.figures import COLOURS, LINES, MARKERS, NAMES, WIDEST, figure, with_intervals
+from sdd_utils.report.figures import COLOURS, LINES, MARKERS, NAMES, WIDEST, columns_of, figure, with_intervals
 
 DOMAINS = {"healed_out_of_domain": "other tasks", "healed_in_domain": "tasks of its domain (favour SFT)"}
 _SHOWN = {
@@ -149,7 +149,8 @@ def scaling_curves(rows: list[dict]) -> Figure:
 def _by_block_size(panels: dict[str, list[dict]], arms: list[str], **look) -> tuple[Figure, np.ndarray]:
     sizes = sorted({point["block_size"] for points in panels.values() for point in points})
     gap = min(np.diff(sizes), default=2)
-    drawn, axes = _panels(panels, arms, lambda row, step: row["block_size"] + 0.08 * gap * step, **look)
+    dodge = gap * min(0.08, 0.48 / len(arms))  # less than half a gap for all arms together
+    drawn, axes = _panels(panels, arms, lambda row, step: row["block_size"] + dodge * step, **look)
     plt.setp(axes, xlabel="block size n (layers removed)", xticks=sizes, xlim=(sizes[0] - gap / 2, sizes[-1] + gap / 2))
     return drawn, axes
 
@@ -186,7 +187,8 @@ def _panels(
         axis.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0, symbol=" %"))
         legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
         _name_lines(axis, marks)
-    drawn.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend))
+    beside = columns_of(len(legend), width=drawn.get_figwidth())
+    drawn.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=beside)
     return drawn, axes[: len(panels)]
 
 
@@ -270,7 +272,8 @@ def _measures(panels: dict[str, dict[str, dict]]) -> Figure:
             legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
         row[0].set_ylabel(title)
     axes[0].set(yticks=range(len(tasks)), yticklabels=tasks, ylim=(len(tasks) - 0.5, -0.5))
-    drawn.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend))
+    beside = columns_of(len(legend), width=drawn.get_figwidth())
+    drawn.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=beside)
     return drawn
 
 

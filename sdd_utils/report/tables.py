@@ -2,10 +2,12 @@
 
 Nothing here computes a score: every cell comes from a record. A measure can favour an arm by construction: bits per
 byte of the training domain's own answers favour SFT, which learnt that very style; whatever is measured on the
-original's own answers favours Self-Data FT, which learnt that one. Where columns are measures, a first line `FAVOURS`
-says so; where lines are, a column. A table without either holds only measures that favour neither.
+original's own answers favours Self-Data FT, which learnt that one. The same goes for knowledge distillation on these
+responses, and nearness to the original's distributions favours every arm that learns them. Where columns are measures,
+a first line `FAVOURS` says so; where lines are, a column. A table without either holds only measures that favour none.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +20,19 @@ from sdd_utils.analysis.verdicts import OPEN, with_interval
 from sdd_utils.base.files import write_text
 from sdd_utils.base.number_format import percent, points
 from sdd_utils.base.records import of_step
-from sdd_utils.data.arms import arms_in
+from sdd_utils.data.arms import LOSSES, arms_in
 from sdd_utils.report.figures import NAMES
 from sdd_utils.report.score_figures import name_of
 
 FAVOURS = "Favours"  # the line that names the arm which a column's measure favours by construction
+ON_ORIGINALS = ("sft", "logit_kd")  # they learn the style of the original responses
+NEAR_ORIGINAL = ("self_data_ft", *LOSSES)  # they learn the original's words, or its distributions
+
+
+def _favoured(arms: Iterable[str], favoured: tuple[str, ...]) -> str:
+    """The names of those arms of a table that a measure favours, the first one in any case."""
+    present = set(arms) | {favoured[0]}
+    return ", ".join(NAMES[arm] for arm in favoured if arm in present)
 
 
 def score_cells(scores: dict[str, dict], measure: str = ACCURACY) -> dict[str, str]:
@@ -164,7 +174,8 @@ def bits_table(rows: list[dict], in_domain: dict[str, list]) -> pd.DataFrame:
     (original,) = (row["scores"] for row in rows if row["arm"] == "original")
     lines = [_model_cells(row) | score_cells(row["scores"], BITS) for row in rows]
     tasks = {task: [name for name, own in in_domain.items() if task in own] for task in score_cells(original, BITS)}
-    favours = {task: f"{NAMES['sft']} on {', '.join(names)}" if names else "-" for task, names in tasks.items()}
+    favoured = _favoured((row["arm"] for row in rows), ON_ORIGINALS)
+    favours = {task: f"{favoured} on {', '.join(names)}" if names else "-" for task, names in tasks.items()}
     return pd.DataFrame([_no_model(FAVOURS) | favours, *lines] if tasks else [])
 
 
@@ -204,7 +215,8 @@ def fidelity_table(records: list[dict]) -> pd.DataFrame:
                 mean = np.mean([metrics["fidelity"][name][measure] for metrics in per_seed])
                 line[f"{measure.upper()} on {name}"] = f"{mean:.3f}"
         lines.append(line)
-    favours = _no_model(FAVOURS) | {column: NAMES["self_data_ft"] for column in lines[0] if " on " in column}
+    favoured = _favoured((arm for arm, _, _ in models), NEAR_ORIGINAL)
+    favours = _no_model(FAVOURS) | {column: favoured for column in lines[0] if " on " in column}
     return pd.DataFrame([_no_model(FAVOURS) | favours, *lines])
 
 
@@ -220,7 +232,8 @@ def domain_table(rows: list[dict]) -> pd.DataFrame:
         | {name: cell(row) for name, cell in _DOMAIN_CELLS.items()}
         for row in tuned
     ]
-    favours = dict.fromkeys(_DOMAIN_CELLS, "-") | {"healed, own tasks": NAMES["sft"]}
+    favoured = _favoured((row["arm"] for row in tuned), ON_ORIGINALS)
+    favours = dict.fromkeys(_DOMAIN_CELLS, "-") | {"healed, own tasks": favoured}
     first = {"n": "-", "model": FAVOURS, "fine-tuned on": "-"}
     return pd.DataFrame([first | favours, *lines] if lines else [])
 

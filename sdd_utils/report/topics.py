@@ -181,6 +181,12 @@ def _scaling(report: StudyReport) -> Topic:
     )
 
 
+def _training(report: StudyReport) -> Topic:
+    budget = job_tables.study_budget_table(report.records)
+    shown = {"training": job_tables.training_table(report.records), "budget": budget}
+    return Topic(tables={name: table for name, table in shown.items() if name == "training" or len(table)})
+
+
 def _similarity(report: StudyReport) -> Topic:
     metrics = of_step(report.records, "similarity")[0]["metrics"]
     angular_map, blocks = np.array(metrics["map"]), metrics["blocks"]
@@ -234,7 +240,7 @@ TOPICS: dict[str, Callable[[StudyReport], Topic]] = {
     "capacities": _table("capacities", lambda report: tables.capacity_table(model_grid.capacities(report.records))),
     "similarity": _similarity,
     "distillation": _table("distillation", lambda report: job_tables.distillation_table(report.records)),
-    "training": _table("training", lambda report: job_tables.training_table(report.records)),
+    "training": _training,
     "merging": _table("merging", lambda report: tables.merging_table(report.records)),
     "embedding_similarity": _embedding_similarity,
     "shift": _shift,

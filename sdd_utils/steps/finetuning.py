@@ -1,7 +1,8 @@
-"""Fine-tune a pruned model with LoRA, one arm per source of responses, on the same rows and steps.
+"""Fine-tune a pruned model with LoRA, one arm per source of responses and loss, on the same rows and steps.
 
 SFT trains on the original responses and Self-Data FT on the distilled ones (`arms` has them all); everything else
-is the same: rows, order, steps, template, seed. The loss is cross-entropy on response tokens only (arXiv 2410.09982).
+is the same: rows, order, steps, template, seed. The loss is cross-entropy on response tokens only (arXiv 2410.09982),
+or a divergence from the unpruned model at as many tokens (`distillation_loss`).
 """
 
 import json
@@ -12,28 +13,11 @@ from datasets import Dataset
 from sdd_utils.base import precision
 from sdd_utils.base.files import digest, read_json_lines
 from sdd_utils.base.import_graph import code_digest
-from sdd_utils.data.arms import ARMS
-from sdd_utils.data.rows import fingerprint, question_of
-from sdd_utils.models import chat_format, store
-from sdd_utils.steps import lora_training
-
-
-def encode(tokenizer, row: dict, response: str) -> dict:
-    """Token ids of prompt and response, and which of them the loss sees.
-
-    The prompt ends where the assistant's turn begins. The response ends with the token that ends a turn in the
-    model's chat format, which is trained: masking goes by position, because the padding token may be the same id.
-
-    Returns:
-        {input_ids, completion_mask}: two lists of one length; the mask is 1 on response tokens and the end.
-    """
-    prompt = chat_format.render(tokenizer, [{"role": "user", "content": question_of(row)}])
-    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    response_ids = tokenizer(response, add_special_tokens=False)["input_ids"] + [chat_format.turn_end(tokenizer)]
-    return {
-        "input_ids": prompt_ids + response_ids,
-        "completion_mask": [0] * len(prompt_ids) + [1] * len(response_ids),
-    }
+from sdd_utils.data.arms import CROSS_ENTROPY, FORWARD_KL, REVERSE_KL
+from sdd_utils.data.rows import fingerprint
+from sdd_utils.models import adapters, architecture, store
+from sdd_utils.steps import lora_training, teacher
+from sdd_utils.steps.training_rows import encoded
 
 
 def read_sets(paths: dict[str, Path], *, fingerprints: dict[str, str]) -> dict[str, dict[str, dict]]:
@@ -65,13 +49,13 @@ def paired_sets(
         ValueError: a generated set lacks a row, or no row fits.
     """
     _check_rows(rows, sets)
-    encoded = _encoded(tokenizer, rows, sets, arms)
-    longest = [max(len(arm_rows[i]["input_ids"]) for arm_rows in encoded.values()) for i in range(len(rows))]
+    every = encoded(tokenizer, rows, sets, arms).values()
+    longest = [max(len(arm_rows[i]["input_ids"]) for arm_rows in every) for i in range(len(rows))]
     fitting = [row for row, length in zip(rows, longest, strict=True) if length <= max_length]
     if not fitting:
         raise ValueError(f"no training row fits into max_length = {max_length} tokens: raise max_length")
     # Once more, for an arm may give a row's response in view of the other rows.
-    return {arm: Dataset.from_list(arm_rows) for arm, arm_rows in _encoded(tokenizer, fitting, sets, arms).items()}
+    return {arm: Dataset.from_list(arm_rows) for arm, arm_rows in encoded(tokenizer, fitting, sets, arms).items()}
 
 
 def _check_rows(rows: list[dict], sets: dict[str, dict[str, dict]]) -> None:
@@ -82,13 +66,6 @@ def _check_rows(rows: list[dict], sets: dict[str, dict[str, dict]]) -> None:
             raise ValueError(
                 f"the {name} set lacks {len(missing)} of {len(rows)} rows, the first is {missing[0]!r}: {fix}"
             )
-
-
-def _encoded(tokenizer, rows: list[dict], sets: dict, arms: list[str]) -> dict[str, list[dict]]:
-    return {
-        arm: [encode(tokenizer, row, response) for row, response in zip(rows, ARMS[arm](rows, sets), strict=True)]
-        for arm in arms
-    }
 
 
 def token_budget(sets: dict[str, Dataset], *, epochs: int) -> int:
@@ -110,6 +87,9 @@ def finetune(
     batch_size: int,
     seed: int,
     trained_tokens: int,
+    loss: str = CROSS_ENTROPY,
+    original: str | Path = "",
+    distributions: Path = Path(),
 ) -> dict:
     """Train one LoRA adapter on a checkpoint and save it; a finished adapter is not trained again.
 
@@ -121,10 +101,16 @@ def finetune(
         adapter: where the adapter goes, with `training.json` beside its weights.
         lora_targets: "all-linear", or module names separated by commas ("q_proj,v_proj").
         trained_tokens: stop at this many tokens with loss, see `token_budget`; 0 is no limit.
+        loss: see `arms.loss_of`.
+        original: name or folder of the unpruned model; of no use to cross-entropy.
+        distributions: the folder that `teacher.write` filled; for forward KL.
 
     Returns:
         {rows, steps, trained_tokens, seen_tokens, loss: [[step, value], ...]}; rows of the set, tokens over all
         epochs, `trained` being those that the loss sees.
+
+    Raises:
+        ValueError: a row has no distributions, or what `lora_training.run` raises.
     """
     settings = {
         "lora_rank": lora_rank,
@@ -137,18 +123,58 @@ def finetune(
         "seed": seed,
         "trained_tokens": trained_tokens,
     }
-    key = _key(folder, data, settings)
-    return _finished(adapter, key) or lora_training.run(folder, data, adapter=adapter, key=key, settings=settings)
+    taught = {} if loss == CROSS_ENTROPY else {"loss": loss, "original": str(store.find_model(str(original)).resolve())}
+    taught |= {"teacher": str(distributions.resolve())} if loss == FORWARD_KL else {}
+    key = _key(folder, data, settings, taught)
+    done = _finished(adapter, key)
+    return done or lora_training.run(folder, data, adapter=adapter, key=key, settings=settings, taught=taught)
 
 
-def _key(folder: Path, data: Dataset, settings: dict) -> str:
-    """Digest of everything an adapter depends on: weights, rows, settings, precision, and the code that trains it."""
+def _key(folder: Path, data: Dataset, settings: dict, taught: dict) -> str:
+    """Digest of everything an adapter depends on: weights, rows, settings, loss, precision, and the code that trains
+    it."""
     code = code_digest([lora_training.__name__], rooms=("steps", "engine"))
-    return digest(store.identity(folder), data.to_dict(), settings, precision.dtype_name(), code)
+    learnt = taught and [taught["loss"], teacher.depends_on(taught["original"])]
+    return digest(store.identity(folder), data.to_dict(), settings, learnt, precision.dtype_name(), code)
 
 
 def _finished(adapter: Path, key: str) -> dict | None:
     """The report of an adapter that was trained with just these settings, if there is one."""
-    report = adapter / "training.json"
-    saved = json.loads(report.read_text()) if report.is_file() else {}
+    saved = _saved(adapter)
     return saved["report"] if saved.get("key") == key else None
+
+
+def _saved(adapter: Path) -> dict:
+    report = adapter / adapters.REPORT
+    return json.loads(report.read_text()) if report.is_file() else {}
+
+
+def seconds_of(adapter: Path) -> list[float]:
+    """Seconds that each step of a finished training took, answers that were written in it included."""
+    return _saved(adapter)["seconds"]
+
+
+def budget(report: dict, data: Dataset, *, loss: str, folder: Path, original: str | Path) -> dict:
+    """What a training took of the unpruned model, and how much it computed, by arithmetic.
+
+    A token costs 2 FLOPs per weight that multiplies it where it is read or generated, and 4 where it is trained on, as
+    the frozen weights get no gradient; what gradient checkpointing computes twice is not counted. Distributions that
+    several trainings share are counted for each.
+
+    Args:
+        report, data: what `finetune` gave and got.
+
+    Returns:
+        {teacher_tokens, generated_tokens, flops}: positions that the unpruned model scored and the pruned one learnt,
+        each once, tokens that the pruned one wrote, and all products of both.
+    """
+    own, whole = (2 * architecture.account(store.load_config(name)).matmul for name in (folder, original))
+    seen, scored, generated, read = report["seen_tokens"], 0, 0, 0
+    if loss == FORWARD_KL:
+        scored = min(sum(map(sum, data["completion_mask"])), report["trained_tokens"])
+        read = min(sum(map(len, data["input_ids"])), seen)
+    if loss == REVERSE_KL:
+        scored = generated = report["trained_tokens"]
+        read = seen
+    flops = own * (2 * seen + (seen if generated else 0)) + whole * read
+    return {"teacher_tokens": scored, "generated_tokens": generated, "flops": flops}

@@ -30,8 +30,12 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from sdd_utils import ROOT
 from sdd_utils.base import disk, precision
 from sdd_utils.base.files import whole_folder
+from sdd_utils.data.arms import FORWARD_KL, REVERSE_KL
 from sdd_utils.engine import attention, lora_linear, probe
 from sdd_utils.models import adapters, store
+from sdd_utils.steps import teacher
+from sdd_utils.steps.on_policy import OnPolicyTrainer
+from sdd_utils.steps.trainers import TeacherTrainer, Trainer, counted
 
 PROFILE = ROOT / "profiles" / "fsdp2.yaml"
 # A checkpoint (adapter and Adam's moments) is small beside the model, and writing it short beside as many steps. A
@@ -40,7 +44,7 @@ SAVE_STEPS = 50
 WORKER = ["-m", "sdd_utils.steps.lora_training"]
 
 
-def run(folder: Path, data: Dataset, *, adapter: Path, key: str, settings: dict) -> dict:
+def run(folder: Path, data: Dataset, *, adapter: Path, key: str, settings: dict, taught: dict | None = None) -> dict:
     """Train on every visible GPU, or on the CPU, and return the report that lies in the adapter's `training.json`.
 
     Args:
@@ -49,14 +53,17 @@ def run(folder: Path, data: Dataset, *, adapter: Path, key: str, settings: dict)
         adapter: where the adapter goes, complete or not at all.
         key: digest of all that the adapter depends on.
         settings: the keyword settings of `finetuning.finetune`.
+        taught: {loss, original, teacher} where the loss is not cross-entropy, see `finetuning.finetune`.
 
     Raises:
-        ValueError: the GPUs cannot share `batch_size` rows equally.
+        ValueError: the GPUs cannot share `batch_size` rows equally, or the model cannot answer on several.
         RuntimeError: the launched training failed; names its log.
         OSError: the disk is full.
     """
-    job = {"folder": str(folder), "adapter": str(adapter), "key": key, "settings": settings}
+    job = {"folder": str(folder), "adapter": str(adapter), "key": key, "settings": settings, "taught": taught or {}}
     processes = max(1, torch.cuda.device_count())
+    if processes > 1 and job["taught"].get("loss") == REVERSE_KL:
+        raise ValueError(f"on_policy trains on one GPU, and {processes} are visible: name one in CUDA_VISIBLE_DEVICES")
     if settings["batch_size"] % processes:
         raise ValueError(
             f"batch_size = {settings['batch_size']} cannot be shared equally by {processes} GPUs: "
@@ -91,11 +98,13 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
     arguments = _arguments(place, settings, processes=processes)  # first: it chooses this process's GPU
     model, tokenizer = store.load_model(job["folder"])
     check_targets(model, settings["lora_targets"])
-    if not keeps_rows_apart(model):
+    kind, given = _taught(job.get("taught") or {}, data)
+    models = [model, *([given["original"]] if "original" in given else [])]
+    if not all([*map(keeps_rows_apart, models)]):
         _one_row_at_a_time(arguments)
     names = ("epochs", "batch_size", "seed", "trained_tokens")
     scheduled = schedule(data, **{name: settings[name] for name in names})
-    trainer = Trainer(
+    trainer = kind(
         model=model,
         args=arguments,
         train_dataset=scheduled,
@@ -103,13 +112,27 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
         peft_config=_lora(model, settings),
         callbacks=[KeepNewest()],
     )
-    if model.device.type == "cpu":  # where our own loss divides by a step's tokens, whatever the model's loss knows
-        trainer.model_accepts_loss_kwargs = True
+    vars(trainer).update(given)
+    if kind is not Trainer or model.device.type == "cpu":
+        trainer.model_accepts_loss_kwargs = True  # our own loss divides by a step's tokens, whatever the model's knows
     # Autocast casts inputs, and only where it must.
     casting = disable_input_dtype_casting(trainer.model, active=arguments.bf16)
     with disk.told(), casting, lora_linear.added_in_place(trainer.model):
         trainer.train(resume_from_checkpoint=newest(place))
     return _save(trainer, scheduled, job, len(data))
+
+
+def _taught(taught: dict, data: Dataset) -> tuple[type[Trainer], dict]:
+    """What trains by a loss, and what it needs of the unpruned model."""
+    loss = taught.get("loss")
+    if loss == FORWARD_KL:
+        places = teacher.places(Path(taught["teacher"]), depends=teacher.depends_on(taught["original"]))
+        teacher.check_complete(places, data)
+        return TeacherTrainer, {"places": places}
+    if loss == REVERSE_KL:
+        original, _ = store.load_model(taught["original"])
+        return OnPolicyTrainer, {"original": original.requires_grad_(False)}
+    return Trainer, {}
 
 
 def keeps_rows_apart(model) -> bool:
@@ -203,23 +226,6 @@ def check_targets(model, targets: str) -> None:
         raise ValueError(f"lora_targets names {shared[0]!r}, whose weights another module shares: leave it out")
 
 
-class Trainer(SFTTrainer):
-    """TRL's trainer, spared on CPUs what it is spared on GPUs: logits of prompts, and attention between rows."""
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if model.device.type != "cpu":
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs.pop("labels")[0, 1:]  # a batch is one sequence
-        kept = (labels != -100).nonzero()[:, 0]
-        rows = attention.named_rows(self.model, inputs["position_ids"][0]) if "position_ids" in inputs else {}
-        outputs = model(**inputs, **rows, logits_to_keep=kept, use_cache=False)
-        logits = outputs.logits.squeeze(0)  # not [0], whose gradient is filled with zeros first
-        logits = logits if len(logits) == len(kept) else logits[kept]  # xLSTM's: all
-        loss = torch.nn.functional.cross_entropy(logits.float(), labels[kept], reduction="sum")
-        loss = loss * self.accelerator.num_processes / max(1, int(num_items_in_batch))  # processes are averaged
-        return (loss, outputs) if return_outputs else loss
-
-
 def _lora(model, settings: dict) -> LoraConfig:
     """Not for layers that do more than a linear map, such as routers of experts: peft would call them as one."""
     targets = settings["lora_targets"]
@@ -281,11 +287,12 @@ def _arguments(place: Path, settings: dict, *, processes: int) -> SFTConfig:
 def _save(trainer: SFTTrainer, scheduled: Dataset, job: dict, rows: int) -> dict:
     """Put the adapter and its report in their place, then drop every checkpoint that led there."""
     adapter, with_loss = Path(job["adapter"]), [*map(sum, scheduled["completion_mask"])]
+    seen = sum(len(ids) for ids, count in zip(scheduled["input_ids"], with_loss, strict=True) if count)
     report = {
         "rows": rows,
         "steps": trainer.state.global_step,
-        "trained_tokens": sum(with_loss),
-        "seen_tokens": sum(len(ids) for ids, count in zip(scheduled["input_ids"], with_loss, strict=True) if count),
+        "trained_tokens": round(counted(trainer, "trained_tokens")) or sum(with_loss),  # of answers written meanwhile
+        "seen_tokens": round(counted(trainer, "seen_tokens")) or seen,
         "loss": [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry],
     }
     weights = trainer.accelerator.get_state_dict(trainer.model)  # gathers the shards: every process takes part
@@ -293,6 +300,7 @@ def _save(trainer: SFTTrainer, scheduled: Dataset, job: dict, rows: int) -> dict
         with whole_folder(adapter) as scratch:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(scratch, state_dict=weights)
             trained = {"key": job["key"], "weights": store.identity(Path(job["folder"])), "report": report}
+            trained["seconds"] = [entry["seconds"] for entry in trainer.state.log_history if "seconds" in entry]
             (scratch / adapters.REPORT).write_text(json.dumps(trained))
         for place in adapter.parent.glob(f".{adapter.name}.checkpoints-*"):
             shutil.rmtree(place, ignore_errors=True)  # a network file system keeps what other processes have open

@@ -85,6 +85,10 @@ class Run:
         see the responses."""
         return self.folder / "distilled" / f"{data_set if which == 'distilled' else f'{data_set}-{which}'}.jsonl"
 
+    def teacher(self, data_set: str) -> Path:
+        """The folder of the unpruned model's distributions at the tokens of a data set's responses."""
+        return self.folder / "teacher" / data_set
+
     def answers(self, data_set: str) -> Path:
         """The original's answers to a data set's held-out questions."""
         return self.folder / "answers" / f"{data_set}.jsonl"

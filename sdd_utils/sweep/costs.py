@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import yaml
 
-from sdd_utils.data.arms import sets_of
+from sdd_utils.data.arms import scored_arms, sets_of
 from sdd_utils.models.architecture import Shape
 from sdd_utils.sweep.token_lengths import (
     context_of,
@@ -21,9 +21,11 @@ from sdd_utils.sweep.token_lengths import (
     rows_of,
     set_lengths,
     task_lengths,
+    trained_row,
 )
 
 HERE = Path(__file__).parent
+TEACHER_BYTES = 258  # of a position's distribution: 65 half-precision numbers and 64 tokens of 16 bits
 REJECTED = 0.5  # share of an attempt's rewrites, assumed: benchmarks/rewrite_wordings.json has from 5 to 80 %
 
 
@@ -165,7 +167,7 @@ def _answering(costs: CostModel) -> Estimate:
 def distillation(costs: CostModel, data_set: str) -> Estimate:
     """The original writes every row anew, once per set, and again where it was rejected; loaded for each attempt.
 
-    In fixed batches every row takes the steps of the longest.
+    In fixed batches every row takes the steps of the longest. Where arms learn from distributions, it reads their rows.
     """
     batch, sets, new = costs.study.generation_batch, len(sets_of(costs.study.arms)), rewritten(costs.study, data_set)
     rows, lengths = rows_of(costs.study, data_set), set_lengths(data_set)
@@ -174,28 +176,53 @@ def distillation(costs: CostModel, data_set: str) -> Estimate:
     attempts = [rows * REJECTED**earlier for earlier in range(costs.study.rewrite_attempts)]
     decoding = sum(decode_seconds(costs, 0, rows=n, context=context, new=steps, batch=batch) for n in attempts)
     written, kept = sum(attempts) * new, rows * (lengths["response"] + new)
+    scored, scored_disk = _scored(costs, data_set, rows)
     return Estimate(
-        read=sets * sum(attempts) * context,
+        read=sets * sum(attempts) * context + scored,
         generated=sets * written,
-        seconds=start_seconds(costs, *[0] * (sets * len(attempts) + 1)) + sets * decoding,
-        disk=sets * (written + kept) * 5,  # text: about 5 bytes a token
+        seconds=start_seconds(costs, *[0] * (sets * len(attempts) + 1 + bool(scored)))
+        + sets * decoding
+        + read_seconds(costs, 0, scored),
+        disk=sets * (written + kept) * 5 + scored_disk,  # text: about 5 bytes a token
     )
+
+
+def _scored(costs: CostModel, data_set: str, rows: int) -> tuple[float, float]:
+    """Tokens that the original reads for the arms that learn its distributions, and what these take on disk."""
+    arms = scored_arms(costs.study.arms)
+    read = rows * sum(trained_row(costs.study, data_set, arm) for arm in arms)
+    return read, TEACHER_BYTES * rows * sum(response_of(costs.study, data_set, arm) for arm in arms)
 
 
 def finetuning(costs: CostModel, *, block_size: int, data_set: str, rows: int) -> Estimate:
     """Every arm: train an adapter, load the model with it beside the weights, score it and compare it."""
-    lengths, scored, arms = set_lengths(data_set), evaluation(costs, block_size), len(costs.study.arms)
+    scored, arms = evaluation(costs, block_size), len(costs.study.arms)
     compared = fidelity(costs, block_size, models=arms)
-    responses = [response_of(costs.study, data_set, arm) for arm in costs.study.arms]
-    trained = costs.study.epochs * rows * sum(min(lengths["prompt"] + r, costs.study.max_length) for r in responses)
+    trained = costs.study.epochs * rows * sum(trained_row(costs.study, data_set, arm) for arm in costs.study.arms)
     start = start_seconds(costs, *[block_size] * 2 * arms)
+    answered = _on_policy(costs, block_size, data_set, rows) if "on_policy" in costs.study.arms else Estimate()
     return Estimate(
-        read=arms * scored.read + compared.read,
+        read=arms * scored.read + compared.read + answered.read,
         trained=trained,
-        generated=arms * scored.generated,
-        seconds=start + train_seconds(costs, block_size, trained) + arms * scored.seconds + compared.seconds,
+        generated=arms * scored.generated + answered.generated,
+        seconds=start
+        + train_seconds(costs, block_size, trained)
+        + arms * scored.seconds
+        + compared.seconds
+        + answered.seconds,
         disk=arms * 4 * costs.shapes[block_size].adapter,
     )
+
+
+def _on_policy(costs: CostModel, n: int, data_set: str, rows: int) -> Estimate:
+    """Within a fine-tuning: the pruned model answers the prompts, a step's at once, and the original reads that."""
+    rows, batch = costs.study.epochs * rows, costs.study.batch_size
+    context, new = set_lengths(data_set)["prompt"], response_of(costs.study, data_set, "on_policy")
+    read = rows * (context + new)
+    decoding = decode_seconds(costs, n, rows=rows, context=context, new=new, batch=batch)
+    loads = start_seconds(costs, 0) - costs.machine.job_seconds
+    seconds = loads + decoding + read_seconds(costs, 0, read)
+    return Estimate(read=read, generated=rows * new, seconds=seconds)
 
 
 def merging(costs: CostModel, *, block_size: int, data_sets: tuple[str, str]) -> Estimate:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
+from sdd_utils.data.arms import FORWARD_KL, REVERSE_KL, loss_of
 from sdd_utils.engine.packed_linear import MOST_BYTES
 from sdd_utils.study.jobs import Job
 from sdd_utils.sweep.costs import CostModel, layer_bytes
@@ -118,8 +119,18 @@ def _finetuning(costs: CostModel, n: int, data_set: str) -> float:
     length = set_lengths(data_set)
     row = min(costs.study.max_length, LONG_BATCH * (length["prompt"] + length["response"]))
     trained, scored, compared = _training(costs, n, row=row), scoring(costs, n), _fidelity(costs, n)
+    trained += _divergence(costs, n, data_set)
     kept = scored + compared if costs.machine.device == "cpu" else max(scored, compared)
     return _heap(costs, max(trained, kept))
+
+
+def _divergence(costs: CostModel, n: int, data_set: str) -> float:
+    """Bytes that a loss other than cross-entropy takes on top: copies of the logits, and the original beside."""
+    losses = {loss_of(arm) for arm in costs.study.arms}
+    tokens = LONG_BATCH * costs.study.batch_size * set_lengths(data_set)["response"]
+    logits = tokens * costs.shapes[n].vocabulary * 4
+    original = weights(costs, 0) + _packed(costs, 0) + _packed(costs, n)
+    return (original + 2 * logits) * (REVERSE_KL in losses) or logits * (FORWARD_KL in losses)
 
 
 def _merging(costs: CostModel, n: int) -> float:

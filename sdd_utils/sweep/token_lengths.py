@@ -58,4 +58,11 @@ def rewritten(study, data_set: str) -> float:
 def response_of(study, data_set: str, arm: str) -> float:
     """Mean tokens of the responses of an arm. Answers without sight of the original are taken to be like rewrites."""
     original, written = set_lengths(data_set)["response"], rewritten(study, data_set)
-    return {"sft": original, "mixed_ft": (original + written) / 2}.get(arm, written)
+    like_original = dict.fromkeys(("sft", "logit_kd", "text_kd", "on_policy"), original)
+    return (like_original | {"mixed_ft": (original + written) / 2}).get(arm, written)
+
+
+def trained_row(study, data_set: str, arm: str) -> float:
+    """Mean tokens of a row as an arm's training reads it; plain text has no prompt."""
+    prompt = 0 if arm == "text_kd" else set_lengths(data_set)["prompt"]
+    return min(prompt + response_of(study, data_set, arm), study.max_length)

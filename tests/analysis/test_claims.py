@@ -190,6 +190,20 @@ def test_every_claim_is_answered_and_can_be_written():
     json.dumps(verdicts.judge_claims(world.records, in_domain=DOMAINS), allow_nan=False)
 
 
+def test_claims_about_further_arms_are_asked_of_studies_that_have_them():
+    plain, world = World(), World()
+    plain.tune("gsm8k", sft=0.5, self_data_ft=0.6)
+    world.tune("gsm8k", sft=0.5, self_data_ft=0.7, logit_kd=0.55, text_kd=0.6)
+    more = set(world.answers()) - set(plain.answers())
+    assert more == {"beats_logit_kd", "plain_text"}
+    assert list(plain.answers()) == [claim.key for claim in claims.claims({})]
+    assert {answer["verdict"] for key, answer in world.answers().items() if key in more} == {"holds"}
+    assert "Self-Data FT - logit KD in the share" in world.answers()["beats_logit_kd"]["why"]
+    turned = World()
+    turned.tune("gsm8k", sft=0.5, self_data_ft=0.55, logit_kd=0.7, text_kd=0.5)
+    assert turned.answers()["beats_logit_kd"]["verdict"] == "does not hold"
+
+
 def test_answers_stand_in_a_table_with_the_number_that_decides():
     found = {"claim": "A.", "verdict": "holds", "unit": "points", "estimate": 0.012, "interval": [0.001, 0.02]}
     found |= {"favours": "SFT", "p_holm": 0.0301, "n": {"seeds": 3, "documents": 9}}

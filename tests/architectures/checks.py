@@ -22,7 +22,7 @@ from sdd_utils import ROOT
 from sdd_utils.engine import generation
 from sdd_utils.engine.lm_eval_model import SharedContextLM
 from sdd_utils.models import store
-from sdd_utils.steps import finetuning, pruning
+from sdd_utils.steps import finetuning, pruning, training_rows
 
 BLOCKS = {"first": (0, 1), "middle": (1, 3), "last": (4, 2)}  # (start, layers) of six; odd ones shift every period
 IDS = torch.randint(0, 256, (1, 24), generator=torch.Generator().manual_seed(0))  # thrice as long as a window
@@ -159,7 +159,7 @@ TARGETS = {"falcon_h1": "q_proj,v_proj,in_proj"} | dict.fromkeys(
 
 def train(model, tokenizer, *, scratch: Path) -> str:
     """The first loss of a training on three rows against the rows' losses, each row apart."""
-    rows = [finetuning.encode(tokenizer, {"instruction": ask, "context": ""}, answer) for ask, answer in ROWS]
+    rows = [training_rows.encode(tokenizer, {"instruction": ask, "context": ""}, answer) for ask, answer in ROWS]
     losses = torch.cat([_losses(model, **row) for row in rows])
     shapes, load, folder = [], store.load_model, scratch / "whole"
     model.save_pretrained(folder)

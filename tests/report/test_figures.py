@@ -47,6 +47,7 @@ DRAWN = {
     "healed_by_size": lambda: score_figures.healed_shares(score_figures.healed_points(HEALED)),
     "distillation_summary": lambda: figures.distillation_summary(STATISTICS),
     "loss_curves": lambda: figures.loss_curves(LOSSES),
+    "loss_curves_of_all": lambda: figures.loss_curves(dict.fromkeys(ARMS, LOSSES["sft"])),
     "recovery_grid": lambda: score_figures.recovery_grid(study(["a", "b", "c", "d", "openmathinstruct1"])),
     "scaling_curves": lambda: score_figures.scaling_curves(SCALED),
     "slerp_curve": lambda: figures.slerp_curve(PATH, ANGLES, mixture=MIXED, **MERGE),

@@ -55,7 +55,7 @@ def test_dots_of_one_task_stand_apart_in_the_order_of_the_arms():
     axis = score_figures.score_dots(scores(["no_ft", *ARMS])).axes[0]
     places = [container[0].get_ydata()[0] for container in lines(axis).values()]
     assert places == sorted(places)
-    assert np.diff(places).min() > 0.1
+    assert np.diff(places).min() > 0.07
 
 
 def test_chance_is_marked_where_guessing_has_a_score():

@@ -7,7 +7,7 @@ import pytest
 from study_records import measured, score, study_records
 
 from sdd_utils.analysis import forgetting, model_grid
-from sdd_utils.report.job_tables import embedding_table, training_table
+from sdd_utils.report.job_tables import budget_table, embedding_table, study_budget_table, training_table
 from sdd_utils.report.tables import (
     bits_table,
     capacity_table,
@@ -37,6 +37,31 @@ def test_grid_and_tables_come_from_the_records():
     assert list(scores["a (acc)"])[:2] == ["-", "1.000 ± 0.010"]  # guessing has no score there
     choices = [row | {"scores": {"a": row["scores"]["a"] | {"chance": 0.25}}} for row in rows]
     assert score_table(choices)["a (acc)"][0] == "0.250"
+
+
+def test_budgets_are_means_over_trainings_and_left_out_where_records_do_not_say():
+    assert study_budget_table(study_records()).empty
+    training = {"rows": 40, "steps": 10, "trained_tokens": 500, "seen_tokens": 900, "loss": []}
+    budget = {"teacher_tokens": 500, "generated_tokens": 0, "flops": 3_000_000_000_000}
+    second = {"training": training | {"trained_tokens": 300}, "budget": budget | {"flops": 2_000_000_000_000}}
+    table = budget_table({"logit_kd": [{"training": training, "budget": budget}, second]}, {"logit_kd": [3.0, 6.0]})
+    assert table.to_dict("records") == [
+        {"model": "Logit KD", "rows": "40", "steps": "10", "trained tokens": "400", "scored tokens": "500",
+         "generated tokens": "0", "TFLOP": "2.5", "seconds": "4"}
+    ]  # fmt: skip
+
+
+def test_a_measure_favours_those_arms_of_a_study_that_learn_what_it_measures():
+    pruned, tuned = study_records()[:2], study_records()[2]
+    arms = tuned["metrics"]["arms"]
+    arms |= {name: json.loads(json.dumps(arms["sft"])) for name in ("logit_kd", "on_policy", "mixed_ft")}
+    for record in pruned:
+        record["metrics"]["fidelity"] = {"d": {"nll": 1.0, "kl": 0.0}}
+    for model in arms.values():
+        model["fidelity"] = {"d": {"nll": 1.0, "kl": 0.5}}
+    assert fidelity_table([*pruned, tuned])["KL on d"][0] == "Self-Data FT, Logit KD, On-policy KD"
+    arms.pop("logit_kd"), arms.pop("on_policy")
+    assert fidelity_table([*pruned, tuned])["KL on d"][0] == "Self-Data FT"
 
 
 def test_fewer_rows_stand_in_the_scaling_table_and_not_in_the_grid():

@@ -4,15 +4,16 @@ import copy
 import json
 
 import pytest
+import tiny_models
 import torch
 
 from sdd_utils.base.files import read_json_lines
 from sdd_utils.base.import_graph import files_behind
-from sdd_utils.data.arms import ARMS, sets_of
-from sdd_utils.data.rows import fingerprint
-from sdd_utils.models import store
+from sdd_utils.data.arms import ARMS, FORWARD_KL, REVERSE_KL, files_of, loss_of, scored_arms
+from sdd_utils.data.rows import fingerprint, load_rows, text_of
+from sdd_utils.models import architecture, store
 from sdd_utils.models.chat_format import render
-from sdd_utils.steps import finetuning, lora_training
+from sdd_utils.steps import finetuning, lora_training, teacher, training_rows
 from sdd_utils.study.paths import Run
 
 ROWS = [
@@ -21,7 +22,8 @@ ROWS = [
 ]
 DISTILLED = {row["id"]: {"id": row["id"], "response": "hello " * (1 + int(row["id"]) % 3)} for row in ROWS}
 OWN = {id_: row | {"response": f"I say {id_}"} for id_, row in DISTILLED.items()}
-SETS = {"distilled": DISTILLED, "self_generated": OWN}
+TEXT = {row["id"]: {"id": row["id"], "input_ids": [9, *range(30, 31 + len(row["response"]))]} for row in ROWS}
+SETS = {"distilled": DISTILLED, "self_generated": OWN, "text": TEXT}
 TWO = ["sft", "self_data_ft"]
 SETTINGS = {"lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_targets": "all-linear", "learning_rate": 1e-2}
 SETTINGS |= {"epochs": 1, "batch_size": 2, "seed": 3, "trained_tokens": 0}
@@ -29,7 +31,7 @@ SETTINGS |= {"epochs": 1, "batch_size": 2, "seed": 3, "trained_tokens": 0}
 
 def test_mask_covers_exactly_the_prompt_and_the_end_token_is_trained(tokenizer):
     row = ROWS[0]
-    encoded = finetuning.encode(tokenizer, row, "an answer")
+    encoded = training_rows.encode(tokenizer, row, "an answer")
     ids, mask = encoded["input_ids"], encoded["completion_mask"]
     prompt = render(tokenizer, [{"role": "user", "content": row["instruction"]}])
     assert tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if not m]) == prompt
@@ -42,7 +44,7 @@ def test_a_response_ends_as_the_chat_template_ends_a_turn(tokenizer):
     """Not with the tokenizer's end token, where that is the end of a document (Gemma, Phi-3, base models)."""
     own = copy.deepcopy(tokenizer)
     own.eos_token = "<|im_start|>"
-    ids = finetuning.encode(own, ROWS[0], "an answer")["input_ids"]
+    ids = training_rows.encode(own, ROWS[0], "an answer")["input_ids"]
     turns = [{"role": "user", "content": ROWS[0]["instruction"]}, {"role": "assistant", "content": "an answer"}]
     assert own.apply_chat_template(turns, tokenize=False) == own.decode(ids) + "\n"
 
@@ -80,7 +82,8 @@ def test_all_arms_hold_the_same_rows_and_a_long_one_leaves_all(tokenizer):
     long = SETS | {"self_generated": OWN | {"0": {"id": "0", "response": "x" * 400}}}
     sets = finetuning.paired_sets(tokenizer, ROWS, long, arms=list(ARMS), max_length=300)
     assert {arm: len(own) for arm, own in sets.items()} == dict.fromkeys(ARMS, 5)
-    for rows in zip(*sets.values(), strict=True):
+    with_prompts = [own for arm, own in sets.items() if arm != "text_kd"]
+    for rows in zip(*with_prompts, strict=True):
         prompts = [[i for i, m in zip(r["input_ids"], r["completion_mask"], strict=True) if not m] for r in rows]
         assert all(prompt == prompts[0] for prompt in prompts)
     assert len(finetuning.paired_sets(tokenizer, ROWS, long, arms=TWO, max_length=300)["sft"]) == 6
@@ -94,6 +97,9 @@ def test_each_arm_learns_its_own_responses_and_the_mix_half_of_each(tokenizer):
     assert texts["sft"] == [row["response"] for row in ROWS]
     assert texts["self_data_ft"] == [DISTILLED[row["id"]]["response"] for row in ROWS]
     assert texts["self_generated_ft"] == [OWN[row["id"]]["response"] for row in ROWS]
+    assert texts["logit_kd"] == texts["on_policy"] == texts["sft"]
+    assert texts["self_data_kd"] == texts["self_data_ft"]
+    assert sets["text_kd"]["input_ids"] == [TEXT[row["id"]]["input_ids"] for row in ROWS]
     from_original = [mix == own for mix, own in zip(texts["mixed_ft"], texts["sft"], strict=True)]
     from_distilled = [mix == own for mix, own in zip(texts["mixed_ft"], texts["self_data_ft"], strict=True)]
     assert sum(from_original) == sum(from_distilled) == 3
@@ -113,14 +119,14 @@ def test_the_mix_is_half_and_half_of_the_rows_that_are_trained_and_goes_by_row(t
 
 
 def test_generated_sets_are_read_where_an_arm_needs_them(tmp_path):
-    for name in ("d.jsonl", "d-self_generated.jsonl"):
+    for name in ("d.jsonl", "d-self_generated.jsonl", "d-text.jsonl"):
         (tmp_path / name).write_text(json.dumps({"id": "0", "response": name}) + "\n")
-    assert sets_of(TWO) == ("distilled",)
-    paths = {which: tmp_path / Run(tmp_path).training_set("d", which).name for which in sets_of(ARMS)}
+    assert files_of(TWO) == ("distilled",)
+    paths = {which: tmp_path / Run(tmp_path).training_set("d", which).name for which in files_of(ARMS)}
     made = {which: fingerprint(read_json_lines(path)) for which, path in paths.items()}
     sets = finetuning.read_sets(paths, fingerprints=made)
     assert {which: rows["0"]["response"] for which, rows in sets.items()} == {
-        "distilled": "d.jsonl", "self_generated": "d-self_generated.jsonl"
+        "distilled": "d.jsonl", "self_generated": "d-self_generated.jsonl", "text": "d-text.jsonl"
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"d.jsonl is not the distilled set that the record of 03 names"):
         finetuning.read_sets(paths, fingerprints={"distilled": "another model's"})
@@ -169,13 +175,16 @@ def test_a_merged_model_is_the_one_that_its_saved_weights_give(model_folder, tok
 
 def test_an_adapter_depends_on_the_code_that_trains_it_and_on_the_precision(model_folder, tokenizer, monkeypatch):
     code = {path.stem for path in files_behind([lora_training.__name__], rooms=("steps", "engine"))}
-    assert code == {"lora_training", "attention", "lora_linear", "probe"}
+    assert code > {"lora_training", "trainers", "distillation_loss", "on_policy", "teacher", "attention", "lora_linear"}
+    assert code.isdisjoint({"distillation", "evaluation", "generation", "finetuning"})
     sets, keys = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=TWO, max_length=500), []
     for dtype, digest in (("float32", "a"), ("bfloat16", "a"), ("float32", "b")):
         monkeypatch.setenv("SDD_DTYPE", dtype)
         monkeypatch.setattr(finetuning, "code_digest", lambda *_, digest=digest, **__: digest)
-        keys.append(finetuning._key(model_folder, sets["sft"], SETTINGS))
-    assert len(set(keys)) == 3
+        keys.append(finetuning._key(model_folder, sets["sft"], SETTINGS, {}))
+    for loss in (FORWARD_KL, REVERSE_KL):
+        keys.append(finetuning._key(model_folder, sets["sft"], SETTINGS, {"loss": loss, "original": model_folder}))
+    assert len(set(keys)) == 5
 
 
 def test_more_rows_than_were_distilled_are_one_sentence(tokenizer):
@@ -184,3 +193,59 @@ def test_more_rows_than_were_distilled_are_one_sentence(tokenizer):
         ValueError, match="the distilled set lacks 1 of 7 rows, the first is 'new': run notebooks/03_self"
     ):
         finetuning.paired_sets(tokenizer, more, {"distilled": SETS["distilled"]}, arms=TWO, max_length=500)
+
+
+def test_plain_text_has_as_many_trained_tokens_as_each_original_response_and_no_chat_format(tokenizer):
+    text = training_rows.plain_text(tokenizer, ROWS, names=["pydoc", "gsm_symbolic"])
+    assert [row["id"] for row in text] == [row["id"] for row in ROWS]
+    of_text, of_rows = (
+        [sum(row["completion_mask"]) for row in training_rows.encoded(tokenizer, ROWS, {"text": own}, [arm])[arm]]
+        for arm, own in (("text_kd", {row["id"]: row for row in text}), ("sft", {}))
+    )
+    assert of_text == of_rows
+    pydoc, maths = (load_rows(name, split="train", rows=0)[::-1] for name in ("pydoc", "gsm_symbolic"))
+    running = training_rows.BETWEEN.join(
+        text_of(row) for pair in zip(pydoc[:9], maths[:9], strict=True) for row in pair
+    )
+    together = tokenizer.decode([id_ for row in text for id_ in row["input_ids"]])
+    assert len(together) > 30
+    assert running.startswith(together)
+    assert training_rows.plain_text(tokenizer, ROWS[:3], names=["pydoc", "gsm_symbolic"]) == text[:3]
+
+
+def test_a_token_that_begins_texts_begins_every_piece_of_plain_text():
+    tokenizer = tiny_models.llama_tokenizer()
+    for row in training_rows.plain_text(tokenizer, ROWS, names=["pydoc"]):
+        assert row["input_ids"][0] == tokenizer.bos_token_id
+        trained = sum(training_rows.encode_text(row["input_ids"])["completion_mask"])
+        assert trained == len(tokenizer(ROWS[int(row["id"])]["response"], add_special_tokens=False)["input_ids"]) + 1
+
+
+def test_every_arm_takes_the_same_steps_and_says_what_it_took(model_folder, tokenizer, tmp_path):
+    sets = finetuning.paired_sets(tokenizer, ROWS, SETS, arms=list(ARMS), max_length=500)
+    scored = scored_arms(list(ARMS))
+    assert scored == ["logit_kd", "self_data_kd", "text_kd"]
+    teacher.write(model_folder, {arm: list(sets[arm]) for arm in scored}, folder=tmp_path / "teacher")
+    settings = SETTINGS | {"original": model_folder, "distributions": tmp_path / "teacher"}
+    reports = {
+        arm: finetuning.finetune(model_folder, data, adapter=tmp_path / arm, loss=loss_of(arm), **settings)
+        for arm, data in sets.items()
+    }
+    assert {(report["rows"], report["steps"]) for report in reports.values()} == {(6, 3)}
+    trained = {arm: report["trained_tokens"] for arm, report in reports.items()}
+    assert trained["sft"] == trained["logit_kd"] == trained["text_kd"] >= trained["on_policy"] > 0
+    assert trained["self_data_ft"] == trained["self_data_kd"]
+    places = {"folder": model_folder, "original": model_folder}
+    budgets = {arm: finetuning.budget(reports[arm], sets[arm], loss=loss_of(arm), **places) for arm in sets}
+    per_token = 2 * architecture.account(store.load_config(model_folder)).matmul
+    seen = {arm: report["seen_tokens"] for arm, report in reports.items()}
+    assert budgets["sft"] == {"teacher_tokens": 0, "generated_tokens": 0, "flops": 2 * per_token * seen["sft"]}
+    assert budgets["logit_kd"]["teacher_tokens"] == trained["logit_kd"]
+    assert budgets["logit_kd"]["flops"] == 3 * per_token * seen["logit_kd"]  # and the original reads it once
+    assert budgets["on_policy"]["teacher_tokens"] == budgets["on_policy"]["generated_tokens"] == trained["on_policy"]
+    assert budgets["on_policy"]["flops"] == 4 * per_token * seen["on_policy"]
+    assert all(len(finetuning.seconds_of(tmp_path / arm)) == 3 for arm in sets)
+    again = finetuning.finetune(
+        model_folder, sets["logit_kd"], adapter=tmp_path / "logit_kd", loss=loss_of("logit_kd"), **settings
+    )
+    assert again == reports["logit_kd"]

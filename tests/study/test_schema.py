@@ -200,7 +200,7 @@ def test_bases_in_a_circle_are_refused(tmp_path, bases):
 
 def test_an_unknown_base_is_named(tmp_path):
     for base in ("studies", "nothing.yaml"):
-        with pytest.raises(FileNotFoundError, match=f"study '{base}' is unknown: use one of embedded, laptop"):
+        with pytest.raises(FileNotFoundError, match=f"study '{base}' is unknown: use one of embedded, healing, laptop"):
             load_study(write(tmp_path, base=base))
 
 

@@ -241,6 +241,28 @@ def test_more_arms_cost_more_and_only_own_answers_are_a_further_set():
     assert answers == pytest.approx([2 * 2 * 12 * 48, 0])  # greedy and sampled, of two sets, by the original alone
 
 
+def test_arms_that_learn_distributions_cost_a_reading_and_on_policy_answers_too():
+    two, scored, own = (
+        setting_of(SMALL, arms=["sft", "self_data_ft", *more]) for more in ([], ["logit_kd", "text_kd"], ["on_policy"])
+    )
+    tuned, with_scored, with_own = (
+        costs.finetuning(s, block_size=4, data_set="pydoc", rows=48) for s in (two, scored, own)
+    )
+    known = token_lengths.set_lengths("pydoc")
+    row, text = known["prompt"] + known["response"], known["response"]
+    assert with_scored.trained - tuned.trained == pytest.approx(48 * (row + text))
+    assert with_own.trained - tuned.trained == pytest.approx(48 * row)
+    answers = costs.evaluation(two, 4).generated + 48 * known["response"]  # one more model is scored
+    assert with_own.generated - tuned.generated == pytest.approx(answers)
+    read = [costs.distillation(s, "pydoc") for s in (two, scored, own)]
+    assert read[1].read - read[0].read == pytest.approx(48 * (row + text))
+    assert read[1].disk - read[0].disk == pytest.approx(costs.TEACHER_BYTES * 48 * 2 * known["response"])
+    assert read[2] == read[0]
+    assert with_own.seconds > with_scored.seconds / 2 > tuned.seconds / 2
+    job = next(job for job in study_jobs(two.study) if job.step == "finetuning")
+    assert memory.peak(two, job) <= memory.peak(scored, job) <= memory.peak(own, job)
+
+
 def test_attempts_are_counted_as_the_rows_that_are_likely_to_be_written_again():
     once, thrice = (setting_of(SMALL, rewrite_attempts=attempts) for attempts in (1, 3))
     one, three = (costs.distillation(s, "pydoc") for s in (once, thrice))

@@ -21,6 +21,7 @@ RUN_AGAIN = {
     "sdd_utils/steps/answer_check.py": {"distillation", "finetuning"} | AFTER_TUNING,
     "sdd_utils/tasks/facts.yaml": {"pruning", "finetuning"} | AFTER_TUNING,
     "sdd_utils/steps/lora_training.py": {"finetuning"} | AFTER_TUNING,
+    "sdd_utils/steps/teacher.py": {"distillation", "finetuning"} | AFTER_TUNING,
     "sdd_utils/engine/tensor_stream.py": {"merging", "results"},
     "sdd_utils/steps/answer_similarity.py": {"embedding_similarity", "results"},
     "sdd_utils/base/precision.py": set(NOTEBOOKS),

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from sdd_utils import ROOT
+from sdd_utils.data.arms import ARMS
 from sdd_utils.study import notebook_parameters
 from sdd_utils.sweep import run_notebook
 
@@ -22,7 +23,7 @@ TINY = {
     "generation_batch": 4, "seeds": [0], "lora_rank": 2,
     "max_length": 2000, "answer_prompts": 3, "answer_tokens": 6, "epochs": 1, "train_on_mixture": True,
     "tasks": {"facts": 12, "gsm_symbolic": 2, "gsm_symbolic_mc": 4, "gsm_symbolic_gold": 3, "pydoc_gold": 3},
-    "arms": ["sft", "self_data_ft", "self_generated_ft", "mixed_ft"],
+    "arms": [*ARMS],
     "scaling": {"rows": [3], "block_sizes": [2], "data_sets": ["pydoc"]},
     "capacities": {
         "lora": [{"rank": 3, "alpha": 6, "targets": "q_proj,v_proj"}], "block_sizes": [2], "data_sets": ["pydoc"]
@@ -89,10 +90,18 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
     for record in tuned:
         assert list(record["metrics"]["arms"]) == TINY["arms"]
         assert len({own["training"]["steps"] for own in record["metrics"]["arms"].values()}) == 1
+        budgets = {arm: own["budget"] for arm, own in record["metrics"]["arms"].items()}
+        assert [arm for arm in ARMS if budgets[arm]["teacher_tokens"]] == list(ARMS)[4:]
+        assert [arm for arm in ARMS if budgets[arm]["generated_tokens"]] == ["on_policy"]
+        assert record["provenance"]["training_s"].keys() == set(ARMS)
         assert all(own["fidelity"].keys() == {"gsm_symbolic", "pydoc"} for own in record["metrics"]["arms"].values())
     assert sorted({(r["params"]["lora_rank"], r["params"]["capacity"]) for r in tuned}) == [
         (2, ""), (3, "r3a6-q_proj+v_proj")
     ]  # fmt: skip
+    for record in (record["metrics"] for record in records if record["step"] == "distillation"):
+        assert {source: of["rows"] for source, of in record["teacher"].items()} == dict.fromkeys(
+            ["logit_kd", "self_data_kd", "text_kd"], 6
+        )
     (merge,) = [record["metrics"] for record in records if record["step"] == "merging"]
     assert [point["t"] for point in merge["lerp_points"]] == [0.5]
     parents = [r["metrics"]["arms"]["self_data_ft"]["training"] for r in tuned if r["params"]["train_rows"] == 6]
@@ -113,7 +122,15 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
         assert not any(out.output_type == "error" for cell in cells for out in cell.get("outputs", []))
         assert str(ROOT) not in path.read_text()
         assert any("image/png" in str(cell.get("outputs")) for cell in cells), path.name
-    for name in ("recovery.md", "scores.csv", "paper_vs_ours.md", "fidelity.md", "domains.md", "capacities.md"):
+    for name in (
+        "recovery.md",
+        "scores.csv",
+        "budget.md",
+        "paper_vs_ours.md",
+        "fidelity.md",
+        "domains.md",
+        "capacities.md",
+    ):
         assert (folder / "published" / "tables" / name).stat().st_size > 50
     assert "inconclusive" in (folder / "published" / "index.html").read_text()
     assert all(answer["why"] for answer in json.loads((folder / "published" / "claims.json").read_text()))
