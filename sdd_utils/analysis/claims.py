@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from sdd_utils.analysis import comparisons, published
+from sdd_utils.analysis import comparisons, published, speculation
 from sdd_utils.analysis.statistics import CHOICE
 
 
@@ -27,6 +27,7 @@ class Claim:
 
     A `primary` claim is one of the two questions that a study is sized to answer: does fine-tuning heal, and does
     Self-Data FT forget less? `favours` names the arm that its measure favours by construction, "" where there is none.
+    A claim `on_request` is left out where no record of its steps is there, as the study did not ask for them.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Claim:
     parts: tuple[Part, ...]
     primary: bool = False
     favours: str = ""
+    on_request: bool = False
 
 
 def _published(key: str) -> float:
@@ -224,6 +226,23 @@ def claims(in_domain: dict[str, list]) -> tuple[Claim, ...]:
                     side=-1,
                     measure=partial(comparisons.in_domain, domains=in_domain, rank=64),
                 ),
+            ),
+        ),
+        Claim(
+            key="accepted_drafts",
+            claim="In speculative decoding, drafts by Self-Data FT are accepted more often than SFT's.",
+            source=_OURS,
+            unit="points",
+            steps=("speculative_decoding",),
+            favours="Self-Data FT",
+            on_request=True,
+            parts=tuple(
+                Part(
+                    what=f"{_LEAD} in {measure.replace('_', ' ')} on the original's answers",
+                    side=1,
+                    measure=partial(comparisons.acceptance_lead, measure=measure),
+                )
+                for measure in speculation.MEASURES
             ),
         ),
         Claim(

@@ -9,7 +9,7 @@ A number is of one of these kinds:
     following  follows from other numbers and has no error of its own
 
 Values per document are not numbers here: they give the standard errors. What lm-eval reports besides a task's own
-measures (`all`) is left out, and so are settings, which the records' parameters hold.
+measures (`all`) is left out, and so are times (`seconds`) and settings, which the records' parameters hold.
 """
 
 import re
@@ -28,8 +28,8 @@ _KINDS = {
 }
 _ESTIMATES = ("value", "recovery", "difference", "rho", "share")  # what an interval is about, by name
 _LABELS = ("arm", "block_size", "data_set", "t")  # by which an entry of a list is known
-_LEFT_OUT = ("all", "documents")
-_SETTINGS = ("limit", "chance", "shots", "block_size", "t")
+_LEFT_OUT = ("all", "documents", "seconds")
+_SETTINGS = ("limit", "chance", "shots", "block_size", "t", "seed")
 _NORMAL = 1.959964  # standard errors from the middle of a 95 % interval to its end
 
 
@@ -117,6 +117,10 @@ def _measured(node: dict) -> dict[str, Number | None]:
     if {"nll", "kl", "documents"} <= node.keys():  # fidelity: sums over a document's tokens, and their number
         documents = np.array(node["documents"], dtype=float)
         return {name: sample(_ratio(documents, column)) for column, name in enumerate(("nll", "kl"))}
+    if {"greedy_acceptance", "documents"} <= node.keys():  # of drafts: sums as well
+        documents = np.array(node["documents"], dtype=float)
+        names = ("greedy_acceptance", "sampling_acceptance")
+        return {name: sample(_ratio(documents, column)) for column, name in enumerate(names)}
     if {"mean", "interval", "similarities"} <= node.keys():  # cosines
         return dict.fromkeys(("mean", "interval", "similarities")) | {"": sample(node["similarities"])}
     if {"rows", "fallback_rate", "reasons"} <= node.keys():  # a generated set

@@ -31,7 +31,8 @@ def judge_claims(records: dict[str, dict], *, in_domain: dict[str, list]) -> lis
         n, parts, records}. Estimates in points are fractions (0.01 is 1 point). The numbers are those of the part that
         decides, None where nothing was measured. `n` is {seeds, documents}; `records` names the files behind it.
     """
-    claim_list = claims(in_domain)
+    steps = {record["step"] for record in records.values()}
+    claim_list = [claim for claim in claims(in_domain) if not claim.on_request or steps.issuperset(claim.steps)]
     measured = [_measured(claim, list(records.values())) for claim in claim_list]
     for primary in (True, False):
         family = [parts for claim, (parts, _) in zip(claim_list, measured, strict=True) if claim.primary == primary]

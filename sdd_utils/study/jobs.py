@@ -34,6 +34,7 @@ def study_jobs(study) -> list[Job]:
     for n, seed in product(study.finetune_block_sizes, study.seeds):
         jobs += [_merging(study, pair, block_size=n, seed=seed) for pair in study.merge_pairs]
         jobs += [_embedding_similarity(study, name, block_size=n, seed=seed) for name in sets]
+    jobs += [_speculative_decoding(study)] if study.speculation else []
     return [*jobs, Job(step="results", name="results", parameters={}, needs=tuple(job.name for job in jobs))]
 
 
@@ -82,6 +83,16 @@ def _embedding_similarity(study, data_set: str, *, block_size: int, seed: int) -
         name=job_name("embedding_similarity", **at),
         parameters=at | {"train_rows": rows},
         needs=("pruning-n0", job_name("finetuning", rows=rows, **at)),
+    )
+
+
+def _speculative_decoding(study) -> Job:
+    """All pruned models of a study, and those of its main comparison, as drafts for the original."""
+    tuned = [on for on in finetunings(study) if on["rows"] == study.data_sets[on["data_set"]] and not on["capacity"]]
+    pruned = [job_name("pruning", block_size=n) for n in (0, *study.block_sizes)]
+    needs = (*pruned, *(job_name("finetuning", **on) for on in tuned))
+    return Job(
+        step="speculative_decoding", name="speculative_decoding", parameters=dict(study.speculation), needs=needs
     )
 
 

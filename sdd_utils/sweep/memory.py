@@ -30,6 +30,7 @@ def peak(costs: CostModel, job: Job) -> float:
         "finetuning": lambda: _finetuning(costs, n, data_set),
         "merging": lambda: _merging(costs, n),
         "embedding_similarity": lambda: _generation(costs, n, **_answering(costs)) + ENCODER,
+        "speculative_decoding": lambda: _heap(costs, _drafting(costs)),
     }
     return costs.machine.process_bytes + by_step[job.step]() if job.step in by_step else NO_MODEL
 
@@ -120,6 +121,16 @@ def _finetuning(costs: CostModel, n: int, data_set: str) -> float:
     trained, scored, compared = _training(costs, n, row=row), scoring(costs, n), _fidelity(costs, n)
     kept = scored + compared if costs.machine.device == "cpu" else max(scored, compared)
     return _heap(costs, max(trained, kept))
+
+
+def _drafting(costs: CostModel) -> float:
+    """Bytes of the original and a draft in float32, or of all answers' logits and a model."""
+    study, n = costs.study, costs.study.finetune_block_sizes[0]
+    tokens = len(study.data_sets) * study.answer_prompts * study.answer_tokens
+    logits = tokens * costs.shapes[0].vocabulary * costs.machine.weight_bytes
+    precise = replace(costs, machine=SimpleNamespace(**vars(costs.machine) | {"weight_bytes": 4}))
+    decoding = sum(weights(precise, m) + _packed(precise, m) for m in (0, n))
+    return max(decoding, logits + weights(costs, 0) + _packed(costs, 0))
 
 
 def _merging(costs: CostModel, n: int) -> float:
