@@ -80,6 +80,7 @@ def speculation_figure(metrics: dict) -> Figure:
         _draw_acceptance(axis, pooled_acceptance(metrics, measure=measure), ratios)
         axis.set(title=_NAMES[measure], ylim=(0, 1.03))
     axes[0].set_ylabel("share of tokens, share of time")
+    axes[1].sharey(axes[0])
     axes[1].tick_params(labelleft=False)
     greedy = pooled_acceptance(metrics, measure=MEASURES[0])
     n = min((row["block_size"] for row in greedy if row["arm"] != "no_ft"), default=min(ratios))
