@@ -160,6 +160,15 @@ rule speculative_decoding:
     resources: mem_mb=memory("speculative_decoding")
     shell: execute("speculative_decoding")
 
+rule quantization:
+    input: code("quantization"), needed("quantization")
+    output: f"{RECORDS}/quantization.json"
+    log: f"{LOGS}/quantization.ipynb"
+    params: values=lambda w: parameters("quantization"), environment=ENVIRONMENT
+    message: "08 quantization"
+    resources: mem_mb=memory("quantization")
+    shell: execute("quantization")
+
 rule results:
     input: code("results", "sdd_utils.report.redraw", rooms=("base.number_format", "data.arms", "analysis", "report")),
         "sdd_utils/report/page.html",

@@ -92,3 +92,25 @@ def draft(arm, n, share, *, data_set="", seed=None):
         for name, own in zip("ab", documents, strict=True)
     }
     return {"arm": arm, "block_size": n, "data_set": data_set, "seed": seed, "acceptance": acceptance}
+
+
+def quantization(arms=("no_ft", "self_data_ft")):
+    """The metrics of 08: every step down in bits costs quality, and so does a cut."""
+    models = {}
+    for place, arm in enumerate(("original", *arms)):
+        for step, (kind, width) in enumerate({"bf16": 2, "int8": 1.2, "nf4": 0.8}.items()):
+            kl = 0.02 * 4**step * (step > 0) + (1.5 / place**0.5 if place else 0.0)
+            choice = 0.5 - 0.02 * step - 0.04 * (place > 0)
+            measured = {"value": choice, "stderr": 0.02, "documents": [choice] * 4}
+            fidelity = {name: {"nll": 1.0, "kl": kl, "tokens": 9, "documents": [[9.0, 9 * kl, 9]]} for name in "ab"}
+            seconds = {"decoding": 0.02 + 0.01 * step, "reading": 0.2 + 0.1 * step}
+            models[f"{arm}-{kind}"] = {
+                "arm": arm, "block_size": 6 * (place > 0), "data_set": "a" * (place > 1), "format": kind,
+                "bytes": int(1e6 * width * (134 - 22 * (place > 0))), "seconds": seconds,
+                "scores": {"facts": SCORE | {"choice_probability": measured}}, "fidelity": fidelity,
+            }  # fmt: skip
+    return {"weights": "abc", "read_tokens": 128, "models": models}
+
+
+SCORE = {"metric": "acc", "filter": "none", "n": 4, "limit": 4, "chance": 0.25, "shots": 0, "chat_template": False}
+SCORE |= {"version": "1.0", "engine": "transformers", "all": {}}

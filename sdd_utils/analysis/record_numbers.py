@@ -23,7 +23,7 @@ EXACT, ROUNDED, PAIRED, SAMPLED, FOLLOWING = "exact", "rounded", "paired", "samp
 _KINDS = {
     r"(^|\.)(map|block_influence|distance)$|^nll\.original$": ROUNDED,
     r"^nll\.|\.words_distilled$|\.loss$": SAMPLED,
-    r"(^|\.)(n|rows|steps|layers|kept_layers|start|words_original|lerp_above)$": EXACT,
+    r"(^|\.)(n|rows|steps|layers|kept_layers|start|words_original|lerp_above|read_tokens)$": EXACT,
     r"^(accounting|dropped)\.|\.sft\.training\.(trained|seen)_tokens$": EXACT,
 }
 _ESTIMATES = ("value", "recovery", "difference", "rho", "share")  # what an interval is about, by name

@@ -290,6 +290,29 @@ class SpeculationMetrics(TypedDict):
 
 
 @with_config(_CLOSED)
+class StoredModel(TypedDict):
+    """A model in one format."""
+
+    arm: str  # "original" and "no_ft" among them
+    block_size: int
+    data_set: str  # that it was fine-tuned on; "" for none
+    format: str  # of `steps.quantization.FORMATS`
+    bytes: int  # of the weights on disk
+    scores: Scores
+    fidelity: dict[str, Fidelity]  # by data set
+    seconds: dict[str, float]  # of a pass: decoding one token, reading several
+
+
+@with_config(_CLOSED)
+class QuantizationMetrics(TypedDict):
+    """Of 08."""
+
+    weights: str  # of the original
+    read_tokens: int  # of a reading pass
+    models: dict[str, StoredModel]  # by name
+
+
+@with_config(_CLOSED)
 class Sizes(TypedDict):
     """The least size of a study that detects a difference; None where it cannot be had so. See `analysis.power`."""
 
@@ -374,6 +397,7 @@ NOTEBOOKS = {
     "merging": "05_model_merging",
     "embedding_similarity": "06_embedding_similarity",
     "speculative_decoding": "07_speculative_decoding",
+    "quantization": "08_quantization",
     "results": "09_results",
 }
 METRICS = {
@@ -384,6 +408,7 @@ METRICS = {
     "merging": MergingMetrics,
     "embedding_similarity": EmbeddingMetrics,
     "speculative_decoding": SpeculationMetrics,
+    "quantization": QuantizationMetrics,
     "results": ResultsMetrics,
 }
 

@@ -26,6 +26,7 @@ from sdd_utils.report import (
     job_tables,
     paper_table,
     power_views,
+    quantization_views,
     score_figures,
     speculation_views,
     tables,
@@ -220,6 +221,15 @@ def _speculative_decoding(report: StudyReport) -> Topic:
     return topic
 
 
+def _quantization(report: StudyReport) -> Topic:
+    """Nothing where the study did not ask for it."""
+    topic = Topic()
+    for record in of_step(report.records, "quantization"):
+        topic.tables["quantization"] = quantization_views.quantization_table(record["metrics"])
+        topic.figures["quantization"] = quantization_views.quantization_figure(record["metrics"])
+    return topic
+
+
 def _shift(report: StudyReport) -> Topic:
     points = answer_shift.shift_points(report.records)
     text = answer_shift.shift_sentence(answer_shift.shift_correlation(points))
@@ -257,6 +267,7 @@ TOPICS: dict[str, Callable[[StudyReport], Topic]] = {
     "embedding_similarity": _embedding_similarity,
     "shift": _shift,
     "speculative_decoding": _speculative_decoding,
+    "quantization": _quantization,
     "fidelity": _table("fidelity", lambda report: tables.fidelity_table(report.records)),
     "paper_vs_ours": _table("paper_vs_ours", lambda report: paper_table.comparison_table(report.records, report.rows)),
     "claims": _claims,

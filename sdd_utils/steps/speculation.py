@@ -7,10 +7,8 @@ is greedy, and with probability sum_v min(p_v, q_v) if tokens are drawn at tempe
 
 import time
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
 from tqdm import tqdm
@@ -21,10 +19,9 @@ from sdd_utils.engine import packed_linear
 from sdd_utils.engine.generation import ADAPTER_WEIGHTS
 from sdd_utils.models import chat_format, store
 from sdd_utils.models.chat_format import render
-from sdd_utils.steps import fidelity
+from sdd_utils.steps import fidelity, timing
 
 VERSION = 1  # raise it when a change of the code changes acceptance
-CONTEXT, WARM_UP, ROUNDS = 64, 4, 40  # of timing: tokens before the first pass, passes that do not count, that do
 
 
 def accepted_mass(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -121,30 +118,12 @@ def _accepted(expected: torch.Tensor, drafted: torch.Tensor) -> list[float]:
     return [int(same.sum()), float(accepted_mass(p, q).sum()), len(same)]
 
 
-@torch.inference_mode()
-def pass_seconds(original, draft, *, draft_tokens: int) -> dict[str, float]:
-    """Median seconds of a decoding pass at batch size 1: of the `original` and the `draft` over one token, and of the
-    `verification`, by the original, of `draft_tokens` tokens and one more.
-
-    The three take turns, so that other work on the machine slows them alike.
-    """
+def cost_of_passes(original, draft, *, draft_tokens: int) -> dict[str, float]:
+    """Median seconds of a decoding pass: of the `original` and the `draft` over one token, and of the `verification`,
+    by the original, of `draft_tokens` tokens and one more."""
     timed = {"original": (original, 1), "draft": (draft, 1), "verification": (original, draft_tokens + 1)}
     with packed_linear.packed_linears(original), packed_linear.packed_linears(draft):
-        turns = zip(*(_passes(model, tokens=tokens) for model, tokens in timed.values()), strict=True)
-        seconds = np.median([*islice(turns, WARM_UP, WARM_UP + ROUNDS)], axis=0)
-    return dict(zip(timed, seconds.tolist(), strict=True))
-
-
-def _passes(model, *, tokens: int) -> Iterator[float]:
-    """Seconds of one pass after another, each over so many tokens that follow the ones before."""
-    ids = torch.zeros((1, CONTEXT + tokens), dtype=torch.long, device=model.device)
-    cache = model(input_ids=ids[:, :CONTEXT], use_cache=True, logits_to_keep=1).past_key_values
-    while True:
-        began = time.perf_counter()
-        cache = model(input_ids=ids[:, CONTEXT:], past_key_values=cache, use_cache=True).past_key_values
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        yield time.perf_counter() - began
+        return timing.pass_seconds(timed)
 
 
 def decode_with_draft(

@@ -75,6 +75,13 @@ class Speculation(TypedDict):
     draft_prompts: Positive
 
 
+@with_config(STRICT)
+class Quantization(TypedDict):
+    """In which formats models are stored, beside bfloat16."""
+
+    formats: Some[Literal["int8", "nf4"]]
+
+
 class Study(BaseModel, frozen=True):
     """Everything an experiment fixes. Values stay plain, as YAML and JSON know them."""
 
@@ -178,6 +185,10 @@ class Study(BaseModel, frozen=True):
     speculation: OrEmpty[Speculation] = Field(
         description="speculative decoding, pruned models as drafts: tokens drafted at once in the decoding that "
         "confirms the forecast, and prompts per data set; {} is none [ours]"
+    )
+    quantization: OrEmpty[Quantization] = Field(
+        description="the original, the pruned and the Self-Data FT models in these formats beside bfloat16; needs "
+        "`make quantization`; {} is none [ours]"
     )
 
     @model_validator(mode="after")

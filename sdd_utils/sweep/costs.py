@@ -248,6 +248,22 @@ def speculative_decoding(costs: CostModel) -> Estimate:
     return Estimate(read=answers * (1 + len(drafts)), generated=2 * new, seconds=loads + reading + decoding)
 
 
+def quantization(costs: CostModel) -> Estimate:
+    """The original, the pruned models and one fine-tuned one per data set, each written, scored and compared in every
+    format. The folders are deleted."""
+    study = costs.study
+    models = [0, *(n for n in study.finetune_block_sizes for _ in range(1 + len(study.data_sets)))]
+    every = [n for n in models for _ in range(1 + len(study.quantization["formats"]))]
+    scored, compared = [evaluation(costs, n) for n in every], [fidelity(costs, n) for n in every]
+    work = [*scored, *compared]
+    return Estimate(
+        read=sum(part.read for part in work),
+        generated=sum(part.generated for part in scored),
+        seconds=start_seconds(costs, 0, *every, *every) + sum(part.seconds for part in work),
+        disk=sum(costs.bytes_of(n) for n in every),
+    )
+
+
 def embedding_similarity(costs: CostModel, *, block_size: int, data_set: str) -> Estimate:
     """Greedy and sampled answers of every arm, decoded together, each as long as may be."""
     answers, new, batch = 2 * costs.study.answer_prompts, costs.study.answer_tokens, costs.study.generation_batch

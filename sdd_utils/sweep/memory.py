@@ -31,6 +31,7 @@ def peak(costs: CostModel, job: Job) -> float:
         "merging": lambda: _merging(costs, n),
         "embedding_similarity": lambda: _generation(costs, n, **_answering(costs)) + ENCODER,
         "speculative_decoding": lambda: _heap(costs, _drafting(costs)),
+        "quantization": lambda: _heap(costs, max(scoring(costs, 0), _fidelity(costs, 0)) + weights(costs, 0)),
     }
     return costs.machine.process_bytes + by_step[job.step]() if job.step in by_step else NO_MODEL
 

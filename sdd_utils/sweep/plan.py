@@ -31,6 +31,7 @@ from sdd_utils.sweep.costs import (
     load_machine,
     merging,
     pruned,
+    quantization,
     similarity,
     speculative_decoding,
 )
@@ -74,6 +75,8 @@ def _work(costs: CostModel, job: Job) -> Estimate:
             return embedding_similarity(costs, block_size=n, data_set=data_set)
         case "speculative_decoding":
             return speculative_decoding(costs)
+        case "quantization":
+            return quantization(costs)
     return Estimate(seconds=costs.machine.job_seconds)
 
 

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from sdd_utils.models import store
-from sdd_utils.steps import fidelity, pruning, speculation
+from sdd_utils.steps import fidelity, pruning, speculation, timing
 
 QUESTIONS = {f"r{i}": f"What is {i} + {i}?" * (1 + i % 3) for i in range(3)}
 
@@ -168,9 +168,9 @@ def test_times_are_of_passes_of_either_model(model, draft):
 
     for each in (model, draft):
         each.forward = counted.__get__(each)
-    seconds = speculation.pass_seconds(model, draft, draft_tokens=4)
+    seconds = speculation.cost_of_passes(model, draft, draft_tokens=4)
     assert list(seconds) == ["original", "draft", "verification"]
     assert all(value > 0 for value in seconds.values())
-    rounds = speculation.WARM_UP + speculation.ROUNDS
+    rounds = timing.WARM_UP + timing.ROUNDS
     assert asked[-3:] == [(False, 1), (True, 1), (False, 5)]
     assert [asked.count(turn) for turn in asked[-3:]] == [rounds] * 3

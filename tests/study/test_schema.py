@@ -68,6 +68,8 @@ def write(tmp_path, **changes):
         ({"in_domain": {"pydocs": []}}, "study key 'in_domain' holds 'pydocs': use one of gsm_symbolic, pydoc"),
         ({"speculation": {"draft_tokens": 4}}, "study key 'speculation': missing key(s) draft_prompts: add them"),
         ({"speculation": {"draft_tokens": 0, "draft_prompts": 2}}, "has 0 for draft_tokens: it must be a whole number"),
+        ({"quantization": {"formats": ["int4"]}}, "'quantization: formats' holds 'int4': it must be one of int8, nf4"),
+        ({"quantization": {"formats": []}}, "key 'quantization' has [] for formats: it must be a non-empty list"),
         ({"merge_pairs": [["pydoc"]]}, "'merge_pairs' holds ['pydoc']: it must be a list of exactly 2 names"),
         ({"merge_pairs": [["pydoc", "pydoc"]]}, "holds ['pydoc', 'pydoc']: it names 'pydoc' twice, keep each once"),
         ({"merge_pairs": [["pydoc", "alpaca"]]}, "'merge_pairs' holds 'alpaca': use one of gsm_symbolic, pydoc"),

@@ -31,6 +31,7 @@ SMALL = {
     "arms": ["sft", "self_data_ft"], "evaluation_batch": 16, "slerp_t": [0.0, 0.5, 1.0],
     "merge_pairs": [["gsm_symbolic", "pydoc"]], "scaling": {}, "capacities": {},
     "train_on_mixture": False, "answer_prompts": 12, "answer_tokens": 48, "speculation": {},
+    "quantization": {},
 }  # fmt: skip
 # The keys in which the committed records of the embedded study differ.
 COMMITTED = SMALL | {
@@ -82,7 +83,7 @@ DRAFTS = {"draft_tokens": 4, "draft_prompts": 16}
 @pytest.mark.parametrize(
     "changes",
     [
-        {"speculation": DRAFTS},
+        {"speculation": DRAFTS, "quantization": {"formats": ["nf4"]}},
         {"capacities": CAPACITIES},
         {"seeds": [0, 3], "block_sizes": [2, 4, 6, 8], "finetune_block_sizes": [4]},
     ],

@@ -14,7 +14,7 @@ from sdd_utils.study.jobs import study_jobs
 from sdd_utils.study.schema import load_study
 
 STUDY = "deployment"  # which has every step
-AFTER_TUNING = {"merging", "embedding_similarity", "speculative_decoding", "results"}
+AFTER_TUNING = {"merging", "embedding_similarity", "speculative_decoding", "quantization", "results"}
 # By the file that is edited, the rules whose jobs run again: those that import it, and those that read their records.
 RUN_AGAIN = {
     "sdd_utils/steps/similarity.py": set(NOTEBOOKS) - {"distillation"},
@@ -25,6 +25,7 @@ RUN_AGAIN = {
     "sdd_utils/engine/tensor_stream.py": {"merging", "results"},
     "sdd_utils/steps/answer_similarity.py": {"embedding_similarity", "results"},
     "sdd_utils/steps/speculation.py": {"speculative_decoding", "results"},
+    "sdd_utils/steps/quantization.py": {"quantization", "results"},
     "sdd_utils/base/precision.py": set(NOTEBOOKS),
     "sdd_utils/report/tables.py": {"results"},
     "notebooks/03_self_data_distillation.ipynb": {"distillation", "finetuning"} | AFTER_TUNING,

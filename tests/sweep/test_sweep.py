@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import nbformat
 import pytest
@@ -31,6 +32,8 @@ TINY = {
 }  # fmt: skip
 EXPECTED = {"similarity": 1, "pruning": 2, "distillation": 2, "finetuning": 4, "merging": 1}
 EXPECTED |= {"embedding_similarity": 2, "speculative_decoding": 1, "results": 1}
+if find_spec("bitsandbytes"):
+    TINY["quantization"], EXPECTED["quantization"] = {"formats": ["int8"]}, 1  # nf4 wants wider layers
 
 
 PUBLISHED = {"records", "tables", "figures", "notebooks", "claims.json", "index.html"}
