@@ -30,14 +30,14 @@ def stored_models(metrics: dict) -> list[dict]:
 
 
 def front(rows: list[dict], *, measure: str) -> list[dict]:
-    """The rows that are better by a measure than all smaller ones.
+    """The rows that are better by a measure than all others that are no larger.
 
     Args:
         rows: of `stored_models`.
         measure: one of `HIGHER_IS_BETTER`.
     """
     sign, kept = (1 if HIGHER_IS_BETTER[measure] else -1), []
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (row["bytes"], -sign * row[measure])):
         if not kept or sign * row[measure] > sign * kept[-1][measure]:
             kept.append(row)
     return kept

@@ -50,7 +50,7 @@ def _measures(rows: list[dict]) -> list[str]:
 
 
 def quantization_figure(metrics: dict) -> Figure:
-    """Quality against megabytes, a line per model through its formats, and the front of what is worth its size.
+    """Quality against megabytes, a line per model through its formats, and the front of what is best at each size.
 
     Args:
         metrics: of the record of 08.
@@ -72,10 +72,10 @@ def quantization_figure(metrics: dict) -> Figure:
 
 
 def _draw_model(axis: Axes, rows: list[dict], measure: str) -> None:
-    """The formats of one model, each with its name."""
-    arm = rows[0]["arm"]
-    look = {"color": COLOURS[arm], "marker": MARKERS[arm], "ls": LINES[arm], "label": NAMES[arm]}
-    axis.plot([row["bytes"] / _MEGABYTE for row in rows], [row[measure] for row in rows], **look)
+    """The formats of one model, each with its name; a choice probability with its 95 % interval."""
+    arm, reach = rows[0]["arm"], [1.96 * row["stderr"] * (measure != "kl") for row in rows]
+    look = {"color": COLOURS[arm], "marker": MARKERS[arm], "ls": LINES[arm], "label": NAMES[arm], "elinewidth": 0.8}
+    axis.errorbar([row["bytes"] / _MEGABYTE for row in rows], [row[measure] for row in rows], reach, **look)
     for row in rows:
         where = row["bytes"] / _MEGABYTE, row[measure]
         axis.annotate(row["format"], where, (4, 4), textcoords="offset points", fontsize=8, color="0.25")

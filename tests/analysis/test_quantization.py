@@ -38,9 +38,14 @@ def test_rows_are_means_over_answers_and_tasks_smallest_first():
 def test_the_front_is_what_no_smaller_model_equals(measure, better):
     kept = quantization.front(ROWS, measure=measure)
     for row in ROWS:
-        smaller = [other for other in ROWS if other["bytes"] < row["bytes"]]
+        smaller = [other for other in ROWS if other["bytes"] <= row["bytes"] and other is not row]
         assert (row in kept) == all(better(row[measure], other[measure]) for other in smaller)
     assert [row["bytes"] for row in kept] == [95, 110, 270]
+
+
+def test_of_two_models_of_one_size_the_better_one_is_on_the_front():
+    worse, better = ROWS[0] | {"kl": 3.0}, ROWS[0]
+    assert quantization.front([worse, better], measure="kl") == [better]
 
 
 def test_a_smaller_original_stands_beside_a_pruned_model():

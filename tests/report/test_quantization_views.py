@@ -1,8 +1,9 @@
 """The table and the figure of quality against bytes show what the record holds."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
-from figure_data import quantization
+from figure_data import intervals, lines, quantization
 from pydantic import TypeAdapter
 
 from sdd_utils.analysis.quantization import front, stored_models
@@ -23,15 +24,18 @@ def panels():
 @pytest.mark.parametrize("measure", ["kl", "choice_probability"])
 def test_each_model_is_a_line_through_its_formats_and_the_front_lies_under_them(panels, measure):
     axis = panels[["kl", "choice_probability"].index(measure)]
-    drawn = {line.get_label(): line for line in axis.lines}
-    assert set(drawn) == {"Original", "No FT", "Self-Data FT", "best at this size"}
+    drawn = lines(axis)
+    assert set(drawn) == {"Original", "No FT", "Self-Data FT"}
     for arm in ("original", "no_ft", "self_data_ft"):
         own = [row for row in ROWS if row["arm"] == arm]
-        line = drawn[NAMES[arm]]
+        line = drawn[NAMES[arm]].lines[0]
         assert line.get_xdata().tolist() == pytest.approx([row["bytes"] / 1e6 for row in own])
         assert line.get_ydata().tolist() == pytest.approx([row[measure] for row in own])
+        spread = np.diff(intervals(drawn[NAMES[arm]]))[:, 0]
+        assert spread == pytest.approx([0.0 if measure == "kl" else 2 * 1.96 * row["stderr"] for row in own])
     best = front(ROWS, measure=measure)
-    assert drawn["best at this size"].get_ydata()[:-1].tolist() == pytest.approx([row[measure] for row in best])
+    (band,) = [line for line in axis.lines if line.get_label() == "best at this size"]
+    assert band.get_ydata()[:-1].tolist() == pytest.approx([row[measure] for row in best])
     assert sorted(text.get_text() for text in axis.texts) == sorted(row["format"] for row in ROWS)
 
 
