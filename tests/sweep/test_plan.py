@@ -233,6 +233,24 @@ def test_other_capacities_are_jobs_of_their_own():
         assert (row.jobs, row.done) == (6, len(done))
 
 
+def test_every_draft_reads_the_answers_once_and_one_of_them_decodes():
+    s = setting_of(COMMITTED, speculation=DRAFTS, block_sizes=[3, 6], finetune_block_sizes=[6])
+    prompts = [token_lengths.set_lengths(name)["prompt"] for name in s.study.data_sets]
+    drafts = 2 + 2 * 2 * 3  # pruned; by arm, data set and seed
+    found = costs.speculative_decoding(s)
+    assert found.read == pytest.approx((1 + drafts) * 12 * (sum(prompts) + 2 * 48))
+    assert found.generated == 2 * 2 * 16 * 48
+    longer = costs.speculative_decoding(setting_of(COMMITTED, speculation=DRAFTS | {"draft_tokens": 8}))
+    assert longer.seconds > costs.speculative_decoding(setting_of(COMMITTED, speculation=DRAFTS)).seconds
+
+
+def test_every_format_of_a_model_costs_a_scoring():
+    one, two = (setting_of(COMMITTED, quantization={"formats": formats}) for formats in (["nf4"], ["int8", "nf4"]))
+    assert costs.quantization(two).read == pytest.approx(1.5 * costs.quantization(one).read)
+    each = costs.evaluation(one, 6).read + costs.fidelity(one, 6).read
+    assert costs.quantization(one).read == pytest.approx(2 * 4 * each)  # original, pruned, and one per data set
+
+
 def test_more_arms_cost_more_and_only_own_answers_are_a_further_set():
     two, three, four = (
         setting_of(SMALL, arms=["sft", "self_data_ft", *more])
