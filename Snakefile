@@ -59,7 +59,7 @@ def of(step):
 
 def needed(step):
     """A function from a job to the records that it reads."""
-    return lambda w: [f"{RECORDS}/{name}.json" for name in JOBS[f"{step}-{w.job}"].needs]
+    return lambda w: [f"{RECORDS}/{name}.json" for name in JOBS["-".join([step, *w])].needs]
 
 
 def parameters(name, **more):
@@ -150,6 +150,24 @@ rule embedding_similarity:
     message: "06 embedding similarity, {wildcards.job}"
     resources: mem_mb=memory("embedding_similarity")
     shell: execute("embedding_similarity")
+
+rule speculative_decoding:
+    input: code("speculative_decoding"), OWN_FILES, needed("speculative_decoding")
+    output: f"{RECORDS}/speculative_decoding.json"
+    log: f"{LOGS}/speculative_decoding.ipynb"
+    params: values=lambda w: parameters("speculative_decoding"), environment=ENVIRONMENT
+    message: "07 speculative decoding"
+    resources: mem_mb=memory("speculative_decoding")
+    shell: execute("speculative_decoding")
+
+rule quantization:
+    input: code("quantization"), needed("quantization")
+    output: f"{RECORDS}/quantization.json"
+    log: f"{LOGS}/quantization.ipynb"
+    params: values=lambda w: parameters("quantization"), environment=ENVIRONMENT
+    message: "08 quantization"
+    resources: mem_mb=memory("quantization")
+    shell: execute("quantization")
 
 rule results:
     input: code("results", "sdd_utils.report.redraw", rooms=("base.number_format", "data.arms", "analysis", "report")),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
-from sdd_utils.analysis import comparisons, published
+from sdd_utils.analysis import comparisons, published, speculation
 from sdd_utils.analysis.statistics import CHOICE
 
 
@@ -28,6 +28,7 @@ class Claim:
     A `primary` claim is one of the two questions that a study is sized to answer: does fine-tuning heal, and does
     Self-Data FT forget less? `favours` names the arm that its measure favours by construction, "" where there is none.
     A claim that names `arms` is asked of a study that has them.
+    A claim `on_request` is left out where no record of its steps is there, as the study did not ask for them.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Claim:
     primary: bool = False
     favours: str = ""
     arms: tuple[str, ...] = ()
+    on_request: bool = False
 
 
 def _published(key: str) -> float:
@@ -271,6 +273,23 @@ def _general(in_domain: dict[str, list]) -> tuple[Claim, ...]:
                     side=-1,
                     measure=partial(comparisons.in_domain, domains=in_domain, rank=64),
                 ),
+            ),
+        ),
+        Claim(
+            key="accepted_drafts",
+            claim="In speculative decoding, drafts by Self-Data FT are accepted more often than SFT's.",
+            source=_OURS,
+            unit="points",
+            steps=("speculative_decoding",),
+            favours="Self-Data FT",
+            on_request=True,
+            parts=tuple(
+                Part(
+                    what=f"{_LEAD} in {measure.replace('_', ' ')} on the original's answers",
+                    side=1,
+                    measure=partial(comparisons.acceptance_lead, measure=measure),
+                )
+                for measure in speculation.MEASURES
             ),
         ),
         Claim(

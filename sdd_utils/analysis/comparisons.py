@@ -10,6 +10,7 @@ import numpy as np
 from sdd_utils.analysis import model_grid
 from sdd_utils.analysis.answer_shift import cosines_by_arm
 from sdd_utils.analysis.forgetting import parted
+from sdd_utils.analysis.speculation import acceptance_values, drafts_of
 from sdd_utils.analysis.statistics import (
     ACCURACY,
     BITS,
@@ -300,6 +301,26 @@ def _per_token(pair: list[dict[int, dict]], seeds: list[int]) -> list[np.ndarray
         ratio = kl.sum() / tokens.sum()
         values.append(ratio + (kl - ratio * tokens) / tokens.mean())
     return values
+
+
+def acceptance_lead(records: list[dict], *, measure: str, null: float = 0.0) -> dict:
+    """Acceptance of drafts on the original's own answers, Self-Data FT minus SFT, over block sizes and data sets.
+
+    Args:
+        measure: see `speculation.MEASURES`.
+    """
+    models: dict[tuple, dict[int, dict]] = {}
+    for draft in drafts_of(records):
+        cell = draft["block_size"], draft["data_set"]
+        models.setdefault((draft["arm"], *cell), {})[draft["seed"]] = draft
+    cells = [key[1:] for key in models if key[0] == "self_data_ft" and ("sft", *key[1:]) in models]
+    if not cells:
+        raise Missing("no draft model was fine-tuned by both SFT and Self-Data FT (study key 'speculation')")
+    values = []
+    for cell in cells:
+        pair = [acceptance_values(models[arm, *cell], measure=measure) for arm in ("self_data_ft", "sft")]
+        values.append([first - second for first, second in zip(*pair, strict=True)])
+    return estimate(stacked(values), null=null) | {"where": _cells(cells)}
 
 
 def cosine(records: list[dict], *, arm: str, minus: str | None = None, how: str = "greedy", null: float = 0.0) -> dict:

@@ -9,8 +9,8 @@ A number is of one of these kinds:
     following  follows from other numbers and has no error of its own
 
 Values per document are not numbers here: they give the standard errors. What lm-eval reports besides a task's own
-measures (`all`) is left out, and so are settings, which the records' parameters hold, and a training's `budget`, which
-is arithmetic on its tokens.
+measures (`all`) is left out, and so are times (`seconds`), settings, which the records' parameters hold, and a
+training's `budget`, which is arithmetic on its tokens.
 """
 
 import re
@@ -24,13 +24,13 @@ EXACT, ROUNDED, PAIRED, SAMPLED, FOLLOWING = "exact", "rounded", "paired", "samp
 _KINDS = {
     r"(^|\.)(map|block_influence|distance)$|^nll\.original$": ROUNDED,
     r"^nll\.|\.words_distilled$|\.loss$": SAMPLED,
-    r"(^|\.)(n|rows|steps|layers|kept_layers|start|words_original|lerp_above)$": EXACT,
+    r"(^|\.)(n|rows|steps|layers|kept_layers|start|words_original|lerp_above|read_tokens)$": EXACT,
     r"^(accounting|dropped)\.|\.sft\.training\.(trained|seen)_tokens$": EXACT,
 }
 _ESTIMATES = ("value", "recovery", "difference", "rho", "share")  # what an interval is about, by name
 _LABELS = ("arm", "block_size", "data_set", "t")  # by which an entry of a list is known
-_LEFT_OUT = ("all", "documents", "budget")
-_SETTINGS = ("limit", "chance", "shots", "block_size", "t")
+_LEFT_OUT = ("all", "budget", "documents", "seconds")
+_SETTINGS = ("limit", "chance", "shots", "block_size", "t", "seed")
 _NORMAL = 1.959964  # standard errors from the middle of a 95 % interval to its end
 
 
@@ -118,6 +118,10 @@ def _measured(node: dict) -> dict[str, Number | None]:
     if {"nll", "kl", "documents"} <= node.keys():  # fidelity: sums over a document's tokens, and their number
         documents = np.array(node["documents"], dtype=float)
         return {name: sample(_ratio(documents, column)) for column, name in enumerate(("nll", "kl"))}
+    if {"greedy_acceptance", "documents"} <= node.keys():  # of drafts: sums as well
+        documents = np.array(node["documents"], dtype=float)
+        names = ("greedy_acceptance", "sampling_acceptance")
+        return {name: sample(_ratio(documents, column)) for column, name in enumerate(names)}
     if {"mean", "interval", "similarities"} <= node.keys():  # cosines
         return dict.fromkeys(("mean", "interval", "similarities")) | {"": sample(node["similarities"])}
     if {"rows", "fallback_rate", "reasons"} <= node.keys():  # a generated set

@@ -33,7 +33,9 @@ def judge_claims(records: dict[str, dict], *, in_domain: dict[str, list]) -> lis
         decides, None where nothing was measured. `n` is {seeds, documents}; `records` names the files behind it.
     """
     arms = {arm for record in of_step(records.values(), "finetuning") for arm in record["metrics"]["arms"]}
-    claim_list = claims(in_domain, arms=arms)
+    steps = {record["step"] for record in records.values()}
+    asked = claims(in_domain, arms=arms)
+    claim_list = [claim for claim in asked if not claim.on_request or steps.issuperset(claim.steps)]
     measured = [_measured(claim, list(records.values())) for claim in claim_list]
     for primary in (True, False):
         family = [parts for claim, (parts, _) in zip(claim_list, measured, strict=True) if claim.primary == primary]

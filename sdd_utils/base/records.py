@@ -256,6 +256,84 @@ class EmbeddingMetrics(TypedDict):
 
 
 @with_config(_CLOSED)
+class Acceptance(TypedDict):
+    """How often the original accepts a draft's tokens, on one data set's answers; see `steps.speculation`."""
+
+    greedy_acceptance: float  # share of the tokens, 0..1
+    sampling_acceptance: float  # mean probability, 0..1
+    tokens: int
+    documents: list[list[float]]  # per answer [greedy_sum, sampling_sum, tokens]
+
+
+@with_config(_CLOSED)
+class Draft(TypedDict):
+    """A pruned model as a draft, fine-tuned or not."""
+
+    arm: str
+    block_size: int
+    data_set: str  # that it was fine-tuned on; "" for No FT
+    seed: int | None
+    acceptance: dict[str, Acceptance]  # by data set of the answers
+
+
+@with_config(_CLOSED)
+class PassCost(TypedDict):
+    """What a decoding pass costs without a block of layers. Seconds differ from run to run and are not compared."""
+
+    block_size: int
+    matmul_share: float  # of the weights that multiply a token, pruned over original
+    seconds: dict[str, float]  # of the original, the draft, and the verification of the drafted tokens
+
+
+@with_config(_CLOSED)
+class DraftedDecoding(TypedDict):
+    """Greedy decoding with and without a draft; see `steps.speculation.decode_with_draft`."""
+
+    draft: str  # its name
+    draft_tokens: int
+    prompts: int
+    tokens: int
+    same_texts: int
+    passes: int  # of the original
+    replayed_passes: int
+    greedy_acceptance: float  # on these texts
+    seconds: dict[str, float]  # plain and assisted
+
+
+@with_config(_CLOSED)
+class SpeculationMetrics(TypedDict):
+    """Of 07."""
+
+    weights: str  # of the original
+    drafts: dict[str, Draft]  # by name
+    costs: list[PassCost]
+    decoding: list[DraftedDecoding]
+
+
+@with_config(_CLOSED)
+class StoredModel(TypedDict):
+    """A model in one format."""
+
+    arm: str  # "original" and "no_ft" among them
+    block_size: int
+    data_set: str  # that it was fine-tuned on; "" for none
+    format: str  # of `steps.quantization.FORMATS`
+    bytes: int  # of the weights on disk
+    scores: Scores
+    fidelity: dict[str, Fidelity]  # by data set
+    seconds: dict[str, float]  # of a pass: decoding one token, reading several
+
+
+@with_config(_CLOSED)
+class QuantizationMetrics(TypedDict):
+    """Of 08."""
+
+    weights: str  # of the original
+    read_tokens: int  # of a reading pass
+    models: dict[str, StoredModel]  # by name
+
+
+@with_config(_CLOSED)
 class Sizes(TypedDict):
     """The least size of a study that detects a difference; None where it cannot be had so. See `analysis.power`."""
 
@@ -340,6 +418,8 @@ NOTEBOOKS = {
     "finetuning": "04_sft_vs_self_distill",
     "merging": "05_model_merging",
     "embedding_similarity": "06_embedding_similarity",
+    "speculative_decoding": "07_speculative_decoding",
+    "quantization": "08_quantization",
     "results": "09_results",
 }
 METRICS = {
@@ -349,6 +429,8 @@ METRICS = {
     "finetuning": FinetuningMetrics,
     "merging": MergingMetrics,
     "embedding_similarity": EmbeddingMetrics,
+    "speculative_decoding": SpeculationMetrics,
+    "quantization": QuantizationMetrics,
     "results": ResultsMetrics,
 }
 

@@ -21,6 +21,8 @@ FIGURES = {
     "scaling": "Recovery against the number of training rows",
     "embedding_similarity": "Cosine of each model's answers to the original's",
     "shift": "Average score lost against the mean cosine, a mark per fine-tuned model",
+    "speculative_decoding": "Pruned models as drafts: acceptance, cost ratio, and what they gain",
+    "quantization": "Original, pruned and healed models in several formats: quality against bytes",
     "power": "Smallest difference that is detected, against documents, a line per number of seeds",
     "distance_curves": "Angular distance of every block of n layers",
     "similarity_map": "Angular distance between the inputs of every two layers",

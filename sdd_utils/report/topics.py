@@ -20,7 +20,17 @@ from sdd_utils.analysis.model_grid import original_scores
 from sdd_utils.analysis.statistics import CHOICE, HAS_CHANCE, averaged_tasks, left_out
 from sdd_utils.base.files import write_json
 from sdd_utils.base.records import of_step
-from sdd_utils.report import figures, job_figures, job_tables, paper_table, power_views, score_figures, tables
+from sdd_utils.report import (
+    figures,
+    job_figures,
+    job_tables,
+    paper_table,
+    power_views,
+    quantization_views,
+    score_figures,
+    speculation_views,
+    tables,
+)
 
 
 @dataclass(kw_only=True)
@@ -208,6 +218,24 @@ def _embedding_similarity(report: StudyReport) -> Topic:
     )
 
 
+def _speculative_decoding(report: StudyReport) -> Topic:
+    """Nothing where the study did not ask for it."""
+    topic = Topic()
+    for record in of_step(report.records, "speculative_decoding"):
+        topic.tables["speculative_decoding"] = speculation_views.acceptance_table(record["metrics"])
+        topic.figures["speculative_decoding"] = speculation_views.speculation_figure(record["metrics"])
+    return topic
+
+
+def _quantization(report: StudyReport) -> Topic:
+    """Nothing where the study did not ask for it."""
+    topic = Topic()
+    for record in of_step(report.records, "quantization"):
+        topic.tables["quantization"] = quantization_views.quantization_table(record["metrics"])
+        topic.figures["quantization"] = quantization_views.quantization_figure(record["metrics"])
+    return topic
+
+
 def _shift(report: StudyReport) -> Topic:
     points = answer_shift.shift_points(report.records)
     text = answer_shift.shift_sentence(answer_shift.shift_correlation(points))
@@ -244,6 +272,8 @@ TOPICS: dict[str, Callable[[StudyReport], Topic]] = {
     "merging": _table("merging", lambda report: tables.merging_table(report.records)),
     "embedding_similarity": _embedding_similarity,
     "shift": _shift,
+    "speculative_decoding": _speculative_decoding,
+    "quantization": _quantization,
     "fidelity": _table("fidelity", lambda report: tables.fidelity_table(report.records)),
     "paper_vs_ours": _table("paper_vs_ours", lambda report: paper_table.comparison_table(report.records, report.rows)),
     "claims": _claims,

@@ -87,7 +87,7 @@ def measure_fidelity(original, model, tokenizer, answers: dict[str, list[dict]])
     with packed_linear.packed_linears(original), packed_linear.packed_linears(model):
         for data_set, rows in answers.items():
             rows = tqdm(rows, desc=f"fidelity on {data_set}", unit="answer", disable=None)
-            documents = [_document(original, model, *_tokens(tokenizer, row)) for row in rows]
+            documents = [_document(original, model, *token_ids(tokenizer, row)) for row in rows]
             nll, kl, tokens = map(sum, zip(*documents, strict=True))
             if not tokens:
                 raise ValueError(
@@ -126,7 +126,7 @@ def response_nll(
             for key in tqdm(missing, desc="likelihood", unit="response", disable=None):
                 prompt, text = by_key[key]
                 row = {"prompt": prompt, "text": text, "finish": "stop"}
-                yield {"id": key, "nll": _mean_nll(loaded, *_tokens(tokenizer, row))}
+                yield {"id": key, "nll": _mean_nll(loaded, *token_ids(tokenizer, row))}
 
     nll = {row["id"]: row["nll"] for row in keep_rows(path, {key: key for key in by_key}, make=make)}
     return {name: [nll[key] for key in set_keys] for name, set_keys in keys.items()}
@@ -140,7 +140,7 @@ def _mean_nll(model, prompt: list[int], answered: list[int]) -> float:
     return float(_token_nll(_log_probs(model, ids, len(answered)), answered).mean())
 
 
-def _tokens(tokenizer, row: dict) -> tuple[list[int], list[int]]:
+def token_ids(tokenizer, row: dict) -> tuple[list[int], list[int]]:
     """Ids of the prompt and of the answer, which ends with the end token that closed it unless it was cut."""
     end = row.get("end_token")
     end = chat_format.turn_end(tokenizer) if end is None else end
@@ -167,5 +167,10 @@ def _token_nll(log_probs: torch.Tensor, answered: list[int]) -> torch.Tensor:
 
 def _log_probs(model, ids: torch.Tensor, answered: int) -> torch.Tensor:
     """(answered, vocabulary) float32 log-probabilities of the last `answered` tokens' places."""
+    return torch.log_softmax(answer_logits(model, ids, answered).float(), dim=-1)
+
+
+def answer_logits(model, ids: torch.Tensor, answered: int) -> torch.Tensor:
+    """(answered, vocabulary) logits of the last `answered` tokens' places, in the model's precision."""
     logits = model(input_ids=ids.to(model.device), logits_to_keep=answered + 1, use_cache=False).logits
-    return torch.log_softmax(logits[0, -answered - 1 : -1].float(), dim=-1)  # some models give the logits of all tokens
+    return logits[0, -answered - 1 : -1]  # some models give the logits of all tokens

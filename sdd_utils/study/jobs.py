@@ -34,6 +34,8 @@ def study_jobs(study) -> list[Job]:
     for n, seed in product(study.finetune_block_sizes, study.seeds):
         jobs += [_merging(study, pair, block_size=n, seed=seed) for pair in study.merge_pairs]
         jobs += [_embedding_similarity(study, name, block_size=n, seed=seed) for name in sets]
+    jobs += [_speculative_decoding(study)] if study.speculation else []
+    jobs += [_quantization(study)] if study.quantization else []
     return [*jobs, Job(step="results", name="results", parameters={}, needs=tuple(job.name for job in jobs))]
 
 
@@ -83,6 +85,29 @@ def _embedding_similarity(study, data_set: str, *, block_size: int, seed: int) -
         parameters=at | {"train_rows": rows},
         needs=("pruning-n0", job_name("finetuning", rows=rows, **at)),
     )
+
+
+def _speculative_decoding(study) -> Job:
+    """All pruned models of a study, and those of its main comparison, as drafts for the original."""
+    pruned = [job_name("pruning", block_size=n) for n in (0, *study.block_sizes)]
+    needs = (*pruned, *_main_finetunings(study, study.seeds))
+    return Job(
+        step="speculative_decoding", name="speculative_decoding", parameters=dict(study.speculation), needs=needs
+    )
+
+
+def _quantization(study) -> Job:
+    """The original, the pruned models that are fine-tuned, and those of the first seed, in several formats."""
+    pruned = [job_name("pruning", block_size=n) for n in (0, *study.finetune_block_sizes)]
+    needs = (*pruned, *_main_finetunings(study, study.seeds[:1]))
+    return Job(step="quantization", name="quantization", parameters=dict(study.quantization), needs=needs)
+
+
+def _main_finetunings(study, seeds: list[int]) -> list[str]:
+    """The jobs of the main comparison, with these seeds."""
+    axes = product(study.finetune_block_sizes, study.data_sets.items(), seeds)
+    on = [{"block_size": n, "data_set": name, "rows": rows, "seed": seed} for n, (name, rows), seed in axes]
+    return [job_name("finetuning", **job) for job in on]
 
 
 def lora_capacities(study) -> dict[str, dict]:

@@ -97,6 +97,10 @@ class Run:
         """The LoRA adapter of one arm of a fine-tuning."""
         return self.folder / "adapters" / f"{job_name(**job)}-{arm}"
 
+    def quantized(self, name: str) -> Path:
+        """A model in one of the formats of 08, while that runs."""
+        return self.folder / "quantized" / name
+
     def merges(self, **job) -> Path:
         """Parents and merges while a merging runs."""
         return self.folder / "merges" / job_name(**job)

@@ -67,6 +67,21 @@ class Capacities(TypedDict):
     data_sets: Some[Text]
 
 
+@with_config(STRICT)
+class Speculation(TypedDict):
+    """How drafts are tried in decoding: tokens that are drafted at once, and prompts per data set."""
+
+    draft_tokens: Positive
+    draft_prompts: Positive
+
+
+@with_config(STRICT)
+class Quantization(TypedDict):
+    """In which formats models are stored, beside bfloat16."""
+
+    formats: Some[Literal["int8", "nf4"]]
+
+
 class Study(BaseModel, frozen=True):
     """Everything an experiment fixes. Values stay plain, as YAML and JSON know them."""
 
@@ -165,6 +180,16 @@ class Study(BaseModel, frozen=True):
     encoder: Text = Field(description="sentence encoder: packaged name, folder or hub id [ours]")
     answer_prompts: Positive = Field(description="held-out prompts per data set [ours]")
     answer_tokens: Positive = Field(description="longest answer, in tokens [ours]")
+
+    # What pruned models are good for
+    speculation: OrEmpty[Speculation] = Field(
+        description="speculative decoding, pruned models as drafts: tokens drafted at once in the decoding that "
+        "confirms the forecast, and prompts per data set; {} is none [ours]"
+    )
+    quantization: OrEmpty[Quantization] = Field(
+        description="the original, the pruned and the Self-Data FT models in these formats beside bfloat16; needs "
+        "`make quantization`; {} is none [ours]"
+    )
 
     @model_validator(mode="after")
     def _keys_agree(self):

@@ -256,6 +256,41 @@ def _mixture(costs: CostModel, n: int, data_sets: tuple[str, str]) -> Estimate:
     )
 
 
+def speculative_decoding(costs: CostModel) -> Estimate:
+    """The original and every draft read the original's answers; then one draft decodes, in float32 and row by row.
+
+    Half of the drafted tokens are taken to be accepted, so a pass of the original gives two.
+    """
+    study, sets = costs.study, [set_lengths(name)["prompt"] for name in costs.study.data_sets]
+    tuned = len(study.arms) * len(sets) * len(study.seeds)
+    drafts = [n for n in study.block_sizes for _ in range(1 + tuned * (n in study.finetune_block_sizes))]
+    answers = study.answer_prompts * sum(context + study.answer_tokens for context in sets)
+    prompts = study.speculation["draft_prompts"] * len(sets)
+    new, drafted = prompts * study.answer_tokens, study.speculation["draft_tokens"]
+    n = study.finetune_block_sizes[0]
+    steps = {0: 1.5 * new, n: new / 2 * drafted}
+    decoding = sum(count * 4 * costs.shapes[size].matmul / costs.machine.bandwidth for size, count in steps.items())
+    reading = sum(read_seconds(costs, size, answers) for size in (0, *drafts))
+    loads = start_seconds(costs, 0, *drafts, *[0] * len(study.block_sizes), *study.block_sizes, 0, n)
+    return Estimate(read=answers * (1 + len(drafts)), generated=2 * new, seconds=loads + reading + decoding)
+
+
+def quantization(costs: CostModel) -> Estimate:
+    """The original, the pruned models and one fine-tuned one per data set, each written, scored and compared in every
+    format. The folders are deleted."""
+    study = costs.study
+    models = [0, *(n for n in study.finetune_block_sizes for _ in range(1 + len(study.data_sets)))]
+    every = [n for n in models for _ in range(1 + len(study.quantization["formats"]))]
+    scored, compared = [evaluation(costs, n) for n in every], [fidelity(costs, n) for n in every]
+    work = [*scored, *compared]
+    return Estimate(
+        read=sum(part.read for part in work),
+        generated=sum(part.generated for part in scored),
+        seconds=start_seconds(costs, 0, *every, *every) + sum(part.seconds for part in work),
+        disk=sum(costs.bytes_of(n) for n in every),
+    )
+
+
 def embedding_similarity(costs: CostModel, *, block_size: int, data_set: str) -> Estimate:
     """Greedy and sampled answers of every arm, decoded together, each as long as may be."""
     answers, new, batch = 2 * costs.study.answer_prompts, costs.study.answer_tokens, costs.study.generation_batch

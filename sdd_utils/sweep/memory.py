@@ -31,6 +31,8 @@ def peak(costs: CostModel, job: Job) -> float:
         "finetuning": lambda: _finetuning(costs, n, data_set),
         "merging": lambda: _merging(costs, n),
         "embedding_similarity": lambda: _generation(costs, n, **_answering(costs)) + ENCODER,
+        "speculative_decoding": lambda: _heap(costs, _drafting(costs)),
+        "quantization": lambda: _heap(costs, max(scoring(costs, 0), _fidelity(costs, 0)) + weights(costs, 0)),
     }
     return costs.machine.process_bytes + by_step[job.step]() if job.step in by_step else NO_MODEL
 
@@ -131,6 +133,16 @@ def _divergence(costs: CostModel, n: int, data_set: str) -> float:
     logits = tokens * costs.shapes[n].vocabulary * 4
     original = weights(costs, 0) + _packed(costs, 0) + _packed(costs, n)
     return (original + 2 * logits) * (REVERSE_KL in losses) or logits * (FORWARD_KL in losses)
+
+
+def _drafting(costs: CostModel) -> float:
+    """Bytes of the original and a draft in float32, or of all answers' logits and a model."""
+    study, n = costs.study, costs.study.finetune_block_sizes[0]
+    tokens = len(study.data_sets) * study.answer_prompts * study.answer_tokens
+    logits = tokens * costs.shapes[0].vocabulary * costs.machine.weight_bytes
+    precise = replace(costs, machine=SimpleNamespace(**vars(costs.machine) | {"weight_bytes": 4}))
+    decoding = sum(weights(precise, m) + _packed(precise, m) for m in (0, n))
+    return max(decoding, logits + weights(costs, 0) + _packed(costs, 0))
 
 
 def _merging(costs: CostModel, n: int) -> float:

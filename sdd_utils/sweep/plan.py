@@ -31,7 +31,9 @@ from sdd_utils.sweep.costs import (
     load_machine,
     merging,
     pruned,
+    quantization,
     similarity,
+    speculative_decoding,
 )
 
 MILLION, GB, HOUR = 1e6, 1e9, 3600
@@ -71,6 +73,10 @@ def _work(costs: CostModel, job: Job) -> Estimate:
             return merging(costs, block_size=n, data_sets=(data_set, job.parameters["other_data_set"]))
         case "embedding_similarity":
             return embedding_similarity(costs, block_size=n, data_set=data_set)
+        case "speculative_decoding":
+            return speculative_decoding(costs)
+        case "quantization":
+            return quantization(costs)
     return Estimate(seconds=costs.machine.job_seconds)
 
 
@@ -94,7 +100,7 @@ def plan_rows(costs: CostModel, records: list[dict]) -> dict[str, Row]:
     """The plan by step."""
     every = [(job, job_cost(costs, job), is_done(job, records, costs.study)) for job in study_jobs(costs.study)]
     rows = {}
-    for step in NOTEBOOKS:
+    for step in (step for step in NOTEBOOKS if any(job.step == step for job, _, _ in every)):
         step_jobs = [(cost, done) for job, cost, done in every if job.step == step]
         left = [cost for cost, done in step_jobs if not done]
         rows[step] = Row(

@@ -33,6 +33,14 @@ def check_tasks(study: Study) -> None:
         evaluation.check_tasks(own)
 
 
+def check_quantization(study: Study) -> None:
+    """Raise ValueError, in one sentence, where the study needs a library that is not installed."""
+    if study.quantization:
+        from sdd_utils.steps import quantization
+
+        quantization.check_library()
+
+
 def check_encoder(study: Study) -> None:
     """Find the sentence encoder, on the hub if need be. Raises FileNotFoundError, in one sentence."""
     from sdd_utils.steps import answer_similarity

@@ -107,7 +107,8 @@ def _check(study: str, *, run: str, profile: str) -> None:
         raise ValueError(f"path {braces[0]!r} holds a brace, which Snakemake takes for a pattern: rename it")
     if profile:
         _check_profile(profile)
-    for check in (preflight.check_data, preflight.check_tasks, preflight.check_encoder):
+    checks = (preflight.check_data, preflight.check_tasks, preflight.check_encoder, preflight.check_quantization)
+    for check in checks:
         check(keys)
 
 

@@ -1,6 +1,7 @@
 """Verdicts on made-up studies whose truth is known; every claim is answered, with numbers or with what is lacking."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -53,6 +54,17 @@ class World:
             params = {"block_size": 6, "data_set": data_set, "seed": seed, "capacity": "" if rank == 16 else f"r{rank}"}
             params |= {"lora_rank": rank, "lora_alpha": 32, "lora_targets": "all-linear"}
             self.add("finetuning", f"{data_set}-{rows}-{rank}-{seed}", params, {"arms": arms})
+
+    def draft(self, data_set, **acceptances):
+        """The fine-tuned models of this data set as drafts."""
+        drafts = {}
+        for seed, (arm, share) in product(self.seeds, acceptances.items()):
+            tokens = self.rng.integers(20, 50, 60)
+            sums = tokens * (share + 0.02 * self.rng.standard_normal((2, 60)))
+            acceptance = {data_set: {"documents": np.stack([*sums, tokens], axis=1).tolist()}}
+            draft = {"arm": arm, "block_size": 6, "data_set": data_set, "seed": seed, "acceptance": acceptance}
+            drafts[f"{data_set}-{seed}-{arm}"] = draft
+        self.add("speculative_decoding", "all", {}, {"drafts": drafts})
 
     def answers(self):
         return {answer["key"]: answer for answer in verdicts.judge_claims(self.records, in_domain=DOMAINS)}
@@ -178,9 +190,28 @@ def test_amounts_are_told_in_their_unit():
     assert amount(-0.0214, "cosine") == "-0.021"
 
 
+@pytest.mark.parametrize(("self_data_ft", "verdict"), [(0.7, "holds"), (0.6, "inconclusive"), (0.5, "does not hold")])
+def test_drafts_that_are_accepted_more_often_are_found(self_data_ft, verdict):
+    world = World()
+    assert "accepted_drafts" not in world.answers()  # nobody asked
+    world.draft("gsm8k", sft=0.6, self_data_ft=self_data_ft)
+    answer = world.answers()["accepted_drafts"]
+    assert answer["verdict"] == verdict
+    assert answer["estimate"] == pytest.approx(self_data_ft - 0.6, abs=0.01)
+    assert answer["records"] == ["speculative_decoding-all.json"]
+
+
+def test_drafts_of_one_arm_alone_say_what_is_lacking():
+    world = World()
+    world.draft("gsm8k", self_data_ft=0.6)
+    answer = world.answers()["accepted_drafts"]
+    assert (answer["verdict"], answer["estimate"]) == ("inconclusive", None)
+    assert "both SFT and Self-Data FT" in answer["why"]
+
+
 def test_every_claim_is_answered_and_can_be_written():
     answers = World(model="org/other").answers()
-    assert list(answers) == [claim.key for claim in claims.claims({})]
+    assert list(answers) == [claim.key for claim in claims.claims({}) if not claim.on_request]
     for answer in answers.values():
         assert (answer["verdict"], answer["estimate"], answer["parts"]) == ("inconclusive", None, [])
         assert answer["why"].endswith(".")

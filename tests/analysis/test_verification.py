@@ -282,6 +282,22 @@ def test_every_step_of_the_committed_records_has_numbers_of_its_kinds():
     assert by_step["results"] == {SAMPLED}
 
 
+def test_acceptance_is_a_sample_of_answers_and_times_are_no_numbers():
+    documents = [[3, 2.5, 4], [6, 5.0, 6], [0, 1.0, 2]]
+    own = {"greedy_acceptance": 9 / 12, "sampling_acceptance": 8.5 / 12, "tokens": 12, "documents": documents}
+    draft = {"arm": "sft", "block_size": 6, "data_set": "d", "seed": 1, "acceptance": {"d": own}}
+    costs = [{"block_size": 6, "matmul_share": 0.8, "seconds": {"original": 0.1, "draft": 0.08}}]
+    found = numbers_of(record(step="speculative_decoding", drafts={"n6-sft": draft}, costs=costs))
+    at = "drafts.n6-sft.acceptance.d"
+    assert {name: float(number.value) for name, number in found.items()} == {
+        f"{at}.greedy_acceptance": pytest.approx(9 / 12), f"{at}.sampling_acceptance": pytest.approx(8.5 / 12),
+        f"{at}.tokens": 12, "costs.6.matmul_share": 0.8,
+    }  # fmt: skip
+    assert found[f"{at}.greedy_acceptance"].kind == found[f"{at}.sampling_acceptance"].kind == SAMPLED
+    slower = [costs[0] | {"seconds": {"original": 0.2, "draft": 0.1}}]
+    assert compared({"costs": costs}, {"costs": slower}).agrees
+
+
 def test_every_measure_of_a_score_is_a_number():
     """Whatever measures a task has, at whatever depth, and values per document as pairs (nats, words) as well."""
     deep = {

@@ -91,7 +91,7 @@ def compare(setup: Setup) -> list[dict]:
         models, tokenizer, rows = loaded(setup)
         read = lambda: fidelity.measure_fidelity(*models, tokenizer, {"rows": rows})  # noqa: E731
         _, seconds = timed(read, turns=size["turns"])
-    lengths = [[*map(len, fidelity._tokens(tokenizer, row))] for row in rows]
+    lengths = [[*map(len, fidelity.token_ids(tokenizer, row))] for row in rows]
     tokens, answered = sum(map(sum, lengths)), sum(length for _, length in lengths)
     flops = sum(products(model.config, read=tokens, predicted=answered) for model in models)
     work = f"{len(rows)} answers read by two models, {answered} of {tokens} tokens compared"

@@ -48,7 +48,7 @@ def compared(folder) -> list:
     models, tokenizer, rows = scoring.loaded(
         Setup(model=str(folder), pruned=folder, scratch=folder, rate=1.0, size={"answers": 2})
     )
-    nll = fidelity._mean_nll(models[0], *fidelity._tokens(tokenizer, rows[0]))
+    nll = fidelity._mean_nll(models[0], *fidelity.token_ids(tokenizer, rows[0]))
     return [nll, *fidelity.measure_fidelity(*models, tokenizer, {"rows": rows})["rows"]["documents"]]
 
 

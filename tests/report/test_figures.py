@@ -5,11 +5,11 @@ from functools import cache
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from figure_data import RANDOM, healed, intervals, lines, row, scores, study
+from figure_data import RANDOM, healed, intervals, lines, quantization, row, scores, speculation, study
 from PIL import Image
 
 from sdd_utils.data.arms import ARMS
-from sdd_utils.report import figures, score_figures
+from sdd_utils.report import figures, quantization_views, score_figures, speculation_views
 
 MAP = np.abs(np.subtract.outer(np.arange(7), np.arange(7))) / 10
 BLOCKS = [{"block_size": 2, "start": 3, "distance": 0.2}, {"block_size": 4, "start": 1, "distance": 0.4}]
@@ -52,6 +52,8 @@ DRAWN = {
     "scaling_curves": lambda: score_figures.scaling_curves(SCALED),
     "slerp_curve": lambda: figures.slerp_curve(PATH, ANGLES, mixture=MIXED, **MERGE),
     "embedding_histogram": lambda: figures.embedding_histogram(SIMILAR, SAMPLED),
+    "speculation_figure": lambda: speculation_views.speculation_figure(speculation(arms=tuple(ARMS))),
+    "quantization_figure": lambda: quantization_views.quantization_figure(quantization(arms=("no_ft", *ARMS))),
     "shift_scatter": lambda: figures.shift_scatter(POINTS),
 }
 

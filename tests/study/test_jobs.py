@@ -5,9 +5,10 @@ import pytest
 from sdd_utils.base.records import NOTEBOOKS
 from sdd_utils.study.jobs import other_keys, study_jobs
 from sdd_utils.study.notebook_parameters import check_parameters, defaults_of, parameters_of
-from sdd_utils.study.schema import load_study
+from sdd_utils.study.schema import Study, load_study
 
-STUDIES = ("embedded", "laptop", "paper-llama3.1-8b", "paper-mistral-7b")
+STUDIES = ("deployment", "embedded", "laptop", "paper-llama3.1-8b", "paper-mistral-7b")
+ON_REQUEST = {"speculative_decoding", "quantization"}  # steps that a study key turns on
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -18,7 +19,8 @@ def test_a_job_stands_behind_those_that_it_needs_and_has_a_name_of_its_own(name)
         assert set(job.needs) <= set(done)
         assert job.name.split("-")[0] == job.step
         done.append(job.name)
-    assert set(NOTEBOOKS) == {name.split("-")[0] for name in done}
+    left_out = set() if name == "deployment" else ON_REQUEST
+    assert set(NOTEBOOKS) - left_out == {name.split("-")[0] for name in done}
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -36,6 +38,24 @@ def test_pruned_models_wait_for_the_original_and_distillation_for_nothing():
     assert jobs["distillation-pydoc"].needs == ()
     assert jobs["finetuning-n6-pydoc-40rows-s0"].needs == ("pruning-n6", "distillation-pydoc")
     assert set(jobs["results"].needs) == set(jobs) - {"results"}
+
+
+def test_drafts_are_all_pruned_models_and_those_of_the_main_comparison():
+    fewer = {"rows": [8], "block_sizes": [6], "data_sets": ["pydoc"]}
+    study = Study(**load_study("deployment").model_dump() | {"scaling": fewer})
+    *_, job, _, results = study_jobs(study)
+    assert (job.name, job.parameters) == ("speculative_decoding", {"draft_tokens": 4, "draft_prompts": 16})
+    assert [name for name in job.needs if "pruning" in name] == [f"pruning-n{n}" for n in (0, 3, 6, 9, 12, 15)]
+    tuned = {name for name in job.needs if "finetuning" in name}
+    assert tuned == {f"finetuning-n6-{name}-40rows-s{seed}" for name in study.data_sets for seed in (0, 1, 2)}
+    assert job.name in results.needs
+
+
+def test_quantised_models_are_the_original_the_pruned_and_those_of_the_first_seed():
+    job = study_jobs(load_study("deployment"))[-2]
+    assert (job.name, job.parameters) == ("quantization", {"formats": ["int8", "nf4"]})
+    tuned = [f"finetuning-n6-{name}-40rows-s0" for name in ("gsm_symbolic", "pydoc")]
+    assert job.needs == ("pruning-n0", "pruning-n6", *tuned)
 
 
 def test_keys_that_a_record_was_made_with_otherwise_are_named():

@@ -66,6 +66,10 @@ def write(tmp_path, **changes):
         ({"in_domain": {"pydoc": ["arc"]}}, "study key 'in_domain: pydoc' holds 'arc': use one of facts"),
         ({"in_domain": {"pydoc": "facts"}}, "study key 'in_domain' has 'facts' for pydoc: it must be a list of names"),
         ({"in_domain": {"pydocs": []}}, "study key 'in_domain' holds 'pydocs': use one of gsm_symbolic, pydoc"),
+        ({"speculation": {"draft_tokens": 4}}, "study key 'speculation': missing key(s) draft_prompts: add them"),
+        ({"speculation": {"draft_tokens": 0, "draft_prompts": 2}}, "has 0 for draft_tokens: it must be a whole number"),
+        ({"quantization": {"formats": ["int4"]}}, "'quantization: formats' holds 'int4': it must be one of int8, nf4"),
+        ({"quantization": {"formats": []}}, "key 'quantization' has [] for formats: it must be a non-empty list"),
         ({"merge_pairs": [["pydoc"]]}, "'merge_pairs' holds ['pydoc']: it must be a list of exactly 2 names"),
         ({"merge_pairs": [["pydoc", "pydoc"]]}, "holds ['pydoc', 'pydoc']: it names 'pydoc' twice, keep each once"),
         ({"merge_pairs": [["pydoc", "alpaca"]]}, "'merge_pairs' holds 'alpaca': use one of gsm_symbolic, pydoc"),
@@ -200,7 +204,9 @@ def test_bases_in_a_circle_are_refused(tmp_path, bases):
 
 def test_an_unknown_base_is_named(tmp_path):
     for base in ("studies", "nothing.yaml"):
-        with pytest.raises(FileNotFoundError, match=f"study '{base}' is unknown: use one of embedded, healing, laptop"):
+        with pytest.raises(
+            FileNotFoundError, match=f"study '{base}' is unknown: use one of deployment, embedded, healing"
+        ):
             load_study(write(tmp_path, base=base))
 
 
@@ -272,7 +278,7 @@ def test_unknown_study_is_named_by_the_command_too():
     command = [sys.executable, "-m", "sdd_utils.sweep.reproduce", "embeded"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: study 'embeded' is unknown: use one of embedded")
+    assert done.stderr.startswith("error: study 'embeded' is unknown: use one of deployment, embedded")
     assert len(done.stderr.splitlines()) == 1
 
 

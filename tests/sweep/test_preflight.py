@@ -78,10 +78,22 @@ def test_an_encoder_that_is_nowhere_is_told_before_any_work(study, tmp_path, mon
     assert told.count("\n") == 1
 
 
+def test_a_library_that_is_missing_is_told(monkeypatch, tmp_path, capsys, study):
+    from sdd_utils.steps import quantization
+
+    monkeypatch.setattr(quantization, "find_spec", lambda _: None)
+    assert started(monkeypatch, tmp_path, study(quantization={"formats": ["int8"]})) == (2, [])
+    told = capsys.readouterr().err
+    assert told.endswith("needs bitsandbytes, which is not installed: run 'make quantization'\n")
+    assert told.count("\n") == 1
+    assert len(started(monkeypatch, tmp_path, study("other.yaml"))[1]) == 1  # nobody asked for it
+
+
 def test_the_shipped_studies_need_no_model_library_for_it():
     script = "import sys; from sdd_utils.study.schema import load_study; from sdd_utils.sweep import preflight as p\n"
     script += "for name in ('embedded', 'laptop', 'paper-llama3.1-8b'):\n"
     script += "    study = load_study(name); p.check_data(study); p.check_tasks(study); p.check_encoder(study)\n"
+    script += "    p.check_quantization(study)\n"
     script += "print({'torch', 'transformers', 'lm_eval', 'datasets'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

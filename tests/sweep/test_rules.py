@@ -13,7 +13,8 @@ from sdd_utils.base.records import NOTEBOOKS
 from sdd_utils.study.jobs import study_jobs
 from sdd_utils.study.schema import load_study
 
-AFTER_TUNING = {"merging", "embedding_similarity", "results"}
+STUDY = "deployment"  # which has every step
+AFTER_TUNING = {"merging", "embedding_similarity", "speculative_decoding", "quantization", "results"}
 # By the file that is edited, the rules whose jobs run again: those that import it, and those that read their records.
 RUN_AGAIN = {
     "sdd_utils/steps/similarity.py": set(NOTEBOOKS) - {"distillation"},
@@ -24,6 +25,8 @@ RUN_AGAIN = {
     "sdd_utils/steps/teacher.py": {"distillation", "finetuning"} | AFTER_TUNING,
     "sdd_utils/engine/tensor_stream.py": {"merging", "results"},
     "sdd_utils/steps/answer_similarity.py": {"embedding_similarity", "results"},
+    "sdd_utils/steps/speculation.py": {"speculative_decoding", "results"},
+    "sdd_utils/steps/quantization.py": {"quantization", "results"},
     "sdd_utils/base/precision.py": set(NOTEBOOKS),
     "sdd_utils/report/tables.py": {"results"},
     "notebooks/03_self_data_distillation.ipynb": {"distillation", "finetuning"} | AFTER_TUNING,
@@ -33,8 +36,9 @@ RUN_AGAIN = {
 }
 
 
-def dry_run(repository, *arguments, **environment):
+def dry_run(repository, *arguments, study=STUDY, **environment):
     command = [sys.executable, "-m", "snakemake", "--nolock", "--cores", "1", "--quiet", "host", *arguments]
+    command += ["--config", f"study={study}"]
     done = subprocess.run(
         command, cwd=repository, env=os.environ | environment, capture_output=True, text=True, check=True
     )
@@ -43,15 +47,15 @@ def dry_run(repository, *arguments, **environment):
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """A copy of the code in which every job of the embedded study counts as done."""
+    """A copy of the code in which every job of the study counts as done."""
     folder = tmp_path_factory.mktemp("repository")
     for name in ("sdd_utils", "notebooks", "studies"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "Snakefile", folder)
-    run = folder / "work" / "embedded"
+    run = folder / "work" / STUDY
     (run / "records").mkdir(parents=True)
     (run / "model.found").touch()
-    for job in study_jobs(load_study("embedded")):
+    for job in study_jobs(load_study(STUDY)):
         (run / "records" / f"{job.name}.json").write_text("{}")
         if job.step == "pruning":
             checkpoint = run / "checkpoints" / job.name.removeprefix("pruning-")
@@ -86,7 +90,7 @@ def planned(repository, *arguments, **environment):
 
 
 def test_a_deleted_record_is_made_again(repository):
-    record = repository / "work" / "embedded" / "records" / "merging-n6-gsm_symbolic+pydoc-s0.json"
+    record = repository / "work" / STUDY / "records" / "merging-n6-gsm_symbolic+pydoc-s0.json"
     kept = record.read_text()
     record.unlink()
     assert "merging" in planned(repository)
@@ -96,5 +100,5 @@ def test_a_deleted_record_is_made_again(repository):
 
 
 def test_a_study_with_a_point_in_its_name_has_folders_of_its_own(repository):
-    printed = dry_run(repository, "--dry-run", "--config", "study=paper-llama3.1-8b")
+    printed = dry_run(repository, "--dry-run", study="paper-llama3.1-8b")
     assert "work/paper-llama3.1-8b/records/similarity.json" in printed
