@@ -9,10 +9,11 @@ fewer than three seeds, which do not say how far another seed would move the num
 of the study's models and data, not of the paper's.
 """
 
-from sdd_utils.analysis.claims import Claim, Part, claims
+from sdd_utils.analysis.claims import Claim, Part, claims, selection_claims
 from sdd_utils.analysis.comparisons import Missing
 from sdd_utils.analysis.statistics import holm
 from sdd_utils.base.number_format import amount
+from sdd_utils.base.records import of_step
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "inconclusive"
 SEEDS_NEEDED, LEVEL = 3, 0.05
@@ -32,6 +33,8 @@ def judge_claims(records: dict[str, dict], *, in_domain: dict[str, list]) -> lis
         decides, None where nothing was measured. `n` is {seeds, documents}; `records` names the files behind it.
     """
     claim_list = claims(in_domain)
+    if of_step(records.values(), "selection"):
+        claim_list += selection_claims()
     measured = [_measured(claim, list(records.values())) for claim in claim_list]
     for primary in (True, False):
         family = [parts for claim, (parts, _) in zip(claim_list, measured, strict=True) if claim.primary == primary]
@@ -64,13 +67,18 @@ def _verdict(part: dict) -> str:
     towards = part["side"] * part["estimate"]
     if part["p"] is None:  # exact: right if it prints as published
         return HOLDS if f"{towards:.4f}" == f"{part['size']:.4f}" else FAILS
-    if part["seeds"] < SEEDS_NEEDED:
+    if _too_few_seeds(part):
         return OPEN
     if _too_small(part):
         return FAILS
     if part["p_holm"] < LEVEL:
         return HOLDS if towards > 0 else FAILS
     return OPEN
+
+
+def _too_few_seeds(part: dict) -> bool:
+    """Whether a training, or a draw of layers, was seen too few times; `fixed` parts have neither."""
+    return part["seeds"] < SEEDS_NEEDED and not part.get("fixed")
 
 
 def _too_small(part: dict) -> bool:
@@ -105,7 +113,7 @@ def _why(part: dict, unit: str, verdict: str) -> str:
         return f"{part['what'].capitalize()}, {part['where']}: {100 * part['estimate']:.2f} %, counted, not estimated."
     start = f"{part['what'][0].upper()}{part['what'][1:]}, {part['where']}: {with_interval(part, unit)}, "
     start += f"p = {part['p']:.2g} ({part['p_holm']:.2g} after Holm's correction). "
-    if part["seeds"] < SEEDS_NEEDED:
+    if _too_few_seeds(part):
         return (
             f"{start}Training seeds: {part['seeds']}; fewer than {SEEDS_NEEDED} do not show how far another moves it."
         )

@@ -5,11 +5,9 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 from sdd_utils.base.files import keep_rows
-from sdd_utils.base.records import NOTEBOOKS
 from tests.faults import place as places
 from tests.faults.place import Place
 
-NUMBERS = sorted(notebook[:2] for notebook in NOTEBOOKS.values())
 Disturb = Callable[[subprocess.Popen, Place, random.Random], bool]
 
 
@@ -24,11 +22,12 @@ def series(place: Place, undisturbed: Place, *, part: str, tries: int, disturb: 
         those of the undisturbed run.
     """
     seconds = places.seconds(undisturbed)
+    numbers = sorted(seconds)  # of the steps that the study has
 
     def make(ids: list[str]) -> Iterator[dict]:
         newest = {}
         for id_ in ids:
-            number = NUMBERS[int(id_.rpartition(" ")[2]) * len(NUMBERS) // tries]
+            number = numbers[int(id_.rpartition(" ")[2]) * len(numbers) // tries]
             yield {"id": id_} | _one(place, number, random.Random(id_), seconds[number], newest, disturb)
 
     keys = dict.fromkeys((f"{part} {count}" for count in range(tries)), places.code_digest())

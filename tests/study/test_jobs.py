@@ -7,7 +7,7 @@ from sdd_utils.study.jobs import other_keys, study_jobs
 from sdd_utils.study.notebook_parameters import check_parameters, defaults_of, parameters_of
 from sdd_utils.study.schema import load_study
 
-STUDIES = ("embedded", "laptop", "paper-llama3.1-8b", "paper-mistral-7b")
+STUDIES = ("embedded", "laptop", "paper-llama3.1-8b", "paper-mistral-7b", "selection")
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -18,7 +18,10 @@ def test_a_job_stands_behind_those_that_it_needs_and_has_a_name_of_its_own(name)
         assert set(job.needs) <= set(done)
         assert job.name.split("-")[0] == job.step
         done.append(job.name)
-    assert set(NOTEBOOKS) == {name.split("-")[0] for name in done}
+
+
+def test_every_step_is_a_job_of_some_study():
+    assert set(NOTEBOOKS) == {job.step for name in STUDIES for job in study_jobs(load_study(name))}
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -36,6 +39,15 @@ def test_pruned_models_wait_for_the_original_and_distillation_for_nothing():
     assert jobs["distillation-pydoc"].needs == ()
     assert jobs["finetuning-n6-pydoc-40rows-s0"].needs == ("pruning-n6", "distillation-pydoc")
     assert set(jobs["results"].needs) == set(jobs) - {"results"}
+
+
+def test_other_strategies_are_jobs_only_where_they_are_asked_for():
+    study = load_study("embedded")
+    assert not [job for job in study_jobs(study) if job.step == "selection"]
+    several = study.model_copy(update={"selection": ["angular", "random"], "block_sizes": [4, 6]})
+    jobs = {job.name: job for job in study_jobs(several) if job.step == "selection"}
+    assert list(jobs) == ["selection-n4", "selection-n6"]
+    assert jobs["selection-n4"].needs == ("similarity", "pruning-n0")
 
 
 def test_keys_that_a_record_was_made_with_otherwise_are_named():

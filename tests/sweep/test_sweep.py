@@ -13,13 +13,14 @@ import pytest
 import yaml
 
 from sdd_utils import ROOT
+from sdd_utils.base.strategies import STRATEGIES
 from sdd_utils.study import notebook_parameters
 from sdd_utils.sweep import run_notebook
 
 TINY = {
     "data_sets": {"gsm_symbolic": 6, "pydoc": 6}, "calibration_rows": 4, "calibration_batch": 4,
-    "block_sizes": [2], "finetune_block_sizes": [2], "rewrite_tokens": 8, "rewrite_attempts": 2,
-    "generation_batch": 4, "seeds": [0], "lora_rank": 2,
+    "block_sizes": [2], "finetune_block_sizes": [2], "selection": [*STRATEGIES],
+    "rewrite_tokens": 8, "rewrite_attempts": 2, "generation_batch": 4, "seeds": [0], "lora_rank": 2,
     "max_length": 2000, "answer_prompts": 3, "answer_tokens": 6, "epochs": 1, "train_on_mixture": True,
     "tasks": {"facts": 12, "gsm_symbolic": 2, "gsm_symbolic_mc": 4, "gsm_symbolic_gold": 3, "pydoc_gold": 3},
     "arms": ["sft", "self_data_ft", "self_generated_ft", "mixed_ft"],
@@ -29,7 +30,7 @@ TINY = {
     },
 }  # fmt: skip
 EXPECTED = {"similarity": 1, "pruning": 2, "distillation": 2, "finetuning": 4, "merging": 1}
-EXPECTED |= {"embedding_similarity": 2, "results": 1}
+EXPECTED |= {"selection": 1, "embedding_similarity": 2, "results": 1}
 
 
 PUBLISHED = {"records", "tables", "figures", "notebooks", "claims.json", "index.html"}
@@ -103,6 +104,10 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
         assert len(similar["original_sampled"]["similarities"]) == 3
         assert all(moved["sampled"]["n"] == moved["greedy"]["n"] == 3 for moved in similar["arms"].values())
     compared = {r["params"]["block_size"]: r["metrics"]["fidelity"] for r in records if r["step"] == "pruning"}
+    (selected,) = [record["metrics"]["models"] for record in records if record["step"] == "selection"]
+    assert [(cut["strategy"], cut["draw"]) for cut in selected if cut["draw"]] == [("random", 1), ("random", 2)]
+    assert {cut["strategy"] for cut in selected} == {*STRATEGIES} - {"angular"}
+    assert all(cut["fidelity"]["pydoc"]["kl"] > 0 for cut in selected)
     assert {own["kl"] for own in compared[0].values()} == {0}
     assert all(own["kl"] > 0 for own in compared[2].values())
     assert json.loads(similarity.read_text())["metrics"] == json.loads(before)["metrics"]
@@ -113,7 +118,15 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
         assert not any(out.output_type == "error" for cell in cells for out in cell.get("outputs", []))
         assert str(ROOT) not in path.read_text()
         assert any("image/png" in str(cell.get("outputs")) for cell in cells), path.name
-    for name in ("recovery.md", "scores.csv", "paper_vs_ours.md", "fidelity.md", "domains.md", "capacities.md"):
+    for name in (
+        "recovery.md",
+        "scores.csv",
+        "paper_vs_ours.md",
+        "fidelity.md",
+        "domains.md",
+        "capacities.md",
+        "layer_damage.md",
+    ):
         assert (folder / "published" / "tables" / name).stat().st_size > 50
     assert "inconclusive" in (folder / "published" / "index.html").read_text()
     assert all(answer["why"] for answer in json.loads((folder / "published" / "claims.json").read_text()))
