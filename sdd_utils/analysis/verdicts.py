@@ -5,8 +5,9 @@ part holds if its estimate lies on its side and its p-value, corrected over its 
 It does not hold if the estimate lies significantly on the other side, or is significantly smaller than the published
 size. The primary claims, which a study is sized to answer, are one family, all others the second. A claim holds if
 all its parts do, and does not hold if one does not. Everything else is inconclusive. So is a claim about training with
-fewer than three seeds, which do not say how far another seed would move the number. "Holds" and "does not hold" speak
-of the study's models and data, not of the paper's.
+fewer than three seeds, which do not say how far another seed would move the number. A draw of random layers counts as a
+seed; what is neither trained nor drawn needs none. "Holds" and "does not hold" speak of the study's models and data,
+not of the paper's.
 """
 
 from sdd_utils.analysis.claims import Claim, Part, claims, selection_claims
