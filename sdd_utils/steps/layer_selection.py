@@ -17,6 +17,12 @@ from sdd_utils.steps.similarity import DIGITS, Similarity
 MEASURED = ("angular", "block_influence", "iterative")  # these follow from the calibration set
 
 
+def angular_block(angular_map: np.ndarray, block_size: int) -> list[int]:
+    """The layers of the block that `similarity.choose_block` chooses."""
+    start = similarity.choose_block(angular_map, block_size)
+    return [*range(start, start + block_size)]
+
+
 def least_influence(influence: np.ndarray, block_size: int) -> list[int]:
     """The layers of least Block Influence, rising; the first ones on a tie.
 
@@ -79,7 +85,7 @@ def choose_layers(
 
     order = iterative_order(influence_without, max(block_sizes)) if "iterative" in strategies else []
     ways: dict[str, Callable[[int, int], list[int]]] = {
-        "angular": lambda n, _: [*range(start := similarity.choose_block(measured.map, n), start + n)],
+        "angular": lambda n, _: angular_block(measured.map, n),
         "block_influence": lambda n, _: least_influence(influence, n),
         "deepest_but_last": lambda n, _: deepest_but_last(len(modules), n),
         "iterative": lambda n, _: sorted(order[:n]),
