@@ -17,17 +17,14 @@ Values = list[np.ndarray]  # what `statistics.estimate` takes
 
 
 def models_by_strategy(records: list[dict]) -> dict[tuple[str, int], list[dict]]:
-    """Models that were not fine-tuned, {removed, scores, fidelity} each, by (strategy, block size), a model per draw.
+    """Models that were not fine-tuned, {scores, fidelity, ...} each, by (strategy, block size), a model per draw.
 
     Of studies with one strategy, the paper's, there are none.
     """
     selected = of_step(records, "selection")
     sizes = {record["params"]["block_size"] for record in selected}
-    models = {}
-    for record in of_step(records, "pruning"):
-        if (n := record["params"]["block_size"]) in sizes:
-            start = record["metrics"]["start"]
-            models[PAPERS, n] = [record["metrics"] | {"removed": [*range(start, start + n)]}]
+    papers = {record["params"]["block_size"]: record["metrics"] for record in of_step(records, "pruning")}
+    models = {(PAPERS, n): [metrics] for n, metrics in papers.items() if n in sizes}
     for record in selected:
         for model in record["metrics"]["models"]:
             models.setdefault((model["strategy"], record["params"]["block_size"]), []).append(model)

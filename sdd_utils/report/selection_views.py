@@ -11,6 +11,7 @@ from sdd_utils.analysis.layer_damage import KL, LOST_BITS, damage
 from sdd_utils.base.number_format import percent
 from sdd_utils.base.strategies import DRAWS, STRATEGIES, draws_of
 from sdd_utils.report.figures import COLOURS, LINES, MARKERS, NAMES, WIDEST, figure, log_scale, with_intervals
+from sdd_utils.report.tables import FAVOURS
 
 _LOOKS = {  # name, colour, marker, line style; the two arms that are healed keep theirs
     "angular": ("angular block, the paper's", "#000000", "s", "-"),
@@ -21,7 +22,7 @@ _LOOKS = {  # name, colour, marker, line style; the two arms that are healed kee
 }
 STRATEGY_NAMES = {strategy: look[0] for strategy, look in _LOOKS.items()}
 _MEASURES = {LOST_BITS: "bits per byte lost", KL: "KL, nats per token"}
-_PANELS = {LOST_BITS: "on right answers, out of domain", KL: "on the original's own answers"}
+_PANELS = {LOST_BITS: "on right answers, out of domain", KL: "on the original's answers"}
 
 
 def chosen_layers(choices: list[dict], depth: int) -> Figure:
@@ -80,7 +81,8 @@ def damage_curves(points: list[dict]) -> Figure:
         own = [point for point in points if point["measure"] == measure]
         _draw_damage(axis, own)
         axis.set(xlabel="layers removed, n", ylabel=f"{_MEASURES[measure]} (95 % interval)")
-        axis.set_title(_PANELS[measure])
+        tuned = measure == KL and any(point["arm"] != "no_ft" for point in own)
+        axis.set_title(_PANELS[measure] + tuned * f" (favour {NAMES['self_data_ft']})")
         legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     drawn.suptitle("What removing layers costs, by how they were chosen")
     drawn.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3)
@@ -130,6 +132,8 @@ def _draw_band(axis: Axes, points: list[dict], *, gap: float) -> None:
 def damage_table(points: list[dict], choices: list[dict]) -> pd.DataFrame:
     """Damage by block size, strategy and arm, with the layers that went; of random layers the least and most.
 
+    KL is measured on the original's own answers, so where models were fine-tuned it favours Self-Data FT.
+
     Args:
         points: of `layer_damage.damage`.
         choices: of the record of 01, {strategy, draw, block_size, removed, agreement} each.
@@ -147,7 +151,11 @@ def damage_table(points: list[dict], choices: list[dict]) -> pd.DataFrame:
         cells["same by a second calibration set"] = "-" if agreement is None else percent(agreement)
         row = rows.setdefault((n, list(STRATEGIES).index(strategy), list(NAMES).index(point["arm"])), cells)
         row[_MEASURES[point["measure"]]] = _damage_cell(point)
-    return pd.DataFrame([rows[key] for key in sorted(rows)])
+    lines = [rows[key] for key in sorted(rows)]
+    if any(point["arm"] != "no_ft" for point in points):
+        favours = {"fine-tuning": FAVOURS, _MEASURES[KL]: NAMES["self_data_ft"]}
+        lines.insert(0, dict.fromkeys(lines[0], "-") | favours)
+    return pd.DataFrame(lines)
 
 
 def _damage_cell(point: dict) -> str:

@@ -55,7 +55,7 @@ def test_curves_show_each_strategy_the_healed_arms_and_the_control_as_a_band():
     drawn = selection_views.damage_curves(points)
     assert [axis.get_title() for axis in drawn.axes] == [
         "on right answers, out of domain",
-        "on the original's own answers",
+        "on the original's answers (favour Self-Data FT)",
     ]
     for axis, measure in zip(drawn.axes, ("lost_bits_per_byte", "kl"), strict=True):
         own = [point for point in points if point["measure"] == measure]
@@ -101,7 +101,9 @@ def test_the_table_names_the_layers_and_shows_draws_in_parentheses():
         {"strategy": "angular", "arm": "no_ft", "block_size": 2, "measure": "kl", "value": 1.0, "interval": [0.5, 1.5],
          "draws": [1.0]},
     ]  # fmt: skip
-    rows = selection_views.damage_table(points, CHOICES).to_dict("records")
+    favours, *rows = selection_views.damage_table(points, CHOICES).to_dict("records")
+    assert (favours["fine-tuning"], favours["KL, nats per token"]) == ("Favours", "Self-Data FT")
+    assert {favours[name] for name in ("n", "bits per byte lost", "removed layers")} == {"-"}
     assert [(row["layers chosen by"], row["fine-tuning"]) for row in rows] == [
         ("angular block, the paper's", "No FT"),
         ("angular block, the paper's", "SFT"),
@@ -115,6 +117,17 @@ def test_the_table_names_the_layers_and_shows_draws_in_parentheses():
     assert [row["bits per byte lost"] for row in rows] == ["-"] * 3
     assert [row["removed layers"] for row in rows] == ["3-4", "3-4", "3 draws"]
     assert [row["same by a second calibration set"] for row in rows] == ["50.0 %", "50.0 %", "-"]
+
+
+def test_nothing_is_favoured_where_nothing_was_fine_tuned():
+    points = [point for point in damage_points(sizes=(2,)) if point["arm"] == "no_ft"]
+    choices = [choice | {"block_size": 2} for choice in CHOICES] + [
+        {"strategy": name, "draw": 0, "block_size": 2, "removed": [0], "agreement": None}
+        for name in ("block_influence", "deepest_but_last")
+    ]
+    table = selection_views.damage_table(points, choices)
+    assert list(table["fine-tuning"]) == ["No FT"] * 5
+    assert selection_views.damage_curves(points).axes[1].get_title() == "on the original's answers"
 
 
 @pytest.mark.parametrize(
