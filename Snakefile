@@ -54,7 +54,7 @@ def code(step, *more, rooms=NUMBERS):
 def of(step):
     """The wildcard that stands for the jobs of a step: what follows its name in a record's name."""
     names = [re.escape(name.removeprefix(f"{step}-")) for name, job in JOBS.items() if job.step == step]
-    return f"{{job,{'|'.join(names)}}}"
+    return f"{{job,{'|'.join(names) or 'none'}}}"
 
 
 def needed(step):
@@ -113,6 +113,15 @@ rule pruning:
     priority: 2  # most waits for it
     resources: mem_mb=memory("pruning")
     shell: execute("pruning")
+
+rule selection:
+    input: code("selection"), OWN_FILES, needed("selection")
+    output: f"{RECORDS}/selection-{of('selection')}.json"
+    log: f"{LOGS}/selection-{{job}}.ipynb"
+    params: values=lambda w: parameters(f"selection-{w.job}"), environment=ENVIRONMENT
+    message: "02b layer selection, {wildcards.job}"
+    resources: mem_mb=memory("selection")
+    shell: execute("selection")
 
 rule distillation:
     input: code("distillation"), OWN_FILES, rules.model.output

@@ -51,6 +51,21 @@ def healed(data_sets, *, arms=("sft", "self_data_ft"), sizes=(6,), own=("a",)):
     return rows
 
 
+def damage_points(*, sizes=(2, 4, 6)):
+    """Damage of every strategy at these numbers of layers, and of two arms that were fine-tuned."""
+    models = [("angular", "no_ft"), ("block_influence", "no_ft"), ("deepest_but_last", "no_ft"), ("random", "no_ft")]
+    models += [("iterative", "no_ft"), ("angular", "sft"), ("angular", "self_data_ft")]
+    points = []
+    for measure in ("lost_bits_per_byte", "kl"):
+        for strategy, arm in models:
+            for n in sizes:
+                value = n * (0.1 + RANDOM.random())
+                point = {"strategy": strategy, "arm": arm, "block_size": n, "measure": measure, "tasks": ["facts"]}
+                draws = [0.5 * value, value, 1.5 * value]
+                points.append(point | {"value": value, "interval": [0.9 * value, 1.2 * value], "draws": draws})
+    return points
+
+
 def intervals(container):
     """The (low, high) ends of an errorbar container's bars, along the axis that they lie on."""
     (bars,) = container.lines[2]

@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
-from sdd_utils.analysis import comparisons, published, speculation
+from sdd_utils.analysis import comparisons, layer_damage, published, speculation
 from sdd_utils.analysis.statistics import CHOICE
+from sdd_utils.base.strategies import PAPERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,4 +308,41 @@ def _general(in_domain: dict[str, list]) -> tuple[Claim, ...]:
                 ),
             ),
         ),
+    )
+
+
+def selection_claims() -> tuple[Claim, ...]:
+    """Claims on how layers are chosen, for studies that compare several strategies without fine-tuning."""
+    asked = {
+        "random": ("As many random layers damage more than the paper's block.", _OURS, 1, PAPERS),
+        "deepest_but_last": (
+            "Without fine-tuning, the block before the last layer damages more than the paper's block.",
+            "arXiv 2403.17887",
+            1,
+            PAPERS,
+        ),
+        "block_influence": ("Layers of least Block Influence damage less than the paper's block.", _OURS, -1, PAPERS),
+        "iterative": (
+            "Measured again after each cut, layers of least Block Influence damage less than all at once.",
+            _OURS,
+            -1,
+            "block_influence",
+        ),
+    }
+    return tuple(
+        Claim(
+            key=f"selection_{strategy}",
+            claim=claim,
+            source=source,
+            unit="bits per byte",
+            steps=("selection", "pruning"),
+            parts=(
+                Part(
+                    what=f"bits per byte lost, {strategy} - {minus}",
+                    side=side,
+                    measure=partial(layer_damage.strategy_difference, strategy=strategy, minus=minus),
+                ),
+            ),
+        )
+        for strategy, (claim, source, side, minus) in asked.items()
     )

@@ -22,15 +22,16 @@ import numpy as np
 EXACT, ROUNDED, PAIRED, SAMPLED, FOLLOWING = "exact", "rounded", "paired", "sampled", "following"
 # The first pattern that a number's name matches says its kind; other numbers follow from something.
 _KINDS = {
+    r"^choices\.": FOLLOWING,
     r"(^|\.)(map|block_influence|distance)$|^nll\.original$": ROUNDED,
     r"^nll\.|\.words_distilled$|\.loss$": SAMPLED,
-    r"(^|\.)(n|rows|steps|layers|kept_layers|start|words_original|lerp_above|read_tokens)$": EXACT,
+    r"(^|\.)(n|rows|steps|layers|kept_layers|start|words_original|lerp_above|read_tokens|removed)$": EXACT,
     r"^(accounting|dropped)\.|\.sft\.training\.(trained|seen)_tokens$": EXACT,
 }
 _ESTIMATES = ("value", "recovery", "difference", "rho", "share")  # what an interval is about, by name
-_LABELS = ("arm", "block_size", "data_set", "t")  # by which an entry of a list is known
+_LABELS = ("arm", "strategy", "draw", "block_size", "data_set", "t")  # by which an entry of a list is known
 _LEFT_OUT = ("all", "budget", "documents", "seconds")
-_SETTINGS = ("limit", "chance", "shots", "block_size", "t", "seed")
+_SETTINGS = ("limit", "chance", "shots", "block_size", "t", "draw", "seed")
 _NORMAL = 1.959964  # standard errors from the middle of a 95 % interval to its end
 
 
@@ -61,7 +62,7 @@ def numbers_of(record: dict) -> dict[str, Number]:
     found = dict(_numbers(record["metrics"], ""))
     if record["step"] == "results":
         return {name: number for name, number in found.items() if number.kind == SAMPLED}
-    if record["step"] == "pruning":
+    if record["step"] in ("pruning", "selection"):
         scores = {name: number for name, number in found.items() if np.size(number.documents) > 1}
         return found | {name: replace(number, kind=PAIRED) for name, number in scores.items()}
     if record["params"].get("equal_tokens"):  # then texts that are sampled decide where all arms stop

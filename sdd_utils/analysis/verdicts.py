@@ -5,11 +5,12 @@ part holds if its estimate lies on its side and its p-value, corrected over its 
 It does not hold if the estimate lies significantly on the other side, or is significantly smaller than the published
 size. The primary claims, which a study is sized to answer, are one family, all others the second. A claim holds if
 all its parts do, and does not hold if one does not. Everything else is inconclusive. So is a claim about training with
-fewer than three seeds, which do not say how far another seed would move the number. "Holds" and "does not hold" speak
-of the study's models and data, not of the paper's.
+fewer than three seeds, which do not say how far another seed would move the number. A draw of random layers counts as a
+seed; what is neither trained nor drawn needs none. "Holds" and "does not hold" speak of the study's models and data,
+not of the paper's.
 """
 
-from sdd_utils.analysis.claims import Claim, Part, claims
+from sdd_utils.analysis.claims import Claim, Part, claims, selection_claims
 from sdd_utils.analysis.comparisons import Missing
 from sdd_utils.analysis.statistics import holm
 from sdd_utils.base.number_format import amount
@@ -36,6 +37,8 @@ def judge_claims(records: dict[str, dict], *, in_domain: dict[str, list]) -> lis
     steps = {record["step"] for record in records.values()}
     asked = claims(in_domain, arms=arms)
     claim_list = [claim for claim in asked if not claim.on_request or steps.issuperset(claim.steps)]
+    if "selection" in steps:
+        claim_list += selection_claims()
     measured = [_measured(claim, list(records.values())) for claim in claim_list]
     for primary in (True, False):
         family = [parts for claim, (parts, _) in zip(claim_list, measured, strict=True) if claim.primary == primary]
@@ -68,13 +71,18 @@ def _verdict(part: dict) -> str:
     towards = part["side"] * part["estimate"]
     if part["p"] is None:  # exact: right if it prints as published
         return HOLDS if f"{towards:.4f}" == f"{part['size']:.4f}" else FAILS
-    if part["seeds"] < SEEDS_NEEDED:
+    if _too_few_seeds(part):
         return OPEN
     if _too_small(part):
         return FAILS
     if part["p_holm"] < LEVEL:
         return HOLDS if towards > 0 else FAILS
     return OPEN
+
+
+def _too_few_seeds(part: dict) -> bool:
+    """Whether a training, or a draw of layers, was seen too few times; `fixed` parts have neither."""
+    return part["seeds"] < SEEDS_NEEDED and not part.get("fixed")
 
 
 def _too_small(part: dict) -> bool:
@@ -109,7 +117,7 @@ def _why(part: dict, unit: str, verdict: str) -> str:
         return f"{part['what'].capitalize()}, {part['where']}: {100 * part['estimate']:.2f} %, counted, not estimated."
     start = f"{part['what'][0].upper()}{part['what'][1:]}, {part['where']}: {with_interval(part, unit)}, "
     start += f"p = {part['p']:.2g} ({part['p_holm']:.2g} after Holm's correction). "
-    if part["seeds"] < SEEDS_NEEDED:
+    if _too_few_seeds(part):
         return (
             f"{start}Training seeds: {part['seeds']}; fewer than {SEEDS_NEEDED} do not show how far another moves it."
         )

@@ -82,7 +82,7 @@ class Comparison:
     Attributes:
         same: whether machine, versions and precision are the same, so that every bit must be.
         left: why jobs could not be compared, by job.
-        apart: jobs that are about another block than the committed ones, so that their numbers say nothing.
+        apart: jobs that are about other layers than the committed ones, so that their numbers say nothing.
         made: how either run was made, in words.
     """
 
@@ -107,7 +107,7 @@ class Comparison:
         if self.same and wrong:
             lines += [f"  {sum(number.near for number in wrong)} of these agree within the tolerance of other machines"]
         lines += _first([f"{job}: {why}" for job, why in self.left.items()])
-        lines += [f"  not compared, as another block is removed: {', '.join(self.apart)}"] if self.apart else []
+        lines += [f"  not compared, as other layers are removed: {', '.join(self.apart)}"] if self.apart else []
         return "\n".join([*lines, *([] if self.agrees else [f"  {self.made}"])])
 
 
@@ -158,7 +158,7 @@ def compare(ours: Mapping[str, dict], committed: Mapping[str, dict]) -> Comparis
             left[name] = f"made with other parameters, {', '.join(other)}"
     both = [name for name in ours if name in committed and name not in left]
     moved = _moved_blocks(ours, committed)
-    apart = [name for name in both if _follows(ours[name], moved)]
+    apart = [name for name in both if _follows(ours[name], moved) or _other_layers(ours[name], committed[name])]
     pairs = {name: (ours[name], committed[name]) for name in both if name not in apart}
     same = bool(pairs) and all(_made_alike(*pair) for pair in pairs.values())
     made = f"made by {_made_by(committed)}; this run by {_made_by(ours)}"
@@ -186,6 +186,14 @@ def _moved_blocks(ours: Mapping[str, dict], committed: Mapping[str, dict]) -> se
 def _follows(record: dict, moved: set[int]) -> bool:
     """Whether a record is about one of these block sizes; that of 09 is about all of them."""
     return bool(moved) and (record["params"].get("block_size") in moved or record["step"] == "results")
+
+
+def _other_layers(ours: dict, committed: dict) -> bool:
+    """Whether strategies chose other layers in both runs, as where Block Influences tie within rounding."""
+    if ours["step"] != "selection":
+        return False
+    ours, committed = ([model["removed"] for model in record["metrics"]["models"]] for record in (ours, committed))
+    return ours != committed
 
 
 def _made_alike(ours: dict, committed: dict) -> bool:

@@ -81,6 +81,17 @@ class Block(TypedDict):
 
 
 @with_config(_CLOSED)
+class Choice(TypedDict):
+    """The layers that a strategy chose to remove; see `steps.selection`."""
+
+    strategy: str  # of `base.strategies`
+    draw: int  # 0, and more of `random`
+    block_size: int
+    removed: list[int]  # rising
+    agreement: float | None  # share that a second calibration set chooses as well; None where none is read
+
+
+@with_config(_CLOSED)
 class SimilarityMetrics(TypedDict):
     """Of 01."""
 
@@ -90,6 +101,8 @@ class SimilarityMetrics(TypedDict):
     calibration_fingerprint: str
     map: list[list[float]]  # (layers + 1, layers + 1) angular distances
     block_influence: list[float]  # (layers,)
+    choices: NotRequired[list[Choice]]  # where the study has several strategies
+    second_fingerprint: NotRequired[str]  # of the second calibration set
 
 
 @with_config(_CLOSED)
@@ -117,6 +130,25 @@ class PruningMetrics(TypedDict):
     fidelity: dict[str, Fidelity]  # by data set
     answers: dict[str, str]  # sha256 of the original's answers, by data set
     engine: NotRequired[str]  # at n = 0: what generated the original's answers
+
+
+@with_config(_CLOSED)
+class CutModel(TypedDict):
+    """A model without the layers that a strategy chose, not fine-tuned."""
+
+    strategy: str
+    draw: int
+    removed: list[int]
+    scores: Scores
+    fidelity: dict[str, Fidelity]  # by data set
+
+
+@with_config(_CLOSED)
+class SelectionMetrics(TypedDict):
+    """Of 02b: what the strategies beside the paper's chose for one block size."""
+
+    weights: str  # of the original
+    models: list[CutModel]
 
 
 @with_config(_CLOSED)
@@ -414,6 +446,7 @@ class Record(TypedDict):
 NOTEBOOKS = {
     "similarity": "01_similarity_analysis",
     "pruning": "02_pruning",
+    "selection": "02b_layer_selection",
     "distillation": "03_self_data_distillation",
     "finetuning": "04_sft_vs_self_distill",
     "merging": "05_model_merging",
@@ -425,6 +458,7 @@ NOTEBOOKS = {
 METRICS = {
     "similarity": SimilarityMetrics,
     "pruning": PruningMetrics,
+    "selection": SelectionMetrics,
     "distillation": DistillationMetrics,
     "finetuning": FinetuningMetrics,
     "merging": MergingMetrics,

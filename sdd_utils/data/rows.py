@@ -84,8 +84,11 @@ def _rows(name: str, *, split: str, own_data: dict) -> list[dict]:
     raise ValueError(f"data set {name!r} is unknown: use one of {allowed} (study key data_sets)")
 
 
-def calibration_set(names: list[str], *, rows: int, own_data: dict | None = None) -> list[dict]:
+def calibration_set(names: list[str], *, rows: int, own_data: dict | None = None, skipped: int = 0) -> list[dict]:
     """`rows` training rows in equal parts per data set, the same number of each.
+
+    Args:
+        skipped: how many such sets came before, so that 1 gives a second set, of other rows.
 
     Raises:
         ValueError: no data set, fewer rows than data sets, or what `load_rows` raises.
@@ -94,7 +97,10 @@ def calibration_set(names: list[str], *, rows: int, own_data: dict | None = None
         raise ValueError(
             f"{rows} calibration rows of {len(names)} data sets: name a data set, and a row of each at least"
         )
-    return [row for name in names for row in load_rows(name, split="train", rows=rows // len(names), own_data=own_data)]
+    each = rows // len(names)
+    wanted = slice(skipped * each, (skipped + 1) * each)
+    loaded = (load_rows(name, split="train", rows=wanted.stop, own_data=own_data)[wanted] for name in names)
+    return [row for own in loaded for row in own]
 
 
 def text_of(row: dict) -> str:

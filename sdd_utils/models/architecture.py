@@ -11,6 +11,7 @@ import argparse
 import copy
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,12 +213,24 @@ def kept_layers(*, start: int, block_size: int, depth: int) -> list[int]:
 
 
 def pruned_config(config: PretrainedConfig, *, start: int, block_size: int) -> PretrainedConfig:
-    """A copy of a model's configuration for its pruned form, see `layer_rules`."""
-    pruned = copy.deepcopy(config)
+    """A copy of a model's configuration for its form without a block, see `config_without`."""
+    check_block(start=start, block_size=block_size, depth=config.get_text_config().num_hidden_layers)
+    return config_without(config, range(start, start + block_size))
+
+
+def config_without(config: PretrainedConfig, removed: Iterable[int]) -> PretrainedConfig:
+    """A copy of a model's configuration for its form without these layers, see `layer_rules`.
+
+    Raises:
+        ValueError: a layer that the model does not have, one named twice, or all of them.
+    """
+    pruned, removed = copy.deepcopy(config), list(removed)
     text = pruned.get_text_config()
-    depth = text.num_hidden_layers
-    check_block(start=start, block_size=block_size, depth=depth)
-    layer_rules.renumber(text, kept_layers(start=start, block_size=block_size, depth=depth))
+    kept = [layer for layer in range(text.num_hidden_layers) if layer not in removed]
+    if not kept or len(kept) + len(removed) != text.num_hidden_layers:
+        allowed = f"name some of 0..{text.num_hidden_layers - 1}, each once and not all of them"
+        raise ValueError(f"layers {removed} cannot be removed from {text.num_hidden_layers}: {allowed}")
+    layer_rules.renumber(text, kept)
     return pruned
 
 

@@ -116,7 +116,7 @@ def distance_curves(curves: dict[int, np.ndarray], blocks: list[dict]) -> Figure
     axis.plot(*zip(*rings, strict=True), ls="", marker="o", mfc="none", mec="black", ms=11, mew=1.5, label="chosen")
     axis.set(xlabel="block start l (layer, 0-based)", ylabel="angular distance d(l, n), 0 to 1")
     axis.set_title("How far each block of n layers turns the state")
-    _log_scale(axis)
+    log_scale(axis)
     axis.legend(**BELOW, ncols=6)
     return drawn
 
@@ -126,11 +126,11 @@ def block_influence(influence: np.ndarray) -> Figure:
     drawn, (axis,) = figure(height=3.2)
     axis.plot(influence, color=COLOURS["self_data_ft"], marker="o")  # no bars: on a log scale they have no foot
     axis.set(xlabel="layer (0-based)", ylabel="Block Influence, 1 - cosine", title="How much each single layer does")
-    _log_scale(axis)
+    log_scale(axis)
     return drawn
 
 
-def _log_scale(axis: Axes) -> None:
+def log_scale(axis: Axes) -> None:
     """A log scale with plain numbers at 1, 2 and 5 of each decade."""
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))

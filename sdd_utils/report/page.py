@@ -18,6 +18,7 @@ from sdd_utils.report.topics import StudyReport
 
 FIGURES = {
     "scores": "Each measure, task by task, at the block size whose cut is nearest to the paper's",
+    "layer_damage": "What removing layers costs, by how they were chosen, without fine-tuning and after it",
     "scaling": "Recovery against the number of training rows",
     "embedding_similarity": "Cosine of each model's answers to the original's",
     "shift": "Average score lost against the mean cosine, a mark per fine-tuned model",

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from sdd_utils.analysis import answer_shift, forgetting, model_grid, power, verdicts
+from sdd_utils.analysis import answer_shift, forgetting, layer_damage, model_grid, power, verdicts
 from sdd_utils.analysis.model_grid import original_scores
 from sdd_utils.analysis.statistics import CHOICE, HAS_CHANCE, averaged_tasks, left_out
 from sdd_utils.base.files import write_json
@@ -28,6 +28,7 @@ from sdd_utils.report import (
     power_views,
     quantization_views,
     score_figures,
+    selection_views,
     speculation_views,
     tables,
 )
@@ -210,6 +211,22 @@ def _similarity(report: StudyReport) -> Topic:
     )
 
 
+def _selection(report: StudyReport) -> Topic:
+    points = layer_damage.damage(report.records, report.in_domain)
+    if not points:
+        return Topic(text="This study removes the paper's block alone (study key `selection`).")
+    metrics = of_step(report.records, "similarity")[0]["metrics"]
+    tasks = sorted({task for point in points for task in point["tasks"]})
+    return Topic(
+        tables={"layer_damage": selection_views.damage_table(points, metrics["choices"])},
+        figures={
+            "layer_damage": selection_views.damage_curves(points),
+            "chosen_layers": selection_views.chosen_layers(metrics["choices"], metrics["layers"]),
+        },
+        text=f"Bits per byte of: {', '.join(tasks) or 'no task'}. These are of no domain that is fine-tuned on.",
+    )
+
+
 def _embedding_similarity(report: StudyReport) -> Topic:
     greedy, sampled = (job_tables.pooled_similarities(report.records, how) for how in ("greedy", "sampled"))
     return Topic(
@@ -267,6 +284,7 @@ TOPICS: dict[str, Callable[[StudyReport], Topic]] = {
     "scaling": _scaling,
     "capacities": _table("capacities", lambda report: tables.capacity_table(model_grid.capacities(report.records))),
     "similarity": _similarity,
+    "selection": _selection,
     "distillation": _table("distillation", lambda report: job_tables.distillation_table(report.records)),
     "training": _training,
     "merging": _table("merging", lambda report: tables.merging_table(report.records)),

@@ -1,16 +1,14 @@
-"""Remove the block of decoder layers that the similarity record names.
+"""Remove decoder layers: the block that the similarity record names, or others to compare it with.
 
 Convention: 0-based, half-open. Block (start, n) is layers [start, start + n); embeddings, final norm and LM head
 stay (arXiv 2410.09982).
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-
-from torch import nn
+from collections.abc import Sequence
 
 from sdd_utils.models import architecture, checkpoints
 from sdd_utils.models.architecture import decoder_layers
+from sdd_utils.models.layer_hooks import passed_over
 
 _NUMBERS = {"layer_idx", "layer_id", "layer_number"}  # a layer's number, by architecture
 
@@ -35,23 +33,34 @@ def chosen_start(blocks: list[dict], block_size: int) -> int:
 
 
 def remove_block(model, *, start: int, block_size: int):
-    """Remove layers [start, start + block_size) from a model, in place.
+    """Remove layers [start, start + block_size) from a model, in place, see `remove_layers`; 0 leaves it as it is."""
+    depth = model.config.get_text_config().num_hidden_layers
+    architecture.check_block(start=start, block_size=block_size, depth=depth)
+    return remove_layers(model, range(start, start + block_size))
+
+
+def remove_layers(model, removed: Sequence[int]):
+    """Remove layers from a model, in place, wherever they lie.
 
     Layers are re-numbered, as the KV cache is addressed by their numbers. The configuration object is also edited in
     place, because layers hold references to it.
 
+    Args:
+        removed: numbers in the model as it is, from 0.
+
     Returns:
-        the same model; block size 0 leaves it as it is.
+        the same model.
 
     Raises:
-        ValueError: the layers that stay compute other logits than the whole model with the block passed over.
+        ValueError: the layers that stay compute other logits than the whole model with these passed over.
     """
     layers, text = decoder_layers(model), model.config.get_text_config()
-    pruned = architecture.pruned_config(model.config, start=start, block_size=block_size).get_text_config()
-    with _passed_over(layers[start : start + block_size]):
+    pruned = architecture.config_without(model.config, removed).get_text_config()
+    with passed_over([layers[index] for index in removed]):
         wanted = checkpoints.some_logits(model)
     text.__dict__.update(pruned.__dict__)
-    del layers[start : start + block_size]
+    for index in sorted(removed, reverse=True):
+        del layers[index]
     for index, layer in enumerate(layers):
         for module in layer.modules():
             for name in _NUMBERS & vars(module).keys():
@@ -59,27 +68,14 @@ def remove_block(model, *, start: int, block_size: int):
     try:
         gap = checkpoints.largest_gap(wanted, checkpoints.some_logits(model))
     except checkpoints.FAILURES as error:
-        raise ValueError(f"{_refusal(model, start, block_size)}: {' '.join(str(error).split())[:150]}") from error
+        raise ValueError(f"{_refusal(model, removed)}: {' '.join(str(error).split())[:150]}") from error
     if gap > checkpoints.LARGEST_GAP:
-        raise ValueError(f"{_refusal(model, start, block_size)}: its logits are not those with the block passed over")
+        raise ValueError(f"{_refusal(model, removed)}: its logits are not those with the block passed over")
     return model
 
 
-def _refusal(model, start: int, block_size: int) -> str:
-    return f"{type(model).__name__} cannot do without layers [{start}, {start + block_size}), choose another model"
-
-
-@contextmanager
-def _passed_over(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Let these layers give what they were given."""
-
-    def skip(_, inputs: tuple, named: dict, output):
-        states = inputs[0] if inputs else named["hidden_states"]
-        return type(output)((states, *output[1:])) if isinstance(output, tuple | list) else states
-
-    hooks = [layer.register_forward_hook(skip, with_kwargs=True) for layer in layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _refusal(model, removed: Sequence[int]) -> str:
+    first, last = min(removed), max(removed)
+    block = last - first + 1 == len(removed)
+    named = f"[{first}, {last + 1})" if block else ", ".join(map(str, removed))
+    return f"{type(model).__name__} cannot do without layers {named}, choose another model"

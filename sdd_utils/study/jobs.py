@@ -29,6 +29,8 @@ def study_jobs(study) -> list[Job]:
     answers = {"answer_sets": sets}
     jobs = [Job(step="similarity", name="similarity", parameters={}), _pruning(0, answers)]
     jobs += [_pruning(n, answers) for n in study.block_sizes]
+    if len(study.selection) > 1:  # beside the paper's block, which every study removes
+        jobs += [_selection(n, answers) for n in study.block_sizes]
     jobs += [_distillation(name, rows) for name, rows in study.data_sets.items()]
     jobs += [_finetuning(study, on, answers) for on in finetunings(study)]
     for n, seed in product(study.finetune_block_sizes, study.seeds):
@@ -50,6 +52,11 @@ def _pruning(n: int, answers: dict) -> Job:
     needs = ("similarity", "pruning-n0") if n else ("similarity",)
     parameters = {"block_size": n, **answers}
     return Job(step="pruning", name=job_name("pruning", block_size=n), parameters=parameters, needs=needs)
+
+
+def _selection(n: int, answers: dict) -> Job:
+    name, needs = job_name("selection", block_size=n), ("similarity", "pruning-n0")
+    return Job(step="selection", name=name, parameters={"block_size": n, **answers}, needs=needs)
 
 
 def _distillation(data_set: str, rows: int) -> Job:

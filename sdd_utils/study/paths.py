@@ -72,6 +72,10 @@ class Run:
         """The pruned model; block size 0 is the original."""
         return self.folder / "checkpoints" / f"n{block_size}"
 
+    def selection(self, name: str) -> Path:
+        """A model without the layers that another strategy than the paper's chose, while it is scored."""
+        return self.folder / "selections" / name
+
     def generated(self, name: str) -> Path:
         """Raw generated texts, or likelihoods: files that only ever grow."""
         return self.folder / "generated" / f"{name}.jsonl"

@@ -10,6 +10,7 @@ import re
 
 import yaml
 
+from sdd_utils.base.strategies import PAPERS
 from sdd_utils.data import sources
 from sdd_utils.data.rows import data_set_names
 
@@ -41,6 +42,8 @@ def check_study(study) -> None:
     """Raise ValueError, in one sentence, where keys that are right by themselves do not go together."""
     _check_arms(study.arms)
     _check_data(study)
+    if PAPERS not in study.selection:
+        raise ValueError(f"study key 'selection' is {study.selection}: add {PAPERS}, the one that is fine-tuned")
     unpruned = [n for n in study.finetune_block_sizes if n not in study.block_sizes]
     if unpruned:
         raise ValueError(f"study key 'finetune_block_sizes' holds {unpruned[0]}: add it to 'block_sizes' as well")

@@ -23,6 +23,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one below Pyth
 
 from sdd_utils import ROOT
 from sdd_utils.base.files import write_text
+from sdd_utils.base.strategies import STRATEGIES
 from sdd_utils.data.arms import ARMS
 from sdd_utils.study import rules
 from sdd_utils.study.study_file import read_study_file
@@ -110,6 +111,10 @@ class Study(BaseModel, frozen=True):
     # Pruning
     block_sizes: Some[Positive] = Field(description="block sizes n that are pruned and scored without fine-tuning")
     finetune_block_sizes: Some[Positive] = Field(description="those of them that are fine-tuned as well")
+    selection: Distinct[Literal[tuple(STRATEGIES)]] = Field(
+        description="how the layers to remove are chosen; the models of all but `angular` are scored without "
+        "fine-tuning only [ours]. " + " ".join(f"`{name}`: {what}" for name, what in STRATEGIES.items())
+    )
     scaling: OrEmpty[Scaling] = Field(description="fine-tunings on fewer rows as well; {} is none")
     capacities: OrEmpty[Capacities] = Field(
         description="fine-tunings with other LoRA capacities as well; {} is none [ours]"

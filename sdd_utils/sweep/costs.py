@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import yaml
 
+from sdd_utils.base.strategies import PAPERS, draws_of
 from sdd_utils.data.arms import scored_arms, sets_of
 from sdd_utils.models.architecture import Shape
 from sdd_utils.sweep.token_lengths import (
@@ -128,10 +129,13 @@ def fidelity(costs: CostModel, n: int, *, models: int = 1) -> Estimate:
 
 
 def similarity(costs: CostModel) -> Estimate:
-    """One pass of the original over the calibration set."""
+    """One pass of the original over the calibration set; strategies to compare with read a second set as well, and
+    `iterative` either set once per layer."""
     sets, longest = [set_lengths(name) for name in costs.study.calibration_sets], costs.study.max_length
     lengths = [min(length["prompt"] + length["response"], longest) for length in sets]
-    read = costs.study.calibration_rows * sum(lengths) / len(sets)
+    compared, again = len(costs.study.selection) > 1, "iterative" in costs.study.selection
+    passes = (1 + compared) * (max(costs.study.block_sizes) if again else 1)
+    read = passes * costs.study.calibration_rows * sum(lengths) / len(sets)
     return Estimate(read=read, seconds=start_seconds(costs, 0) + read_seconds(costs, 0, read))
 
 
@@ -147,6 +151,19 @@ def pruned(costs: CostModel, block_size: int) -> Estimate:
         generated=scored.generated + answered.generated,
         seconds=start_seconds(costs, 0, block_size, block_size) + scored.seconds + compared.seconds + answered.seconds,
         disk=costs.bytes_of(block_size),
+    )
+
+
+def selected(costs: CostModel, block_size: int) -> Estimate:
+    """Each choice of the strategies beside the paper's: cut, save, score, compare, delete."""
+    models = sum(draws_of(strategy) for strategy in costs.study.selection if strategy != PAPERS)
+    one = pruned(costs, block_size)
+    again = one.seconds - costs.machine.job_seconds  # a job starts once
+    return Estimate(
+        read=models * one.read,
+        generated=models * one.generated,
+        seconds=costs.machine.job_seconds + models * again,
+        disk=one.disk,
     )
 
 

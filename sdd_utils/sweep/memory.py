@@ -27,6 +27,7 @@ def peak(costs: CostModel, job: Job) -> float:
     by_step: dict[str, Callable[[], float]] = {
         "similarity": lambda: weights(costs, 0) + _states(costs),
         "pruning": lambda: _heap(costs, _pruning(costs, n)),
+        "selection": lambda: _heap(costs, _pruning(costs, n)),
         "distillation": lambda: _heap(costs, _generation(costs, 0, **_rewriting(costs, data_set))),
         "finetuning": lambda: _finetuning(costs, n, data_set),
         "merging": lambda: _merging(costs, n),

@@ -32,6 +32,7 @@ from sdd_utils.sweep.costs import (
     merging,
     pruned,
     quantization,
+    selected,
     similarity,
     speculative_decoding,
 )
@@ -64,6 +65,8 @@ def _work(costs: CostModel, job: Job) -> Estimate:
             return similarity(costs)
         case "pruning":
             return pruned(costs, n)
+        case "selection":
+            return selected(costs, n)
         case "distillation":
             return distillation(costs, data_set)
         case "finetuning":
@@ -118,8 +121,8 @@ def total(estimates: list[Estimate], *, step: str, machine) -> Estimate:
         name: sum(getattr(cost, name) for cost in estimates) for name in ("read", "trained", "generated", "seconds")
     }
     disk = sorted((cost.disk for cost in estimates), reverse=True)
-    # a merge deletes its folders: only those of the jobs that run side by side lie there together
-    kept = disk[: machine.jobs_at_once] if step == "merging" else disk
+    # these delete their folders: only those of the jobs that run side by side lie there together
+    kept = disk[: machine.jobs_at_once] if step in ("merging", "selection") else disk
     return Estimate(**sums, memory=max((cost.memory for cost in estimates), default=0), disk=sum(kept))
 
 

@@ -238,10 +238,28 @@ def test_a_choice_between_blocks_that_tie_is_right_and_what_follows_is_not_compa
     found = verification.compare(ours, committed)
     assert found.agrees
     assert found.apart == ["results", "pruning-n2"]
-    assert "not compared, as another block is removed: results, pruning-n2" in found.text()
+    assert "not compared, as other layers are removed: results, pruning-n2" in found.text()
     ours["similarity"]["metrics"] = blocks(angular_map(**close), (2, 3), (4, 0))["metrics"]  # no tie: 0.2
     wrong = [number.name for number in verification.compare(ours, committed).numbers if not number.agrees]
     assert wrong == ["similarity blocks.2.start", "similarity blocks.2.distance"]
+
+
+def test_models_without_other_layers_are_not_compared():
+    """Where Block Influences tie within rounding, two machines may choose other layers."""
+
+    def selected(removed, documents, **about):
+        cut = {"strategy": "iterative", "draw": 0, "removed": removed, "scores": {"facts": {"b": measure(documents)}}}
+        return {"selection-n2": record("selection", models=[cut], **about)}
+
+    committed, made = selected([1, 4], [1.0, 2.0, 3.0]), {"made": {"dtype": "float32"}}
+    same = verification.compare(selected([1, 4], [9.0, 9.5, 9.9], **made), committed)
+    assert (same.agrees, same.apart) == (False, [])
+    assert [number.name for number in same.numbers] == [
+        "selection-n2 models.iterative-0.removed[0]",
+        "selection-n2 models.iterative-0.scores.facts.b",
+    ]
+    other = verification.compare(selected([1, 5], [9.0, 9.5, 9.9], **made), committed)
+    assert (other.agrees, other.apart) == (True, ["selection-n2"])
 
 
 @pytest.mark.parametrize(("moved", "right"), [(0.002, True), (0.01, False)])

@@ -149,3 +149,10 @@ def test_calibration_takes_the_same_number_of_each_set():
     for names, count in ((["pydoc", "gsm_symbolic"], 1), ([], 4)):  # not "0 rows", which are all
         with pytest.raises(ValueError, match=f"{count} calibration rows of {len(names)} data sets: name a data set"):
             calibration_set(names, rows=count)
+
+
+def test_a_second_calibration_set_has_the_next_rows():
+    first, second = (calibration_set(["pydoc", "gsm_symbolic"], rows=8, skipped=skipped) for skipped in (0, 1))
+    for name, at in (("pydoc", slice(4)), ("gsm_symbolic", slice(4, 8))):
+        assert first[at] + second[at] == load_rows(name, split="train", rows=8)
+    assert not {row["id"] for row in first} & {row["id"] for row in second}

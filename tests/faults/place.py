@@ -38,9 +38,9 @@ TINY = {
     "answer_prompts": 4, "answer_tokens": 12,
 }  # fmt: skip
 REDUCED = {"base": "ci"}  # the real model, at a size of minutes
-_STARTED = re.compile(r"^Job (\d+): (\d\d) (.+)$", re.MULTILINE)
+_STARTED = re.compile(r"^Job (\d+): (\d\d\w?) (.+)$", re.MULTILINE)
 _ENDED = re.compile(r"^Finished jobid: (\d+)|^Error in rule \w+:\n.*\n +jobid: (\d+)", re.MULTILINE)
-STEPS = {notebook[:2]: step for step, notebook in NOTEBOOKS.items()}
+STEPS = {notebook.partition("_")[0]: step for step, notebook in NOTEBOOKS.items()}
 
 
 class Place(NamedTuple):
@@ -151,7 +151,7 @@ def seconds(place: Place) -> dict[str, float]:
     """By number of a step, how long its longest job took, by its record."""
     taken: dict[str, float] = {}
     for record in records(place).values():
-        number = NOTEBOOKS[record["step"]][:2]
+        number = NOTEBOOKS[record["step"]].partition("_")[0]
         taken[number] = max(taken.get(number, 0), record["provenance"]["wall_s"])
     return taken
 

@@ -22,7 +22,7 @@ def series(place: Place, undisturbed: Place, *, part: str, tries: int, disturb: 
         those of the undisturbed run.
     """
     seconds = places.seconds(undisturbed)
-    numbers = sorted(seconds)
+    numbers = sorted(seconds)  # of the steps that the study has
 
     def make(ids: list[str]) -> Iterator[dict]:
         newest = {}

@@ -5,11 +5,22 @@ from functools import cache
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from figure_data import RANDOM, healed, intervals, lines, quantization, row, scores, speculation, study
+from figure_data import (
+    RANDOM,
+    damage_points,
+    healed,
+    intervals,
+    lines,
+    quantization,
+    row,
+    scores,
+    speculation,
+    study,
+)
 from PIL import Image
 
 from sdd_utils.data.arms import ARMS
-from sdd_utils.report import figures, quantization_views, score_figures, speculation_views
+from sdd_utils.report import figures, quantization_views, score_figures, selection_views, speculation_views
 
 MAP = np.abs(np.subtract.outer(np.arange(7), np.arange(7))) / 10
 BLOCKS = [{"block_size": 2, "start": 3, "distance": 0.2}, {"block_size": 4, "start": 1, "distance": 0.4}]
@@ -50,6 +61,7 @@ DRAWN = {
     "loss_curves_of_all": lambda: figures.loss_curves(dict.fromkeys(ARMS, LOSSES["sft"])),
     "recovery_grid": lambda: score_figures.recovery_grid(study(["a", "b", "c", "d", "openmathinstruct1"])),
     "scaling_curves": lambda: score_figures.scaling_curves(SCALED),
+    "damage_curves": lambda: selection_views.damage_curves(damage_points()),
     "slerp_curve": lambda: figures.slerp_curve(PATH, ANGLES, mixture=MIXED, **MERGE),
     "embedding_histogram": lambda: figures.embedding_histogram(SIMILAR, SAMPLED),
     "speculation_figure": lambda: speculation_views.speculation_figure(speculation(arms=tuple(ARMS))),

@@ -13,6 +13,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from unlike_llama import CONFIGS, build
 
 from sdd_utils.base.files import file_sha256
 from sdd_utils.models import architecture, store
@@ -45,10 +46,10 @@ def tiny(kind: str, **changes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("start", "block_size"), [(0, 2), (2, 3), (5, 2)])
-def test_pruned_equals_hand_built_and_survives_a_reload(kind, start, block_size, tmp_path):
+@pytest.mark.parametrize("removed", [range(2), range(2, 5), range(5, 7), [1, 4], [0, 2, 5], [6, 3]])
+def test_pruned_equals_hand_built_and_survives_a_reload(kind, removed, tmp_path):
     original = tiny(kind)
-    kept = architecture.kept_layers(start=start, block_size=block_size, depth=7)
+    kept = [layer for layer in range(7) if layer not in removed]
     per_layer = getattr(original.config, "layer_types", None)
     changes = {"layer_types": [per_layer[i] for i in kept]} if per_layer else {}
     by_hand = tiny(kind, num_hidden_layers=len(kept), **changes)
@@ -58,7 +59,10 @@ def test_pruned_equals_hand_built_and_survives_a_reload(kind, start, block_size,
         state |= {f"model.layers.{new}.{name}": value.clone() for name, value in layer.items()}
     by_hand.load_state_dict(state)
 
-    pruned = pruning.remove_block(original, start=start, block_size=block_size)
+    if isinstance(removed, range):
+        pruned = pruning.remove_block(original, start=removed.start, block_size=len(removed))
+    else:
+        pruned = pruning.remove_layers(original, removed)
     pruned.save_pretrained(tmp_path)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
@@ -70,6 +74,22 @@ def test_pruned_equals_hand_built_and_survives_a_reload(kind, start, block_size,
     cached = pruned.generate(IDS, use_cache=True, **settings)
     assert torch.equal(cached, pruned.generate(IDS, use_cache=False, **settings))
     assert torch.equal(cached, reloaded.generate(IDS, use_cache=True, **settings))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_scattered_layers_leave_a_model_that_can_be_kept(kind, tokenizer, tmp_path):
+    """Whatever an architecture says of single layers: `save_model` refuses what is, read back, another model."""
+    model = build(kind)
+    depth = model.config.get_text_config().num_hidden_layers
+    pruning.remove_layers(model, [0, 2])
+    store.save_model(model, tokenizer, folder=tmp_path / "cut", parent="p", recipe={})
+    assert store.load_config(tmp_path / "cut").get_text_config().num_hidden_layers == depth - 2
+
+
+@pytest.mark.parametrize("removed", [[7], [-1], [2, 2], [*range(7)]])
+def test_impossible_layers_are_named(removed):
+    with pytest.raises(ValueError, match=r"cannot be removed from 7: name some of 0..6, each once and not all of them"):
+        pruning.remove_layers(tiny("llama"), removed)
 
 
 def test_layers_are_renumbered_and_block_size_zero_changes_nothing():

@@ -7,8 +7,7 @@ from sdd_utils.study.jobs import other_keys, study_jobs
 from sdd_utils.study.notebook_parameters import check_parameters, defaults_of, parameters_of
 from sdd_utils.study.schema import Study, load_study
 
-STUDIES = ("deployment", "embedded", "laptop", "paper-llama3.1-8b", "paper-mistral-7b")
-ON_REQUEST = {"speculative_decoding", "quantization"}  # steps that a study key turns on
+STUDIES = ("deployment", "embedded", "healing", "laptop", "paper-llama3.1-8b", "paper-mistral-7b", "selection")
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -19,8 +18,10 @@ def test_a_job_stands_behind_those_that_it_needs_and_has_a_name_of_its_own(name)
         assert set(job.needs) <= set(done)
         assert job.name.split("-")[0] == job.step
         done.append(job.name)
-    left_out = set() if name == "deployment" else ON_REQUEST
-    assert set(NOTEBOOKS) - left_out == {name.split("-")[0] for name in done}
+
+
+def test_every_step_is_a_job_of_some_study():
+    assert set(NOTEBOOKS) == {job.step for name in STUDIES for job in study_jobs(load_study(name))}
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -56,6 +57,15 @@ def test_quantised_models_are_the_original_the_pruned_and_those_of_the_first_see
     assert (job.name, job.parameters) == ("quantization", {"formats": ["int8", "nf4"]})
     tuned = [f"finetuning-n6-{name}-40rows-s0" for name in ("gsm_symbolic", "pydoc")]
     assert job.needs == ("pruning-n0", "pruning-n6", *tuned)
+
+
+def test_other_strategies_are_jobs_only_where_they_are_asked_for():
+    study = load_study("embedded")
+    assert not [job for job in study_jobs(study) if job.step == "selection"]
+    several = study.model_copy(update={"selection": ["angular", "random"], "block_sizes": [4, 6]})
+    jobs = {job.name: job for job in study_jobs(several) if job.step == "selection"}
+    assert list(jobs) == ["selection-n4", "selection-n6"]
+    assert jobs["selection-n4"].needs == ("similarity", "pruning-n0")
 
 
 def test_keys_that_a_record_was_made_with_otherwise_are_named():

@@ -61,6 +61,8 @@ def write(tmp_path, **changes):
         ({"calibration_sets": ["c5"]}, "study key 'calibration_sets' holds 'c5': use one of gsm_symbolic, pydoc"),
         ({"block_sizes": [-2, 4, 6]}, "study key 'block_sizes' holds -2: it must be a whole number of at least 1"),
         ({"finetune_block_sizes": [8]}, "study key 'finetune_block_sizes' holds 8: add it to 'block_sizes' as well"),
+        ({"selection": ["random"]}, "'selection' is ['random']: add angular, the one that is fine-tuned"),
+        ({"selection": ["angular", "best"]}, "'selection' holds 'best': it must be one of angular, block_influence"),
         ({"shots": {"arc": 25}}, "study key 'shots' holds 'arc': use one of facts"),
         ({"chat_tasks": ["arc"]}, "study key 'chat_tasks' holds 'arc': use one of facts"),
         ({"in_domain": {"pydoc": ["arc"]}}, "study key 'in_domain: pydoc' holds 'arc': use one of facts"),

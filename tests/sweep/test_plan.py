@@ -30,7 +30,7 @@ SMALL = {
     "tasks": {"facts": 400, "gsm_symbolic_gold": 64, "pydoc_gold": 64}, "shots": {},
     "arms": ["sft", "self_data_ft"], "evaluation_batch": 16, "slerp_t": [0.0, 0.5, 1.0],
     "merge_pairs": [["gsm_symbolic", "pydoc"]], "scaling": {}, "capacities": {},
-    "train_on_mixture": False, "answer_prompts": 12, "answer_tokens": 48, "speculation": {},
+    "train_on_mixture": False, "answer_prompts": 12, "answer_tokens": 48, "selection": ["angular"], "speculation": {},
     "quantization": {},
 }  # fmt: skip
 # The keys in which the committed records of the embedded study differ.
@@ -85,6 +85,7 @@ DRAFTS = {"draft_tokens": 4, "draft_prompts": 16}
     [
         {"speculation": DRAFTS, "quantization": {"formats": ["nf4"]}},
         {"capacities": CAPACITIES},
+        {"selection": ["angular", "random"]},
         {"seeds": [0, 3], "block_sizes": [2, 4, 6, 8], "finetune_block_sizes": [4]},
     ],
 )
@@ -114,7 +115,7 @@ def test_every_committed_record_is_a_job(records):
     assert len(jobs) == len(records)
 
 
-@pytest.mark.parametrize("step", dict.fromkeys(record["step"] for record in read_records(RECORDS)))
+@pytest.mark.parametrize("step", [step for step in NOTEBOOKS if any(RECORDS.glob(f"{step}*.json"))])
 def test_time_is_that_of_the_committed_study_within_a_factor_of_two(committed, records, step):
     row, own = plan.plan_rows(committed, [])[step], of_step(records, step)
     seconds = sum(record["provenance"]["wall_s"] for record in own)
@@ -298,6 +299,19 @@ def test_attempts_are_counted_as_the_rows_that_are_likely_to_be_written_again():
     assert memory.peak(thrice, job) == memory.peak(once, job)
     told = ["written again" in "\n".join(plan.notes(s, plan.plan_rows(s, []))) for s in (once, thrice)]
     assert told == [False, True]
+
+
+def test_strategies_cost_a_model_per_choice_and_iterative_a_pass_per_layer():
+    plain, three, all_ = (
+        setting_of(SMALL, selection=["angular", *more], block_sizes=[2, 6], finetune_block_sizes=[6])
+        for more in ([], ["block_influence", "random"], ["block_influence", "random", "iterative"])
+    )
+    reads = [costs.similarity(s).read for s in (plain, three, all_)]
+    assert reads == pytest.approx([reads[0], 2 * reads[0], 2 * 6 * reads[0]])  # two sets, and six layers in turn
+    assert [plan.plan_rows(s, [])["selection"].jobs for s in (plain, three, all_)] == [0, 2, 2]
+    read = costs.pruned(plain, 6).read
+    assert [costs.selected(s, 6).read for s in (three, all_)] == pytest.approx([4 * read, 5 * read])
+    assert costs.selected(all_, 6).seconds < 5 * costs.pruned(plain, 6).seconds  # one job, which starts once
 
 
 def test_a_mixture_costs_a_parents_training_beside_the_merge():

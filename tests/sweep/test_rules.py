@@ -13,14 +13,16 @@ from sdd_utils.base.records import NOTEBOOKS
 from sdd_utils.study.jobs import study_jobs
 from sdd_utils.study.schema import load_study
 
-STUDY = "deployment"  # which has every step
+STUDY = "deployment"  # which has every step but one
 AFTER_TUNING = {"merging", "embedding_similarity", "speculative_decoding", "quantization", "results"}
 # By the file that is edited, the rules whose jobs run again: those that import it, and those that read their records.
 RUN_AGAIN = {
     "sdd_utils/steps/similarity.py": set(NOTEBOOKS) - {"distillation"},
-    "sdd_utils/steps/pruning.py": {"pruning", "finetuning"} | AFTER_TUNING,
+    "sdd_utils/steps/layer_selection.py": set(NOTEBOOKS) - {"distillation"},
+    "sdd_utils/steps/cut_models.py": {"selection", "results"},
+    "sdd_utils/steps/pruning.py": {"pruning", "selection", "finetuning"} | AFTER_TUNING,
     "sdd_utils/steps/answer_check.py": {"distillation", "finetuning"} | AFTER_TUNING,
-    "sdd_utils/tasks/facts.yaml": {"pruning", "finetuning"} | AFTER_TUNING,
+    "sdd_utils/tasks/facts.yaml": {"pruning", "selection", "finetuning"} | AFTER_TUNING,
     "sdd_utils/steps/lora_training.py": {"finetuning"} | AFTER_TUNING,
     "sdd_utils/steps/teacher.py": {"distillation", "finetuning"} | AFTER_TUNING,
     "sdd_utils/engine/tensor_stream.py": {"merging", "results"},
@@ -47,15 +49,17 @@ def dry_run(repository, *arguments, study=STUDY, **environment):
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """A copy of the code in which every job of the study counts as done."""
+    """A copy of the code in which every job of the study counts as done; here it has every kind of job."""
     folder = tmp_path_factory.mktemp("repository")
     for name in ("sdd_utils", "notebooks", "studies"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "Snakefile", folder)
+    study = folder / "studies" / f"{STUDY}.yaml"
+    study.write_text(study.read_text() + "selection: [angular, random]\n")
     run = folder / "work" / STUDY
     (run / "records").mkdir(parents=True)
     (run / "model.found").touch()
-    for job in study_jobs(load_study(STUDY)):
+    for job in study_jobs(load_study(str(study))):
         (run / "records" / f"{job.name}.json").write_text("{}")
         if job.step == "pruning":
             checkpoint = run / "checkpoints" / job.name.removeprefix("pruning-")

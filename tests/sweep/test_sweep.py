@@ -14,14 +14,15 @@ import pytest
 import yaml
 
 from sdd_utils import ROOT
+from sdd_utils.base.strategies import STRATEGIES
 from sdd_utils.data.arms import ARMS
 from sdd_utils.study import notebook_parameters
 from sdd_utils.sweep import run_notebook
 
 TINY = {
     "data_sets": {"gsm_symbolic": 6, "pydoc": 6}, "calibration_rows": 4, "calibration_batch": 4,
-    "block_sizes": [2], "finetune_block_sizes": [2], "rewrite_tokens": 8, "rewrite_attempts": 2,
-    "generation_batch": 4, "seeds": [0], "lora_rank": 2,
+    "block_sizes": [2], "finetune_block_sizes": [2], "selection": [*STRATEGIES],
+    "rewrite_tokens": 8, "rewrite_attempts": 2, "generation_batch": 4, "seeds": [0], "lora_rank": 2,
     "max_length": 2000, "answer_prompts": 3, "answer_tokens": 6, "epochs": 1, "train_on_mixture": True,
     "tasks": {"facts": 12, "gsm_symbolic": 2, "gsm_symbolic_mc": 4, "gsm_symbolic_gold": 3, "pydoc_gold": 3},
     "arms": [*ARMS],
@@ -32,7 +33,7 @@ TINY = {
     },
 }  # fmt: skip
 EXPECTED = {"similarity": 1, "pruning": 2, "distillation": 2, "finetuning": 4, "merging": 1}
-EXPECTED |= {"embedding_similarity": 2, "speculative_decoding": 1, "results": 1}
+EXPECTED |= {"selection": 1, "embedding_similarity": 2, "speculative_decoding": 1, "results": 1}
 if find_spec("bitsandbytes"):
     TINY["quantization"], EXPECTED["quantization"] = {"formats": ["int8"]}, 1  # nf4 wants wider layers
 
@@ -116,6 +117,10 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
         assert len(similar["original_sampled"]["similarities"]) == 3
         assert all(moved["sampled"]["n"] == moved["greedy"]["n"] == 3 for moved in similar["arms"].values())
     compared = {r["params"]["block_size"]: r["metrics"]["fidelity"] for r in records if r["step"] == "pruning"}
+    (selected,) = [record["metrics"]["models"] for record in records if record["step"] == "selection"]
+    assert [(cut["strategy"], cut["draw"]) for cut in selected if cut["draw"]] == [("random", 1), ("random", 2)]
+    assert {cut["strategy"] for cut in selected} == {*STRATEGIES} - {"angular"}
+    assert all(cut["fidelity"]["pydoc"]["kl"] > 0 for cut in selected)
     assert {own["kl"] for own in compared[0].values()} == {0}
     assert all(own["kl"] > 0 for own in compared[2].values())
     (drafted,) = [record["metrics"] for record in records if record["step"] == "speculative_decoding"]
@@ -139,6 +144,7 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
         "fidelity.md",
         "domains.md",
         "capacities.md",
+        "layer_damage.md",
     ):
         assert (folder / "published" / "tables" / name).stat().st_size > 50
     assert "inconclusive" in (folder / "published" / "index.html").read_text()
