@@ -3,13 +3,12 @@
 A claim has one part or more; `verdicts.py` measures them and decides. A new claim is an entry in `claims`.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from sdd_utils.analysis import comparisons, layer_damage, published, speculation
+from sdd_utils.analysis import comparisons, published
 from sdd_utils.analysis.statistics import CHOICE
-from sdd_utils.base.strategies import PAPERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +27,7 @@ class Claim:
 
     A `primary` claim is one of the two questions that a study is sized to answer: does fine-tuning heal, and does
     Self-Data FT forget less? `favours` names the arm that its measure favours by construction, "" where there is none.
-    A claim that names `arms` is asked of a study that has them.
-    A claim `on_request` is left out where no record of its steps is there, as the study did not ask for them.
+    Only a study that has what a claim `needs`, arms or steps that are run on request, is asked it.
     """
 
     key: str
@@ -40,72 +38,29 @@ class Claim:
     parts: tuple[Part, ...]
     primary: bool = False
     favours: str = ""
-    arms: tuple[str, ...] = ()
-    on_request: bool = False
+    needs: tuple[str, ...] = ()
 
 
 def _published(key: str) -> float:
     return published.published_number(key).value
 
 
-_OURS = "this project's own question"
-_ABSTRACT, _TUNED, _LEAD = "arXiv 2410.09982, abstract or summary", ("finetuning", "pruning"), "Self-Data FT - SFT"
+OURS = "this project's own question"
+_ABSTRACT, TUNED, LEAD = "arXiv 2410.09982, abstract or summary", ("finetuning", "pruning"), "Self-Data FT - SFT"
 
 
-def claims(in_domain: dict[str, list], *, arms: Collection[str] = ()) -> tuple[Claim, ...]:
-    """Every claim, for a study whose data sets have these tasks of their own domain; its own questions first.
+def claims(in_domain: dict[str, list]) -> tuple[Claim, ...]:
+    """Those that every study is asked, its data sets having these tasks of their own domain; our questions first.
 
-    Args:
-        arms: those that the study has; claims that are about further arms than the two compared need them.
+    See `further_claims` for the others.
     """
-    asked = (*_general(in_domain), *_of_distillation(in_domain))
-    return tuple(claim for claim in asked if set(claim.arms) <= set(arms))
-
-
-def _of_distillation(in_domain: dict[str, list]) -> tuple[Claim, ...]:
-    """What is asked of arms that learn by a divergence from the original."""
-    lead = partial(comparisons.retention_lead, domains=in_domain)
-    own = partial(comparisons.healed, arm="text_kd", domains=in_domain)
-    return (
-        _heals_more("beats_logit_kd", "Self-Data FT", "logit KD", ("self_data_ft", "logit_kd"), _OURS, lead),
-        _heals_more("distributions", "self-data KD", "Self-Data FT", ("self_data_kd", "self_data_ft"), _OURS, lead),
-        _heals_more("own_answers", "on-policy KD", "logit KD", ("on_policy", "logit_kd"), "arXiv 2607.13124", lead),
-        _healing_claim(
-            "plain_text",
-            "Logit KD on plain text heals the pruned model.",
-            "NVIDIA Model-Optimizer's pruning examples",
-            ("text_kd",),
-            "share of the lost bits per byte that text KD wins back",
-            own,
-        ),
-    )
-
-
-def _heals_more(
-    key: str, first: str, second: str, arms: tuple[str, str], source: str, lead: Callable[..., dict]
-) -> Claim:
-    """A claim that the first of two arms heals more, out of the domain of the data."""
-    what = f"{first} - {second} in the share of the lost bits per byte that is won back"
-    claim = f"{first[0].upper()}{first[1:]} beats {second} at equal tokens."
-    return _healing_claim(key, claim, source, arms, what, partial(lead, arms=arms))
-
-
-def _healing_claim(
-    key: str, claim: str, source: str, arms: tuple[str, ...], what: str, measure: Callable[..., dict]
-) -> Claim:
-    part = Part(what=what, side=1, measure=measure)
-    return Claim(key=key, claim=claim, source=source, unit="% of the loss", steps=_TUNED, parts=(part,), arms=arms)
-
-
-def _general(in_domain: dict[str, list]) -> tuple[Claim, ...]:
-    """Those that every study is asked."""
     healing = tuple(
         Claim(
             key=f"heals_{arm}",
             claim=f"{name} heals the pruned model on tasks it was not trained for.",
-            source=_OURS,
+            source=OURS,
             unit="% of the loss",
-            steps=_TUNED,
+            steps=TUNED,
             primary=True,
             parts=(
                 Part(
@@ -124,11 +79,11 @@ def _general(in_domain: dict[str, list]) -> tuple[Claim, ...]:
             claim="Self-Data FT forgets less than SFT, on tasks that neither was trained for.",
             source=_ABSTRACT,
             unit="% of the loss",
-            steps=_TUNED,
+            steps=TUNED,
             primary=True,
             parts=(
                 Part(
-                    what=f"{_LEAD} in the share of the lost bits per byte that is won back",
+                    what=f"{LEAD} in the share of the lost bits per byte that is won back",
                     side=1,
                     # A lead of so many points of recovery is at least this share of what pruning cost, as it cannot
                     # have cost more than 100 points.
@@ -142,18 +97,18 @@ def _general(in_domain: dict[str, list]) -> tuple[Claim, ...]:
             claim="Self-Data FT recovers more than SFT.",
             source=_ABSTRACT,
             unit="points",
-            steps=_TUNED,
-            parts=(Part(what=f"{_LEAD} in recovery", side=1, measure=comparisons.recovery_lead),),
+            steps=TUNED,
+            parts=(Part(what=f"{LEAD} in recovery", side=1, measure=comparisons.recovery_lead),),
         ),
         Claim(
             key="recovers_more_probability",
             claim="The same of the probability of the right choice.",
-            source=_OURS,
+            source=OURS,
             unit="points",
-            steps=_TUNED,
+            steps=TUNED,
             parts=(
                 Part(
-                    what=f"{_LEAD} in recovery of choice probability",
+                    what=f"{LEAD} in recovery of choice probability",
                     side=1,
                     measure=partial(comparisons.recovery_lead, measure=CHOICE),
                 ),
@@ -165,10 +120,10 @@ def _general(in_domain: dict[str, list]) -> tuple[Claim, ...]:
             f"SFT {_published('recovery_sft'):g} %.",
             source=_ABSTRACT,
             unit="points",
-            steps=_TUNED,
+            steps=TUNED,
             parts=(
                 Part(
-                    what=f"{_LEAD} in recovery, where the share cut is nearest to the paper's",
+                    what=f"{LEAD} in recovery, where the share cut is nearest to the paper's",
                     side=1,
                     size=(_published("recovery_self_data_ft") - _published("recovery_sft")) / 100,
                     measure=comparisons.recovery_lead_at_cut,
@@ -180,10 +135,10 @@ def _general(in_domain: dict[str, list]) -> tuple[Claim, ...]:
             claim=f"Self-Data FT gains up to {_published('gain'):g} % (taken as points) over SFT in average accuracy.",
             source=_ABSTRACT,
             unit="points",
-            steps=_TUNED,
+            steps=TUNED,
             parts=(
                 Part(
-                    what=f"{_LEAD} in average score, largest gain",
+                    what=f"{LEAD} in average score, largest gain",
                     side=1,
                     size=_published("gain") / 100,
                     measure=comparisons.gain_over_loss,
@@ -199,7 +154,7 @@ def _general(in_domain: dict[str, list]) -> tuple[Claim, ...]:
             favours="Self-Data FT",
             parts=(
                 Part(
-                    what=f"{_LEAD} in KL from the original's next token",
+                    what=f"{LEAD} in KL from the original's next token",
                     side=-1,
                     measure=comparisons.divergence_difference,
                 ),
@@ -215,7 +170,7 @@ def _general(in_domain: dict[str, list]) -> tuple[Claim, ...]:
             favours="Self-Data FT",
             parts=(
                 Part(
-                    what=f"{_LEAD} in cosine to the original's answers",
+                    what=f"{LEAD} in cosine to the original's answers",
                     side=1,
                     size=_published("embedding_self_data_ft") - _published("embedding_sft"),
                     measure=partial(comparisons.cosine, arm="self_data_ft", minus="sft"),
@@ -227,7 +182,7 @@ def _general(in_domain: dict[str, list]) -> tuple[Claim, ...]:
             claim="More distilled data gives better recovery.",
             source=_ABSTRACT,
             unit="points",
-            steps=_TUNED,
+            steps=TUNED,
             parts=(
                 Part(what="recovery of Self-Data FT, most rows - fewest rows", side=1, measure=comparisons.more_rows),
             ),
@@ -252,7 +207,7 @@ def _general(in_domain: dict[str, list]) -> tuple[Claim, ...]:
             claim="SFT on GSM8K lifts GSM8K and drops ARC-C and MMLU below No FT.",
             source="second-hand, not read in the paper",
             unit="points",
-            steps=_TUNED,
+            steps=TUNED,
             parts=tuple(
                 Part(
                     what=f"SFT - No FT in score on {task}",
@@ -267,30 +222,13 @@ def _general(in_domain: dict[str, list]) -> tuple[Claim, ...]:
             claim="At high LoRA capacity SFT beats Self-Data FT in the domain of the training data.",
             source="the parent method's repository, github.com/sail-sg/sdft, issue 15",
             unit="points",
-            steps=_TUNED,
+            steps=TUNED,
             parts=(
                 Part(
-                    what=f"{_LEAD} in score on in-domain tasks",
+                    what=f"{LEAD} in score on in-domain tasks",
                     side=-1,
                     measure=partial(comparisons.in_domain, domains=in_domain, rank=64),
                 ),
-            ),
-        ),
-        Claim(
-            key="accepted_drafts",
-            claim="In speculative decoding, drafts by Self-Data FT are accepted more often than SFT's.",
-            source=_OURS,
-            unit="points",
-            steps=("speculative_decoding",),
-            favours="Self-Data FT",
-            on_request=True,
-            parts=tuple(
-                Part(
-                    what=f"{_LEAD} in {measure.replace('_', ' ')} on the original's answers",
-                    side=1,
-                    measure=partial(comparisons.acceptance_lead, measure=measure),
-                )
-                for measure in speculation.MEASURES
             ),
         ),
         Claim(
@@ -308,41 +246,4 @@ def _general(in_domain: dict[str, list]) -> tuple[Claim, ...]:
                 ),
             ),
         ),
-    )
-
-
-def selection_claims() -> tuple[Claim, ...]:
-    """Claims on how layers are chosen, for studies that compare several strategies without fine-tuning."""
-    asked = {
-        "random": ("As many random layers damage more than the paper's block.", _OURS, 1, PAPERS),
-        "deepest_but_last": (
-            "Without fine-tuning, the block before the last layer damages more than the paper's block.",
-            "arXiv 2403.17887",
-            1,
-            PAPERS,
-        ),
-        "block_influence": ("Layers of least Block Influence damage less than the paper's block.", _OURS, -1, PAPERS),
-        "iterative": (
-            "Measured again after each cut, layers of least Block Influence damage less than all at once.",
-            _OURS,
-            -1,
-            "block_influence",
-        ),
-    }
-    return tuple(
-        Claim(
-            key=f"selection_{strategy}",
-            claim=claim,
-            source=source,
-            unit="bits per byte",
-            steps=("selection", "pruning"),
-            parts=(
-                Part(
-                    what=f"bits per byte lost, {strategy} - {minus}",
-                    side=side,
-                    measure=partial(layer_damage.strategy_difference, strategy=strategy, minus=minus),
-                ),
-            ),
-        )
-        for strategy, (claim, source, side, minus) in asked.items()
     )

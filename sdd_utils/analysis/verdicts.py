@@ -1,4 +1,4 @@
-"""Answers to the claims of `claims.py`, from a study's records alone.
+"""Answers to the claims of `claims.py` and `further_claims.py`, from a study's records alone.
 
 A part of a claim says that a difference lies on one side of 0, and some that it is at least so large. The rule: a
 part holds if its estimate lies on its side and its p-value, corrected over its family of tests (Holm), is below 0.05.
@@ -10,8 +10,9 @@ seed; what is neither trained nor drawn needs none. "Holds" and "does not hold" 
 not of the paper's.
 """
 
-from sdd_utils.analysis.claims import Claim, Part, claims, selection_claims
+from sdd_utils.analysis.claims import Claim, Part, claims
 from sdd_utils.analysis.comparisons import Missing
+from sdd_utils.analysis.further_claims import further_claims
 from sdd_utils.analysis.statistics import holm
 from sdd_utils.base.number_format import amount
 from sdd_utils.base.records import of_step
@@ -34,11 +35,9 @@ def judge_claims(records: dict[str, dict], *, in_domain: dict[str, list]) -> lis
         decides, None where nothing was measured. `n` is {seeds, documents}; `records` names the files behind it.
     """
     arms = {arm for record in of_step(records.values(), "finetuning") for arm in record["metrics"]["arms"]}
-    steps = {record["step"] for record in records.values()}
-    asked = claims(in_domain, arms=arms)
-    claim_list = [claim for claim in asked if not claim.on_request or steps.issuperset(claim.steps)]
-    if "selection" in steps:
-        claim_list += selection_claims()
+    there = arms | {record["step"] for record in records.values()}
+    further = [claim for claim in further_claims(in_domain) if there.issuperset(claim.needs)]
+    claim_list = [*claims(in_domain), *further]
     measured = [_measured(claim, list(records.values())) for claim in claim_list]
     for primary in (True, False):
         family = [parts for claim, (parts, _) in zip(claim_list, measured, strict=True) if claim.primary == primary]
