@@ -31,7 +31,7 @@ MEMORY = None  # what an engine holds is not this process's
 
 # How far below the likeliest token, on average, a greedy text of bfloat16 may lie, in nats.
 ROUNDING = 0.01
-TURNS = 2
+TURNS, SLOW = 2, ("transformers generate_batch", "llama.cpp")  # a slow one has one turn
 WORK = ROOT / "work" / "engines"
 Ask = Callable[[list[list[int]], int], list[list[int]]]  # as `engines.exchange.Decode`
 ours, amount = distillation.ours, distillation.amount
@@ -137,7 +137,7 @@ def _by(state, name: str) -> dict[str, list[int]]:
 
 
 def _peer(name: str) -> tuple[Callable, int]:
-    return functools.partial(_by, name=name), TURNS
+    return functools.partial(_by, name=name), 1 if name in SLOW else TURNS
 
 
 PEERS = {name: _peer(name) for name, (_, environment, _) in ENGINES.items() if _python(environment).is_file()}

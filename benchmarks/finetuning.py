@@ -14,7 +14,7 @@ from sdd_utils.models import store
 from sdd_utils.steps import finetuning, lora_training
 
 NAME = "fine-tuning"
-FULL = {"rows": 48, "batch_size": 8}  # as many rows a step as TRL's default
+FULL = {"rows": 24, "batch_size": 8}  # as many rows a step as TRL's default
 LARGE = {"rows": 16}
 MEMORY = {"rows": 16}
 SMALL = {"rows": 6, "batch_size": 2}
