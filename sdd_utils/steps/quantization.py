@@ -9,6 +9,7 @@ folder of safetensors, which transformers loads on CPUs and GPUs.
 """
 
 import logging
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,6 +34,11 @@ def check_library() -> None:
     """Raise ValueError, in one sentence, unless bitsandbytes is installed."""
     if find_spec("bitsandbytes") is None:
         raise ValueError("study key 'quantization' needs bitsandbytes, which is not installed: run 'make quantization'")
+
+
+def engine() -> str:
+    """The library with its version, for records."""
+    return f"bitsandbytes {version('bitsandbytes')}"
 
 
 def write_merged(checkpoint: Path, adapter: Path, *, folder: Path) -> Path:
