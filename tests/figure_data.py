@@ -124,7 +124,7 @@ def quantization(arms=("no_ft", "self_data_ft")):
                 "bytes": int(1e6 * width * (134 - 22 * (place > 0))), "seconds": seconds,
                 "scores": {"facts": SCORE | {"choice_probability": measured}}, "fidelity": fidelity,
             }  # fmt: skip
-    return {"weights": "abc", "read_tokens": 128, "models": models}
+    return {"weights": "abc", "engine": "bitsandbytes 1", "read_tokens": 128, "models": models}
 
 
 SCORE = {"metric": "acc", "filter": "none", "n": 4, "limit": 4, "chance": 0.25, "shots": 0, "chat_template": False}

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from sdd_utils.analysis.statistics import estimate, stacked
+from sdd_utils.base.number_format import percent
 from sdd_utils.base.records import of_step
 
 LONGEST = 16  # drafted tokens that are considered
@@ -43,7 +44,9 @@ def best_draft(acceptance: float, *, cost_ratio: float) -> tuple[int, float]:
 def gain_in_words(acceptance: float, *, cost_ratio: float) -> str:
     """Whether a draft pays at its best length, and how much one of this cost could gain at all."""
     drafted, gain = best_draft(acceptance, cost_ratio=cost_ratio)
-    said = f"{acceptance:.0%} of the tokens are accepted, and a pass costs {cost_ratio:.0%} of the original's: "
+    said = (
+        f"{percent(acceptance)} of the tokens are accepted, and a pass costs {percent(cost_ratio)} of the original's: "
+    )
     if drafted:
         return f"{said}{drafted} drafted tokens are best, and decode {gain:.2f} times as fast."
     bound = f"were every token accepted, it would decode {1 / cost_ratio:.2f} times as fast at most"

@@ -361,6 +361,7 @@ class QuantizationMetrics(TypedDict):
     """Of 08."""
 
     weights: str  # of the original
+    engine: str  # the library, with its version
     read_tokens: int  # of a reading pass
     models: dict[str, StoredModel]  # by name
 

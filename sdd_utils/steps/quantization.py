@@ -9,6 +9,7 @@ folder of safetensors, which transformers loads on CPUs and GPUs.
 """
 
 import logging
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,6 +36,11 @@ def check_library() -> None:
         raise ValueError("study key 'quantization' needs bitsandbytes, which is not installed: run 'make quantization'")
 
 
+def engine() -> str:
+    """The library with its version, for records."""
+    return f"bitsandbytes {version('bitsandbytes')}"
+
+
 def write_merged(checkpoint: Path, adapter: Path, *, folder: Path) -> Path:
     """Write a pruned checkpoint with an adapter merged into its weights, in bfloat16, as a plain folder."""
     merged, tokenizer, _ = store.load_merged(checkpoint, adapter=adapter, dtype=torch.bfloat16)
@@ -51,8 +57,6 @@ def write_quantized(model: str | Path, *, format: str, folder: Path) -> Path:
     Raises:
         ValueError: nf4 of a model whose layers are no multiple of 64 inputs wide, which CPUs cannot compute with.
     """
-    if format == "nf4":
-        _check_widths(model)
     settings = FORMATS[format] and transformers.BitsAndBytesConfig(
         **FORMATS[format], bnb_4bit_compute_dtype=torch.bfloat16
     )
@@ -64,16 +68,17 @@ def write_quantized(model: str | Path, *, format: str, folder: Path) -> Path:
         trust_remote_code=False,
         use_safetensors=True,
     )
+    if format == "nf4":
+        _check_widths(quantized)
     with whole_folder(folder) as scratch:
         store.load_tokenizer(model).save_pretrained(scratch)
         quantized.save_pretrained(scratch)
     return folder
 
 
-def _check_widths(model: str | Path) -> None:
-    config = store.load_config(model).get_text_config()
-    narrow = [width for width in (config.hidden_size, config.intermediate_size) if width % NF4_BLOCK]
-    if narrow:
+def _check_widths(model) -> None:
+    widths = {layer.in_features for layer in model.modules() if type(layer).__name__ == "Linear4bit"}
+    if narrow := sorted(width for width in widths if width % NF4_BLOCK):
         raise ValueError(f"nf4 needs layers of a multiple of {NF4_BLOCK} inputs, not {narrow[0]}: use int8 alone")
 
 
