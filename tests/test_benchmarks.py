@@ -10,8 +10,10 @@ from unittest import mock
 
 import peft
 import pytest
+import tiny_models
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import Gemma3TextConfig
 
 from benchmarks import (
     ablation,
@@ -23,10 +25,11 @@ from benchmarks import (
     run,
     scaling,
     study,
+    text_start,
 )
 from sdd_utils import ROOT
 from sdd_utils.engine import decoding, packed_linear
-from sdd_utils.models import store
+from sdd_utils.models import architecture, store
 
 MADE_BY_OTHERS = ("merging", "distillation_engines", "ablation")  # tested on their own below
 
@@ -336,3 +339,22 @@ def test_the_table_of_wordings_is_that_of_its_record():
         assert cells[:4] == [entry["model"], entry["data_set"], entry["wording"], str(entry["rows"])]
         shares = [kept["rows"] / entry["rows"] for kept in entry["kept"]]
         assert [cell.split()[0] for cell in cells[4:]] == [f"{share:.0%}" for share in shares]
+
+
+def test_without_bos_a_block_is_chosen_as_by_a_tokenizer_that_adds_none(tmp_path):
+    texts, settings = ["One text.", "Another, longer text."], {"block_size": 3, "max_length": 32, "batch_size": 2}
+    folder = tiny_models.write("llama", tmp_path / "adds")
+    found = text_start.compare(str(folder), texts, **settings)
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None}))
+    other = text_start.compare(str(folder), texts, **settings)
+    assert (found["adds_bos"], other["adds_bos"]) == (True, False)
+    assert found["blocks"]["without BOS"] == other["blocks"]["as it is"] == other["blocks"]["without BOS"]
+    assert found["blocks"]["as it is"]["distance"] != other["blocks"]["as it is"]["distance"]
+
+
+def test_layers_of_each_kind_are_numbered_anew_behind_a_cut():
+    config = Gemma3TextConfig(num_hidden_layers=7)
+    assert text_start.kinds_of(config) == {"full_attention": [5], "sliding_attention": [0, 1, 2, 3, 4, 6]}
+    cut = architecture.pruned_config(config, start=1, block_size=2)
+    assert text_start.kinds_of(cut) == {"full_attention": [3], "sliding_attention": [0, 1, 2, 4]}

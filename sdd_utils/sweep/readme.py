@@ -1,13 +1,14 @@
 """Fill README and docs with tables and estimates that the code made: `make readme`.
 
 `<!-- table: results/embedded/tables/recovery -->…<!-- end -->` holds that Markdown file of the repository,
-`<!-- plan: study -->…` what a study costs.
+`<!-- plan: study -->…` what a study costs. The table of several studies, `results/models.md`, is made first.
 """
 
 import re
 from pathlib import Path
 
 from sdd_utils import ROOT
+from sdd_utils.report.across_studies import write_models_table
 from sdd_utils.study.schema import load_study
 from sdd_utils.sweep import plan
 
@@ -38,5 +39,6 @@ def plan_in_brief(name: str) -> str:
 
 
 if __name__ == "__main__":
+    write_models_table()
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         path.write_text(fill_page(path.read_text(encoding="utf-8")), "utf-8")

@@ -23,7 +23,7 @@ RESPONSE = httpx2.Response(403, request=httpx2.Request("GET", "https://example.o
     [
         (
             "no-such-model",
-            r"model 'no-such-model' does not exist: use one of smollm2-135m-instruct, an existing folder",
+            r"model 'no-such-model' does not exist: use one of smollm2-135m-instruct, gemma3-270m, an existing folder",
         ),
         ("tests", "model 'tests' is a folder without config.json"),
     ],

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from study_records import measured, score, study_records
 
+from sdd_utils import ROOT
 from sdd_utils.analysis import forgetting, model_grid
 from sdd_utils.report.job_tables import budget_table, embedding_table, study_budget_table, training_table
+from sdd_utils.report import across_studies
 from sdd_utils.report.tables import (
     bits_table,
     capacity_table,
@@ -268,3 +270,38 @@ def test_the_headline_begins_with_the_primary_claims_in_their_order():
         answer("second", primary=True, **missing), answer("vaguest", p_holm=1.0),
     ]  # fmt: skip
     assert headline_claims_table(answers)["claim"].tolist() == ["first", "second", "decided", "clear", "vague"]
+
+
+def test_a_line_per_model_says_what_was_lost_and_healed():
+    """The values of every document are made up so that SFT heals a fifth and Self-Data FT a half of the loss."""
+    lost = {"original": 1.0, "no_ft": 2.0, "sft": 1.8, "self_data_ft": 1.5}
+    spread = np.linspace(-0.1, 0.1, 20)
+    bits = {arm: {"other": bits_of(level + spread), "own": bits_of(9 + spread)} for arm, level in lost.items()}
+    records = study_records()
+    for record, arm in zip(records[:2], ("original", "no_ft"), strict=True):
+        record["metrics"]["scores"] = bits[arm]
+        record["params"]["model"] = "org/Name-1B@main:name.gguf"
+    for arm, model in records[2]["metrics"]["arms"].items():
+        model["scores"] = bits[arm]
+    made = {"sets": {"distilled": {"rows": 8, "attempts": [{"kept": 4}, {"kept": 2}]}}}
+    records.append({"step": "distillation", "params": {"data_set": "d"}, "metrics": made})
+    for record in records:
+        record["provenance"] = {"wall_s": 60.0}
+    (line,) = across_studies.study_lines(records, {"d": ["own"]})
+    assert line["model"] == "Name-1B"
+    assert (line["layers cut"], line["parameters cut"]) == ("2 of 5", "20.0 %")
+    assert line["bits per byte: original, No FT"] == "1.000, 2.000"
+    assert line["healed by SFT"].startswith("20.0 % [")
+    assert line["healed by Self-Data FT"].startswith("50.0 % [")
+    assert line["rewrites kept after each attempt"] == "50.0 %, 75.0 %"
+    assert line["minutes of all jobs"] == "4"
+
+
+def bits_of(values):
+    return score([1.0] * len(values), gold_bits_per_byte=measured(values))
+
+
+def test_the_committed_table_is_what_the_committed_records_give():
+    table = across_studies.models_table()
+    assert set(table["model"]) >= {"smollm2-135m-instruct"}
+    assert (ROOT / "results" / "models.csv").read_text() == table.to_csv(index=False), "run 'make readme'"

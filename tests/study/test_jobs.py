@@ -7,13 +7,14 @@ from sdd_utils.study.jobs import other_keys, study_jobs
 from sdd_utils.study.notebook_parameters import check_parameters, defaults_of, parameters_of
 from sdd_utils.study.schema import Study, load_study
 
-STUDIES = ("deployment", "embedded", "healing", "laptop", "paper-llama3.1-8b", "paper-mistral-7b", "selection")
+STUDIES = ("deployment", "embedded", "gemma3-270m", "healing", "laptop", "paper-llama3.1-8b", "paper-mistral-7b")
+STUDIES += ("qwen2.5-coder-0.5b", "selection")
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_job_stands_behind_those_that_it_needs_and_has_a_name_of_its_own(name):
-    done = []
-    for job in study_jobs(load_study(name)):
+    done, study = [], load_study(name)
+    for job in study_jobs(study):
         assert job.name not in done
         assert set(job.needs) <= set(done)
         assert job.name.split("-")[0] == job.step

@@ -100,12 +100,14 @@ def test_pages_show_the_committed_tables():
 
 @pytest.mark.parametrize(
     ("page", "names"),
-    [("performance.md", ("results", "ablation", "scaling")), ("own-model.md", ("rewrite_wordings",))],
+    [
+        ("performance.md", ("benchmarks/results", "benchmarks/ablation", "benchmarks/scaling")),
+        ("own-model.md", ("benchmarks/rewrite_wordings", "results/models")),
+    ],
 )
-def test_pages_show_the_committed_tables_of_benchmarks(page, names):
+def test_pages_show_the_committed_tables_of_more_than_one_study(page, names):
     for name in names:
-        table = committed(f"benchmarks/{name}.md")
-        assert f"<!-- table: benchmarks/{name} -->\n{table}<!-- end -->" in committed(f"docs/{page}")
+        assert f"<!-- table: {name} -->\n{committed(f'{name}.md')}<!-- end -->" in committed(f"docs/{page}")
 
 
 def test_marked_places_are_filled(tmp_path):

@@ -104,7 +104,7 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
     ]  # fmt: skip
     for record in (record["metrics"] for record in records if record["step"] == "distillation"):
         assert {source: of["rows"] for source, of in record["teacher"].items()} == dict.fromkeys(
-            ["logit_kd", "self_data_kd", "text_kd"], 6
+            ["logit_kd", "text_kd"], 6
         )
     (merge,) = [record["metrics"] for record in records if record["step"] == "merging"]
     assert [point["t"] for point in merge["lerp_points"]] == [0.5]
