@@ -166,6 +166,9 @@ def test_shipped_architectures_have_the_published_sizes():
 def test_a_shipped_architecture_serves_where_its_gguf_file_is_not_here():
     qwen, _ = architecture.find_config("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF:qwen2.5-coder-0.5b-instruct-q4_k_m.gguf")
     assert architecture.account(qwen).parameters == 494_032_768  # as published; the file holds 630,167,424
+    gemma, _ = architecture.find_config("gemma3-270m")
+    layer = 640 * (2 * 1024 + 2 * 256 + 3 * 2048) + 4 * 640 + 2 * 256  # attention, MLP and norms
+    assert architecture.account(gemma).parameters == 18 * layer + 262_144 * 640 + 640 == 268_098_176
 
 
 def test_llama_at_n_6_is_fine_tuned_in_80_gb(paper):
