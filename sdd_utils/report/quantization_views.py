@@ -67,7 +67,9 @@ def quantization_figure(metrics: dict) -> Figure:
         axis.set(xlabel="weights on disk (MB)", ylabel=_AXES[measure], title=_TITLES[measure], xlim=(0, None))
         legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     drawn.suptitle("What each format costs and keeps")
-    drawn.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=columns_of(len(legend), width=WIDEST))
+    drawn.legend(
+        legend.values(), legend.keys(), loc="outside lower center", ncols=columns_of(len(legend), width=WIDEST)
+    )
     return drawn
 
 

@@ -8,8 +8,8 @@ from study_records import measured, score, study_records
 
 from sdd_utils import ROOT
 from sdd_utils.analysis import forgetting, model_grid
-from sdd_utils.report.job_tables import budget_table, embedding_table, study_budget_table, training_table
 from sdd_utils.report import across_studies
+from sdd_utils.report.job_tables import budget_table, embedding_table, study_budget_table, training_table
 from sdd_utils.report.tables import (
     bits_table,
     capacity_table,
