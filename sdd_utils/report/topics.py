@@ -227,30 +227,24 @@ def _selection(report: StudyReport) -> Topic:
     )
 
 
+def _on_request(step: str, *, table: Callable, figure: Callable) -> Callable[[StudyReport], Topic]:
+    """A step's own table and figure, of its record's metrics; nothing where the study did not ask for it."""
+
+    def topic(report: StudyReport) -> Topic:
+        drawn = Topic()
+        for record in of_step(report.records, step):
+            drawn.tables[step], drawn.figures[step] = table(record["metrics"]), figure(record["metrics"])
+        return drawn
+
+    return topic
+
+
 def _embedding_similarity(report: StudyReport) -> Topic:
     greedy, sampled = (job_tables.pooled_similarities(report.records, how) for how in ("greedy", "sampled"))
     return Topic(
         tables={"embedding_similarity": job_tables.embedding_table(report.records)},
         figures={"embedding_similarity": figures.embedding_histogram(greedy, sampled)},
     )
-
-
-def _speculative_decoding(report: StudyReport) -> Topic:
-    """Nothing where the study did not ask for it."""
-    topic = Topic()
-    for record in of_step(report.records, "speculative_decoding"):
-        topic.tables["speculative_decoding"] = speculation_views.acceptance_table(record["metrics"])
-        topic.figures["speculative_decoding"] = speculation_views.speculation_figure(record["metrics"])
-    return topic
-
-
-def _quantization(report: StudyReport) -> Topic:
-    """Nothing where the study did not ask for it."""
-    topic = Topic()
-    for record in of_step(report.records, "quantization"):
-        topic.tables["quantization"] = quantization_views.quantization_table(record["metrics"])
-        topic.figures["quantization"] = quantization_views.quantization_figure(record["metrics"])
-    return topic
 
 
 def _shift(report: StudyReport) -> Topic:
@@ -290,8 +284,12 @@ TOPICS: dict[str, Callable[[StudyReport], Topic]] = {
     "merging": _table("merging", lambda report: tables.merging_table(report.records)),
     "embedding_similarity": _embedding_similarity,
     "shift": _shift,
-    "speculative_decoding": _speculative_decoding,
-    "quantization": _quantization,
+    "speculative_decoding": _on_request(
+        "speculative_decoding", table=speculation_views.acceptance_table, figure=speculation_views.speculation_figure
+    ),
+    "quantization": _on_request(
+        "quantization", table=quantization_views.quantization_table, figure=quantization_views.quantization_figure
+    ),
     "fidelity": _table("fidelity", lambda report: tables.fidelity_table(report.records)),
     "paper_vs_ours": _table("paper_vs_ours", lambda report: paper_table.comparison_table(report.records, report.rows)),
     "claims": _claims,
