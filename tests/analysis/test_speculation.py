@@ -58,7 +58,7 @@ def test_the_best_length_is_the_best_of_all_that_are_simulated():
 def test_words_say_whether_it_pays():
     assert "2 drafted tokens" in speculation.gain_in_words(0.8, cost_ratio=0.4)
     said = speculation.gain_in_words(0.6, cost_ratio=0.8)
-    assert "60.0 % of the tokens are accepted, a pass costs 80.0 %" in said
+    assert "60.0 % of the tokens are accepted, and a pass costs 80.0 %" in said
     assert "it does not pay" in said
     assert "1.25 times as fast at most" in said
 
