@@ -19,6 +19,7 @@ A stage is a module with
 """
 
 import ctypes
+import gc
 import importlib
 import multiprocessing
 import os
@@ -53,6 +54,8 @@ def compare(stage: ModuleType, *, size: dict, model: str = MODEL, memory: bool =
         ratios, answers, seconds = _turns(stage, state)
         same = {name: stage.same(state, answers["ours"], answers[name]) for name in stage.PEERS}
         share = _share(stage, model, state, answers["ours"], seconds)
+    del state
+    give_memory_back()  # so that there is room for the processes in which peaks are read
     changed = getattr(stage, "MEMORY", {})
     peaks = _peaks(stage, size=size | changed, model=model) if memory and changed is not None else {}
     added, whole = ({side: peak[i] for side, peak in peaks.items()} for i in (0, 1))
@@ -138,11 +141,17 @@ def _added_by(run: Callable, stage: ModuleType, size: dict, model: str) -> tuple
         run(stage.prepare(model, scratch=Path(scratch), **stage.SMALL))  # imports and thread pools are no one's work
     with tempfile.TemporaryDirectory() as scratch:  # another folder: mergekit remembers what it saw in the first
         state = stage.prepare(model, scratch=Path(scratch), **size)
-        ctypes.CDLL(None).malloc_trim(0)  # what `prepare` freed would otherwise be used again, and not count
+        give_memory_back()  # what `prepare` freed would otherwise be used again, and not count
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         before = _status("VmRSS")
         run(state)
         return _status("VmHWM") - before, _status("VmHWM")
+
+
+def give_memory_back() -> None:
+    """Hand what this process has freed back to the system: glibc keeps it, as the Makefile asks."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> int:
