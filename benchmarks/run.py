@@ -31,7 +31,6 @@ LARGE_MODEL = 0.3e9  # parameters from which on a model has `LARGE` sizes
 
 def measure(stage: ModuleType, model: str) -> list[dict]:
     """The entries of a stage, after both sides did a small piece of the work once."""
-    compare.give_memory_back()  # an engine in a process of its own needs room for a second model
     with tempfile.TemporaryDirectory() as scratch, compare.computing_in(stage):
         state = stage.prepare(model, scratch=Path(scratch), **stage.SMALL)
         for side in (stage.ours, *(peer for peer, _ in stage.PEERS.values())):
