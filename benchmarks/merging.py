@@ -57,7 +57,7 @@ def mergekit(state):
     return out
 
 
-PEERS = {"mergekit 0.1.5 SLERP": (mergekit, 9)}  # many: the disk writes back when it likes
+PEERS = {"mergekit 0.1.5 SLERP": (mergekit, 5)}  # many: the disk writes back when it likes
 
 
 def least_seconds(model, state, answer) -> float:

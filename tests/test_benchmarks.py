@@ -17,6 +17,7 @@ from transformers import Gemma3TextConfig
 
 from benchmarks import (
     ablation,
+    breakdown,
     compare,
     distillation_steps,
     gguf_likelihoods,
@@ -323,6 +324,28 @@ def test_a_stage_is_scaled_by_the_amount_that_is_named(stage, amount, model_fold
 def test_an_exponent_is_the_power_of_the_growth():
     points = [{"value": value, "seconds": 3 * value**1.5} for value in (1, 4, 9)]
     assert scaling.exponent(points, "seconds") == 1.5
+
+
+@pytest.mark.parametrize("name", breakdown.STAGES)
+def test_the_parts_of_a_stage_are_its_whole_time(name, model_folder):
+    stage = importlib.import_module(f"benchmarks.{name}")
+    entry = breakdown.measure(name, str(model_folder), size=stage.SMALL)
+    assert sum(entry["parts"].values()) == pytest.approx(1, abs=0.002)
+    assert entry["parts"]["linear maps"] > 0
+    assert entry["parts"]["attention"] > 0
+
+
+def test_operators_are_told_apart():
+    seconds = {
+        "aten::mm": 1,
+        "mkldnn::_linear_pointwise": 2,
+        "aten::_softmax": 1,
+        "aten::_log_softmax": 3,
+        "aten::bmm": 3,
+    }
+    found = breakdown.parts(seconds)
+    assert found["parts"] == {"linear maps": 0.3, "attention": 0.4, "other": 0.3}
+    assert found["largest_other"] == {"aten::_log_softmax": 0.3}
 
 
 def test_unknown_stages_are_named():
