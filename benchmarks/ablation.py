@@ -95,7 +95,7 @@ def _stage(stage: ModuleType, name: str, switches: dict[str, Switch], *, full: d
 
 
 # Documents of MMLU share their examples; where there is no hub, no offline task's do.
-ASKED = {"arc_challenge": 25, "mmlu_world_religions": 5} if some_rows.HUB else multiple_choice.FACTS
+ASKED = {"mmlu_world_religions": 5} if some_rows.HUB else multiple_choice.FACTS
 STAGES = [
     _stage(
         distillation,
@@ -112,8 +112,8 @@ STAGES = [
         multiple_choice,
         "multiple choice",
         SCORING,
-        full={"shots": ASKED, "documents": 4},
-        large={"shots": dict.fromkeys(ASKED, 5), "documents": 3},
+        full={"shots": ASKED, "documents": 16, "batch_size": 8},
+        large={"documents": 8},
     ),
     _stage(merging, "merging", MERGING, full={}, large={}),
 ]
