@@ -1,5 +1,6 @@
 """Every benchmark at a small size on the tiny model: both sides do the same work and come to the same answer."""
 
+import hashlib
 import importlib
 import importlib.util
 import itertools
@@ -93,8 +94,18 @@ def test_merges_are_mergekits(model_folder):
         pytest.skip('mergekit is not installed: run pip install -e ".[bench]"')
     from benchmarks import merging
 
-    (entry,) = compare.compare(merging, size=merging.SMALL, model=str(model_folder), memory=False)
+    entry, limit = compare.compare(merging, size=merging.SMALL, model=str(model_folder), memory=False)
     assert entry["equal"], entry
+    assert limit["equal"] is None
+
+
+def test_the_limit_of_a_merge_writes_and_hashes_a_parent(model_folder, tmp_path):
+    from benchmarks import merging
+
+    state = merging.prepare(str(model_folder), scratch=tmp_path, **merging.SMALL)
+    written = merging.copied(state)
+    assert (tmp_path / "copied").read_bytes() == (tmp_path / "a" / "model.safetensors").read_bytes()
+    assert written == hashlib.sha256((tmp_path / "copied").read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
