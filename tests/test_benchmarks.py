@@ -21,6 +21,7 @@ from benchmarks import (
     breakdown,
     compare,
     distillation_steps,
+    evaluation_cost,
     gguf_likelihoods,
     rewrite_wordings,
     roofline,
@@ -392,3 +393,20 @@ def test_layers_of_each_kind_are_numbered_anew_behind_a_cut():
     assert text_start.kinds_of(config) == {"full_attention": [5], "sliding_attention": [0, 1, 2, 3, 4, 6]}
     cut = architecture.pruned_config(config, start=1, block_size=2)
     assert text_start.kinds_of(cut) == {"full_attention": [3], "sliding_attention": [0, 1, 2, 4]}
+
+
+def test_the_cost_of_an_evaluation_is_that_of_its_tasks(model_folder, tmp_path, monkeypatch):
+    settings = {"tasks": {"facts": 4, "gsm_symbolic_gold": 2}, "shots": {}, "chat_tasks": [], "batch_size": 2}
+    tasks = evaluation_cost.measure(str(model_folder), **settings)
+    assert {name: task["documents"] for name, task in tasks.items()} == settings["tasks"]
+    assert all(task["seconds"] > 0 for task in tasks.values())
+
+    monkeypatch.setattr(evaluation_cost, "OUT", tmp_path / "cost.json")
+    monkeypatch.setattr(evaluation_cost.run, "PAGE", tmp_path / "page.md")
+    (tmp_path / "page.md").write_text("")
+    entry = {"study": "a", "model": "m", "processor": "p", "dtype": "float32"}
+    halves = {"facts": {"documents": 4, "seconds": 45.0}, "arc": {"documents": 2, "seconds": 45.0}}
+    for processor, tasks in (("p", halves), ("q", halves), ("p", {"facts": halves["facts"]})):
+        evaluation_cost.add(entry | {"processor": processor, "tasks": tasks})
+    kept = evaluation_cost.table(json.loads((tmp_path / "cost.json").read_text()))
+    assert [*zip(kept["processor"], kept["minutes"], strict=True)] == [("p", "0.8"), ("q", "1.5")]
