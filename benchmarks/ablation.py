@@ -101,7 +101,7 @@ STAGES = [
         distillation,
         "distillation",
         DECODING,
-        full={"rows": 32, "max_new_tokens": 48, "batch_size": 32},
+        full={"rows": 24, "max_new_tokens": 48, "batch_size": 24},
         large={"rows": 16, "max_new_tokens": 24},
         prepare=_texts,
         same=distillation_engines.same,

@@ -35,13 +35,12 @@ TURNS, SLOW = 2, ("transformers generate_batch", "llama.cpp")  # a slow one has 
 WORK = ROOT / "work" / "engines"
 Ask = Callable[[list[list[int]], int], list[list[int]]]  # as `engines.exchange.Decode`
 ours, amount = distillation.ours, distillation.amount
-# By name in the table: the module in `engines/`, its environment (None: this one), and settings of its own.
+# By name in the table: the module in `engines/` and its environment (None: this one).
 ENGINES = {
-    "transformers generate_batch": ("transformers_batch", None, {}),
-    "vLLM": ("vllm_cpu", ".venv-vllm", {"speculate": False}),
-    "vLLM, n-gram guesses": ("vllm_cpu", ".venv-vllm", {"speculate": True}),
-    "OpenVINO GenAI": ("openvino", ".venv-bench-openvino", {}),
-    "llama.cpp": ("llama_cpp", ".venv-bench-llama_cpp", {}),
+    "transformers generate_batch": ("transformers_batch", None),
+    "vLLM, n-gram guesses": ("vllm_cpu", ".venv-vllm"),
+    "OpenVINO GenAI": ("openvino", ".venv-bench-openvino"),
+    "llama.cpp": ("llama_cpp", ".venv-bench-llama_cpp"),
 }
 
 
@@ -83,14 +82,14 @@ def _started(model: str, *, ends: list[int], longest: int, dtype: str) -> _Engin
     settings = {"model": str(store.find_model(model)), "ends": ends, "rows": FULL["rows"], "longest": longest}
     settings |= {"threads": torch.get_num_threads(), "dtype": dtype, "folder": str(folder)}
     started = _Engines()
-    for name, (module, environment, own) in ENGINES.items():
+    for name, (module, environment) in ENGINES.items():
         if name not in PEERS:
             print(f"{name} is left out: run make bench-engines")
             continue
         try:
             if module == "llama_cpp" and not (folder / "model.gguf").is_file():
                 gguf_file.write(model, folder / "model.gguf", ends=ends)
-            started[name] = _start(module, environment, settings | own, log=folder / f"{module}.log")
+            started[name] = _start(module, environment, settings, log=folder / f"{module}.log")
         except (RuntimeError, ValueError) as failure:
             print(f"{name} is left out: {failure}")
             del PEERS[name]
@@ -140,7 +139,7 @@ def _peer(name: str) -> tuple[Callable, int]:
     return functools.partial(_by, name=name), 1 if name in SLOW else TURNS
 
 
-PEERS = {name: _peer(name) for name, (_, environment, _) in ENGINES.items() if _python(environment).is_file()}
+PEERS = {name: _peer(name) for name, (_, environment) in ENGINES.items() if _python(environment).is_file()}
 
 
 @functools.lru_cache(maxsize=1)

@@ -11,8 +11,8 @@ from sdd_utils.steps import evaluation
 
 NAME = "generation tasks"
 TASKS = {"gsm8k": 5} if some_rows.HUB else {"gsm_symbolic": 5}
-FULL = {"tasks": TASKS, "limit": 4, "batch_size": 8}
-LARGE = {"limit": 2}
+FULL = {"tasks": TASKS, "limit": 3, "batch_size": 8}
+LARGE = {"limit": 1}
 MEMORY = {"limit": 1}
 SMALL = {"tasks": {"gsm_symbolic": 1}, "limit": 3, "batch_size": 2}
 DTYPE = "float32"  # so that the answers can be compared closely

@@ -37,7 +37,7 @@ def only(monkeypatch, tmp_path):
         (tmp_path / "engine.py").write_text(script.replace("ENDED", str(tmp_path / "ended")))
         python.write_text(f"#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} {tmp_path / 'engine.py'}\n")
         python.chmod(0o755)
-        monkeypatch.setattr(distillation_engines, "ENGINES", {"fake": ("fake", None, {})})
+        monkeypatch.setattr(distillation_engines, "ENGINES", {"fake": ("fake", None)})
         monkeypatch.setattr(distillation_engines, "_python", lambda environment: python)
         monkeypatch.setattr(distillation_engines, "PEERS", {"fake": distillation_engines._peer("fake")})
         monkeypatch.setattr(distillation_engines, "WORK", tmp_path / "work")

@@ -1,4 +1,4 @@
-"""vLLM's CPU build as it comes, compiled, with or without guesses by n-grams (`speculate`)."""
+"""vLLM's CPU build as it comes, compiled, with guesses by n-grams."""
 
 import os
 
@@ -15,15 +15,13 @@ def start(
     threads: int,
     dtype: str,
     folder: str,
-    speculate: bool,
 ) -> exchange.Decode:
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "2", "OMP_NUM_THREADS": str(threads), "VLLM_NO_USAGE_STATS": "1"}
     from vllm import LLM, SamplingParams, TokensPrompt
 
-    special = {"speculative_config": vllm_process.SPECULATION} if speculate else {}
     settings = {"dtype": dtype, "max_model_len": longest, "max_num_seqs": rows, "disable_log_stats": True}
-    llm = LLM(model=model, **settings, **special, trust_remote_code=False)
+    llm = LLM(model=model, **settings, speculative_config=vllm_process.SPECULATION, trust_remote_code=False)
 
     def decode(prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
         llm.reset_prefix_cache()  # what an earlier job asked is new again
