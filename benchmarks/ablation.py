@@ -19,6 +19,7 @@ from sdd_utils.steps import lora_training
 from sdd_utils.steps import merging as merging_step
 
 PREFIX = "ablation: "
+CONTROL = "ours once more"  # how far its ratio is from 1 is how much the others say
 TURNS = 2
 Switch = Callable[[], object]  # makes a context in which a path is off
 
@@ -63,7 +64,6 @@ TRAINING = {
     "plain products for short rows": off(attention, "SHORT", 0),
     "LM head on responses only": off(lora_training.Trainer, "compute_loss", _loss_of_all_logits),
     "updates of LoRA added in place": off(lora_linear, "added_in_place", lambda model: nullcontext()),
-    "inputs left in bfloat16": off(lora_training, "disable_input_dtype_casting", lambda *_, **__: nullcontext()),
 }
 SCORING = {
     "contexts shared by choices": off(lm_eval_model.SharedContextLM, "_shares_contexts", lambda self: False),
@@ -89,7 +89,8 @@ def _stage(stage: ModuleType, name: str, switches: dict[str, Switch], *, full: d
         return run
 
     own = {name: value for name, value in vars(stage).items() if name in ("prepare", "ours", "same", "OWN_MODEL")}
-    peers = {f"without: {path}": (without(switch), TURNS) for path, switch in switches.items()}
+    peers = {CONTROL: (without(nullcontext), TURNS)}
+    peers |= {f"without: {path}": (without(switch), TURNS) for path, switch in switches.items()}
     sizes = {"FULL": stage.FULL | full, "LARGE": large, "SMALL": stage.SMALL, "MEMORY": None}
     return SimpleNamespace(NAME=PREFIX + name, PEERS=peers, **own | sizes | changes)
 
@@ -107,13 +108,13 @@ STAGES = [
         same=distillation_engines.same,
         amount=distillation.amount,
     ),
-    _stage(finetuning, "fine-tuning", TRAINING, full={}, large={"rows": 16}),
+    _stage(finetuning, "fine-tuning", TRAINING, full={"rows": 16}, large={"rows": 8}),
     _stage(
         multiple_choice,
         "multiple choice",
         SCORING,
-        full={"shots": ASKED, "documents": 16, "batch_size": 8},
-        large={"documents": 8},
+        full={"shots": ASKED, "documents": 8, "batch_size": 8},
+        large={},
     ),
     _stage(merging, "merging", MERGING, full={}, large={}),
 ]

@@ -1,4 +1,4 @@
-"""Our way and a peer's to do the same work: timed turn about in one process, peak memory of each in its own process.
+"""Our way and a peer's to do the same work: timed side by side in one process, peak memory of each in its own process.
 
 A stage is a module with
 
@@ -89,20 +89,24 @@ def computing_in(stage: ModuleType):
 
 
 def _turns(stage: ModuleType, state) -> tuple[dict[str, list[float]], dict, float]:
-    """Time ratios by peer, a turn each of ours and of the peers that have turns left; each side's last answer; and the
-    median of our seconds."""
+    """Time ratios by peer, each side's last answer, and the median of our seconds.
+
+    Ours runs once beside each peer, before or after it by turns, as the machine may slow down meanwhile.
+    """
     amount = getattr(stage, "amount", lambda answer: 1)
     ratios, answers, own = {name: [] for name in stage.PEERS}, {}, []
+
+    def seconds(side: str) -> float:
+        run, start = stage.ours if side == "ours" else stage.PEERS[side][0], time.perf_counter()
+        answers[side] = run(state)
+        return time.perf_counter() - start
+
     for turn in range(max(repetitions for _, repetitions in stage.PEERS.values())):
-        sides = {name: peer for name, (peer, repetitions) in stage.PEERS.items() if turn < repetitions}
-        sides, seconds = sides | {"ours": stage.ours}, {}
-        for side in sorted(sides, reverse=bool(turn % 2)):
-            start = time.perf_counter()
-            answers[side] = sides[side](state)
-            seconds[side] = (time.perf_counter() - start) / amount(answers[side])
-        own.append(seconds["ours"] * amount(answers["ours"]))
-        for name in sides.keys() - {"ours"}:
-            ratios[name].append(seconds[name] / seconds["ours"])
+        for name in [name for name, (_, repetitions) in stage.PEERS.items() if turn < repetitions]:
+            taken = {side: seconds(side) for side in ((name, "ours") if turn % 2 else ("ours", name))}
+            peer, ours = (taken[side] / amount(answers[side]) for side in (name, "ours"))
+            ratios[name].append(peer / ours)
+            own.append(taken["ours"])
     return ratios, answers, statistics.median(own)
 
 

@@ -22,7 +22,6 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from peft import LoraConfig
-from peft.helpers import disable_input_dtype_casting
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -115,9 +114,7 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
     vars(trainer).update(given)
     if kind is not Trainer or model.device.type == "cpu":
         trainer.model_accepts_loss_kwargs = True  # our own loss divides by a step's tokens, whatever the model's knows
-    # Autocast casts inputs, and only where it must.
-    casting = disable_input_dtype_casting(trainer.model, active=arguments.bf16)
-    with disk.told(), casting, lora_linear.added_in_place(trainer.model):
+    with disk.told(), lora_linear.added_in_place(trainer.model):
         trainer.train(resume_from_checkpoint=newest(place))
     return _save(trainer, scheduled, job, len(data))
 

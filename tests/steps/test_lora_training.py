@@ -1,7 +1,6 @@
 """A killed training resumes, batches hold no padding, and two processes train as one does: each against plain runs."""
 
 import pickle
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -191,17 +190,6 @@ def test_the_first_loss_is_the_one_that_transformers_computes(tokenizer, model_f
             batch["input_ids"], attention_mask=mask.long(), position_ids=positions, labels=labels
         ).loss
     assert report["loss"][0][1] == pytest.approx(float(loss), abs=1e-5)
-
-
-def test_activations_that_stay_in_bfloat16_train_as_those_that_are_cast_to_and_fro(
-    model_folder, data, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("SDD_DTYPE", "bfloat16")
-    report = lora_training.train(job_of(model_folder, tmp_path / "kept"), data)
-    monkeypatch.setattr(lora_training, "disable_input_dtype_casting", lambda model, active: nullcontext())
-    assert lora_training.train(job_of(model_folder, tmp_path / "cast"), data)["loss"] == report["loss"]
-    kept, cast = weights(tmp_path / "kept"), weights(tmp_path / "cast")
-    assert all(tensor.dtype == torch.float32 and tensor.equal(cast[name]) for name, tensor in kept.items())
 
 
 @pytest.mark.parametrize("config", [LlamaConfig, MistralConfig, Qwen3Config, Gemma3TextConfig])
