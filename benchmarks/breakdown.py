@@ -8,7 +8,6 @@ import argparse
 import importlib
 import json
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -52,22 +51,16 @@ def parts(seconds: dict[str, float]) -> dict:
 
 
 def measure(name: str, model: str, *, size: dict | None = None) -> dict:
-    """{stage, model, dtype, roofline_share, parts, largest_other} of our side of a stage.
-
-    The share of the limit is that of a turn without the profiler. One turn warms up before.
-    """
+    """{stage, model, dtype, parts, largest_other} of our side of a stage, after a turn that warms up."""
     stage = importlib.import_module(f"benchmarks.{name}")
     with tempfile.TemporaryDirectory() as scratch, compare.computing_in(stage):
         state = stage.prepare(model, scratch=Path(scratch), **(size or run.size_of(stage, model)))
         stage.ours(state)
-        start = time.perf_counter()
-        answer = stage.ours(state)
-        share = stage.least_seconds(model, state, answer) / (time.perf_counter() - start)
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             stage.ours(state)
         made = {"stage": stage.NAME, "model": compare.model_name(model), "dtype": precision.dtype_name()}
     seconds = {entry.key: entry.self_cpu_time_total for entry in profiled.key_averages()}
-    return made | {"roofline_share": round(share, 3)} | parts(seconds)
+    return made | parts(seconds)
 
 
 def table(entries: list[dict]) -> pd.DataFrame:
@@ -77,7 +70,6 @@ def table(entries: list[dict]) -> pd.DataFrame:
             "stage": entry["stage"],
             "model": entry["model"],
             "precision": entry["dtype"],
-            "share of the limit": f"{entry['roofline_share']:.0%}",
             **{part: f"{share:.0%}" for part, share in entry["parts"].items()},
             "largest of the other": ", ".join(
                 f"{name.removeprefix('aten::')} {share:.0%}" for name, share in entry["largest_other"].items()

@@ -6,6 +6,7 @@ its peak.
 """
 
 import argparse
+import functools
 import importlib
 import json
 import tempfile
@@ -114,9 +115,14 @@ def _merging(state) -> None:
 
 
 def measure(model: str, stage: str, amount: str, value: int) -> dict:
-    """{value, seconds, bytes} of a stage with one amount changed."""
+    """{value, seconds, bytes} of a stage with one amount changed; what several amounts share is measured once."""
+    seconds, added = _measured(model, **BASE | {"stage": stage, amount: value})
+    return {"value": value, "seconds": seconds, "bytes": added}
+
+
+@functools.cache
+def _measured(model: str, **size) -> tuple[float, int]:
     module = importlib.import_module("benchmarks.scaling")  # by that name a fresh process finds it, too
-    size = BASE | {"stage": stage, amount: value}
     with tempfile.TemporaryDirectory() as scratch:
         state, seconds = prepare(model, scratch=Path(scratch), **size), []
         for _ in range(TURNS):
@@ -124,7 +130,7 @@ def measure(model: str, stage: str, amount: str, value: int) -> dict:
             ours(state)
             seconds.append(time.perf_counter() - start)
     added, _ = compare.peak(module, "ours", size=size, model=model)
-    return {"value": value, "seconds": round(min(seconds), 4), "bytes": max(added, MEGABYTE)}
+    return round(min(seconds), 4), max(added, MEGABYTE)
 
 
 def exponent(points: list[dict], key: str) -> float:
