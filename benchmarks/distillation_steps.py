@@ -1,5 +1,7 @@
 """What a training step by each loss takes beside cross-entropy: `python -m benchmarks.distillation_steps`.
 
+Writes `distillation_steps.json` and `.md` beside this file.
+
 The embedded study's model without six layers learns the same rows by each loss in turn, so that whatever else the
 machine does meets all of them. A ratio is that of median steps; first steps, which warm up, do not count.
 """
@@ -8,6 +10,8 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
+
+import pandas as pd
 
 from benchmarks import some_rows
 from sdd_utils import ROOT
@@ -44,6 +48,21 @@ def steps(model: str, scratch: Path, *, rows: int, turns: int) -> dict[str, list
     return seconds
 
 
+def table(found: dict) -> pd.DataFrame:
+    """A row per loss."""
+    work = f"{found['rows']} rows, {found['batch_size']} a step, {found['dtype']}, {found['threads']} threads"
+    return pd.DataFrame(
+        {
+            "loss": loss.replace("_", " "),
+            "time of a step / that of cross entropy": f"{ratio:.2f}",
+            "steps timed": str(found["steps"][loss]),
+            "work": work,
+            "processor": found["device"],
+        }
+        for loss, ratio in found["ratio"].items()
+    )
+
+
 def main() -> None:
     """Measure, and write what came out beside this script."""
     with tempfile.TemporaryDirectory(dir=ROOT / "work") as folder:
@@ -58,6 +77,7 @@ def main() -> None:
     counted = {"rows": ROWS, "batch_size": SETTINGS["batch_size"], "steps": {k: len(v) for k, v in seconds.items()}}
     found = {"median_s": medians, "ratio": ratios, "dtype": precision.dtype_name(), **counted, **made}
     write_json(OUT, found)
+    OUT.with_suffix(".md").write_text(table(found).to_markdown(index=False, disable_numparse=True) + "\n")
     print(json.dumps(found, indent=1))
 
 
