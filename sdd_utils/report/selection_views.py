@@ -22,7 +22,7 @@ _LOOKS = {  # name, colour, marker, line style; the two arms that are healed kee
 }
 STRATEGY_NAMES = {strategy: look[0] for strategy, look in _LOOKS.items()}
 _MEASURES = {LOST_BITS: "bits per byte lost", KL: "KL, nats per token"}
-_PANELS = {LOST_BITS: "on right answers, out of domain", KL: "on the original's answers"}
+_PANELS = {LOST_BITS: "on right answers, {tasks}", KL: "on the original's answers"}
 
 
 def chosen_layers(choices: list[dict], depth: int) -> Figure:
@@ -66,13 +66,14 @@ def job_damage(original: dict, models: list[dict], *, block_size: int) -> list[d
     return damage([original, own], {})
 
 
-def damage_curves(points: list[dict]) -> Figure:
+def damage_curves(points: list[dict], *, tasks: str = "out of domain") -> Figure:
     """Damage against the layers removed, a panel per measure, a line per strategy and per arm that was fine-tuned.
 
     The random control is a band from the least to the most of its draws, around their mean.
 
     Args:
         points: of `layer_damage.damage`.
+        tasks: which ones bits per byte are of, for the title.
     """
     measures = [name for name in _MEASURES if any(point["measure"] == name for point in points)]
     drawn, axes = figure(len(measures), width=WIDEST if len(measures) > 1 else 6.4, height=4.6)
@@ -82,7 +83,7 @@ def damage_curves(points: list[dict]) -> Figure:
         _draw_damage(axis, own)
         axis.set(xlabel="layers removed, n", ylabel=f"{_MEASURES[measure]} (95 % interval)")
         tuned = measure == KL and any(point["arm"] != "no_ft" for point in own)
-        axis.set_title(_PANELS[measure] + tuned * f" (favour {NAMES['self_data_ft']})")
+        axis.set_title(_PANELS[measure].format(tasks=tasks) + tuned * f" (favour {NAMES['self_data_ft']})")
         legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     drawn.suptitle("What removing layers costs, by how they were chosen")
     drawn.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3)

@@ -56,7 +56,7 @@ def decoding_table(metrics: dict) -> pd.DataFrame:
             "prompts, same texts": f"{run['prompts']}, {run['same_texts']}",
             "passes of the original without a draft": run["tokens"],
             "passes with it": run["passes"],
-            "passes that follow from two forward passes": run["replayed_passes"],
+            "passes that follow from the draft's agreement": run["replayed_passes"],
             "tokens per pass": f"{run['tokens'] / run['passes']:.3f}",
             "tokens per pass by the formula": f"{tokens_per_pass(*forecast.values()):.3f}",
             "speed-up": f"{run['seconds']['plain'] / run['seconds']['assisted']:.2f}",
