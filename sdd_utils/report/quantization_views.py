@@ -56,13 +56,13 @@ def quantization_figure(metrics: dict) -> Figure:
         metrics: of the record of 08.
     """
     rows = stored_models(metrics)
-    measures = _measures(rows)
+    measures, sets = _measures(rows), sorted({row["data_set"] for row in rows if row["data_set"]})
     drawn, axes = figure(len(measures), width=WIDEST, height=4.4)
     legend = {}
     for axis, measure in zip(axes, measures, strict=True):
         for which in dict.fromkeys((row["arm"], row["block_size"], row["data_set"]) for row in rows):
             own = [row for row in rows if (row["arm"], row["block_size"], row["data_set"]) == which]
-            _draw_model(axis, own, measure)
+            _draw_model(axis, own, measure, sets=sets)
         _draw_front(axis, rows, measure)
         axis.set(xlabel="weights on disk (MB)", ylabel=_AXES[measure], title=_TITLES[measure], xlim=(0, None))
         legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
@@ -73,10 +73,16 @@ def quantization_figure(metrics: dict) -> Figure:
     return drawn
 
 
-def _draw_model(axis: Axes, rows: list[dict], measure: str) -> None:
-    """The formats of one model, each with its name; a choice probability with its 95 % interval."""
+def _draw_model(axis: Axes, rows: list[dict], measure: str, *, sets: list[str]) -> None:
+    """The formats of one model, each with its name; a choice probability with its 95 % interval.
+
+    Where models learnt one of several data sets, their names say which, and markers of all but the first are hollow.
+    """
     arm, reach = rows[0]["arm"], [1.96 * row["stderr"] * (measure != "kl") for row in rows]
-    look = {"color": COLOURS[arm], "marker": MARKERS[arm], "ls": LINES[arm], "label": NAMES[arm], "elinewidth": 0.8}
+    learnt = rows[0]["data_set"]
+    label = f"{NAMES[arm]}, {learnt}" if learnt and len(sets) > 1 else NAMES[arm]
+    look = {"color": COLOURS[arm], "marker": MARKERS[arm], "ls": LINES[arm], "label": label, "elinewidth": 0.8}
+    look |= {"mfc": "white"} if learnt in sets[1:] else {}
     axis.errorbar([row["bytes"] / _MEGABYTE for row in rows], [row[measure] for row in rows], reach, **look)
     for row in rows:
         where = row["bytes"] / _MEGABYTE, row[measure]

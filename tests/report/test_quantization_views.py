@@ -39,6 +39,16 @@ def test_each_model_is_a_line_through_its_formats_and_the_front_lies_under_them(
     assert sorted(text.get_text() for text in axis.texts) == sorted(row["format"] for row in ROWS)
 
 
+def test_models_of_two_data_sets_are_told_apart():
+    again = {f"{name}-b": model | {"data_set": "b"} for name, model in METRICS["models"].items() if model["data_set"]}
+    axis = quantization_views.quantization_figure(METRICS | {"models": METRICS["models"] | again}).axes[0]
+    drawn = lines(axis)
+    assert set(drawn) == {"Original", "No FT", "Self-Data FT, a", "Self-Data FT, b"}
+    fills = [drawn[f"Self-Data FT, {name}"].lines[0].get_markerfacecolor() for name in "ab"]
+    assert fills[1] == "white" != fills[0]
+    plt.close("all")
+
+
 def test_the_table_says_what_is_on_the_front_and_which_arm_is_favoured():
     favours, *rows = quantization_views.quantization_table(METRICS).to_dict("records")
     assert (favours["model"], favours["KL"], favours["choice probability"]) == ("Favours", "Self-Data FT", "-")
