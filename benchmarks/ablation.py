@@ -13,10 +13,9 @@ import torch
 from transformers import AttentionInterface
 from transformers.models.llama.modeling_llama import repeat_kv
 
-from benchmarks import distillation, distillation_engines, finetuning, merging, multiple_choice, some_rows
+from benchmarks import distillation, distillation_engines, finetuning, multiple_choice, some_rows
 from sdd_utils.engine import attention, decoding, kv_slots, lm_eval_model, lora_linear, packed_linear
 from sdd_utils.steps import lora_training
-from sdd_utils.steps import merging as merging_step
 
 PREFIX = "ablation: "
 CONTROL = "ours once more"  # how far its ratio is from 1 is how much the others say
@@ -70,7 +69,6 @@ SCORING = {
     "examples shared by documents": off(lm_eval_model, "WORTHWHILE", 2**30),
     "packed weights": UNPACKED,
 }
-MERGING = {"tensors of up to four pieces held": off(merging_step, "KEPT", 1)}
 
 
 def _texts(model, **size) -> dict:
@@ -116,5 +114,4 @@ STAGES = [
         full={"shots": ASKED, "documents": 8, "batch_size": 8},
         large={},
     ),
-    _stage(merging, "merging", MERGING, full={}, large={}),
 ]

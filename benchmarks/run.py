@@ -97,7 +97,7 @@ def table(entries: list[dict]) -> pd.DataFrame:
             "model": entry["model"],
             "peer": entry["peer"],
             "peer's time / ours": f"{entry['ratio_time']:.2f}",
-            "n, smallest to largest": f"{entry['n']}, {entry['spread'][0]:.2f} to {entry['spread'][1]:.2f}",
+            "turns, smallest to largest": f"{entry['n']}, {entry['spread'][0]:.2f} to {entry['spread'][1]:.2f}",
             "share of the limit": _or_dash(entry["roofline_share"], "{:.0%}"),
             "peer's memory / ours": _or_dash(entry["ratio_memory"], "{:.2f}"),
             "our peak, GB": _or_dash(entry["peak"] and entry["peak"] / 1e9, "{:.1f}"),

@@ -53,7 +53,7 @@ LOOKS = {
 }
 WORDS = {"rows": "rows", "tokens": "tokens per row", "layers": "layers", "batch": "rows at once"}
 WORDS |= {"block_sizes": "block sizes"}
-TURNS = 2
+TURNS = 5  # the shortest counts
 MEGABYTE = 2**20  # less than this is not told from the allocator's noise
 SMALL = BASE | {"stage": "similarity", "layers": 2, "rows": 2, "tokens": 8, "block_sizes": 1}  # warms `compare.peak` up
 

@@ -24,7 +24,6 @@ from sdd_utils.models import store
 from sdd_utils.models.store import write_manifest
 
 BLOCK = 2**16  # elements of a piece that are computed at a time
-KEPT = 4  # pieces of either parent that are held: tensors of no more are read once
 LERP_ABOVE = 0.9995  # |cos| from which sin(angle) is too small to divide by; mergekit's threshold
 _CONTEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
@@ -177,18 +176,17 @@ def _merge_shard(
 ) -> tuple[dict, str]:
     """Write one shard of the merge, piece by piece in the order of the first parent's; returns the angles and its hash.
 
-    Large tensors are read twice, for the angle and for the sum: the second time from the system's memory of files.
+    Tensors of more than one piece are read twice, for the angle and for the sum, the second time from the file cache.
     """
-    angles, digest, sides, spaces = {}, hashlib.sha256(), buffers(2 * KEPT).unflatten(0, (2, KEPT)), _block_buffers()
+    angles, digest, sides, spaces = {}, hashlib.sha256(), buffers(2)[:, None], _block_buffers()
     outs = cycle(buffers(tensor_stream.AHEAD + 2))  # one is being filled, one being written
     with shard_writer(out, digest, header(pairs[0][0].shard)) as write:
         for pair in pairs:
             name, dtype = pair[0].name, pair[0].dtype
-            kept = math.prod(pair[0].shape) <= KEPT * tensor_stream.CHUNK
-            read = [*_read(pair, sides)] if kept else []
-            angles[name] = w = _angle(read or _read(pair, sides[:, :1]), spaces)
+            read = [*_read(pair, sides)] if math.prod(pair[0].shape) <= tensor_stream.CHUNK else []
+            angles[name] = w = _angle(read or _read(pair, sides), spaces)
             views = (out.view(dtype) for out in outs)
-            for piece in _sums(read or _read(pair, sides[:, :1]), views, *_weights(how, w, t), spaces):
+            for piece in _sums(read or _read(pair, sides), views, *_weights(how, w, t), spaces):
                 write(piece)
     return angles, digest.hexdigest()
 

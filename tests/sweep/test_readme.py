@@ -17,7 +17,9 @@ TABLES = {
     "README.md": {"results/embedded/tables/headline_claims"},
     "results.md": {f"results/embedded/tables/{name}" for name in EMBEDDED},
     "studies.md": {f"results/selection/tables/{name}" for name in ("headline_claims", "layer_damage")},
-    "performance.md": {f"benchmarks/{name}" for name in ("results", "ablation", "breakdown", "evaluation_cost", "scaling")},
+    "performance.md": {
+        f"benchmarks/{name}" for name in ("results", "ablation", "breakdown", "evaluation_cost", "scaling")
+    },
     "own-model.md": {"benchmarks/rewrite_wordings", "results/models"},
 }
 
