@@ -16,7 +16,10 @@ EMBEDDED += ("bits_per_byte", "fidelity", "paper_vs_ours")
 TABLES = {
     "README.md": {"results/embedded/tables/headline_claims"},
     "results.md": {f"results/embedded/tables/{name}" for name in EMBEDDED},
-    "studies.md": {f"results/selection/tables/{name}" for name in ("headline_claims", "layer_damage")},
+    "studies.md": {
+        *(f"results/selection/tables/{name}" for name in ("headline_claims", "layer_damage")),
+        *(f"results/healing/tables/{name}" for name in ("claims", "bits_per_byte", "budget")),
+    },
     "performance.md": {
         f"benchmarks/{name}" for name in ("results", "ablation", "breakdown", "evaluation_cost", "scaling")
     },
