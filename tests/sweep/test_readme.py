@@ -19,6 +19,7 @@ TABLES = {
     "studies.md": {
         *(f"results/selection/tables/{name}" for name in ("headline_claims", "layer_damage")),
         *(f"results/healing/tables/{name}" for name in ("claims", "bits_per_byte", "budget")),
+        *(f"results/deployment/tables/{name}" for name in ("speculative_decoding", "quantization")),
     },
     "performance.md": {
         f"benchmarks/{name}" for name in ("results", "ablation", "breakdown", "evaluation_cost", "scaling")
