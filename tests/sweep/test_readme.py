@@ -20,6 +20,7 @@ TABLES = {
         *(f"results/selection/tables/{name}" for name in ("headline_claims", "layer_damage")),
         *(f"results/healing/tables/{name}" for name in ("claims", "bits_per_byte", "budget")),
         *(f"results/deployment/tables/{name}" for name in ("speculative_decoding", "quantization")),
+        "benchmarks/distillation_steps",
     },
     "performance.md": {
         f"benchmarks/{name}" for name in ("results", "ablation", "breakdown", "evaluation_cost", "scaling")
