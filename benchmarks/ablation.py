@@ -86,7 +86,7 @@ def _stage(stage: ModuleType, name: str, switches: dict[str, Switch], *, full: d
 
         return run
 
-    own = {name: value for name, value in vars(stage).items() if name in ("prepare", "ours", "same", "OWN_MODEL")}
+    own = {name: value for name, value in vars(stage).items() if name in ("prepare", "ours", "same")}
     peers = {CONTROL: (without(nullcontext), TURNS)}
     peers |= {f"without: {path}": (without(switch), TURNS) for path, switch in switches.items()}
     sizes = {"FULL": stage.FULL | full, "LARGE": large, "SMALL": stage.SMALL, "MEMORY": None}

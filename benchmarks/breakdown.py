@@ -6,7 +6,6 @@ together as products of linear maps, attention and everything else. MODELS as in
 
 import argparse
 import importlib
-import json
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -17,9 +16,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import compare, run
 from sdd_utils.base import precision
 from sdd_utils.base.provenance import cpu_name
-from sdd_utils.sweep import readme
 
-HERE = Path(__file__).parent
+OUT = Path(__file__).with_suffix(".json")
 STAGES = ("reading", "joint_decoding", "finetuning_bfloat16")
 PRODUCTS, ATTENTION, OTHER = "linear maps", "attention", "other"
 # Parts of operators' names. `bmm` is attention's: no linear map of a decoder multiplies batches.
@@ -82,20 +80,10 @@ def table(entries: list[dict]) -> pd.DataFrame:
 
 def main(models: list[str]) -> None:
     """Measure, put the entries in the place of those of the same stage, model and processor, and fill the page."""
-    path = HERE / "breakdown.json"
-    found = {_key(entry): entry for entry in (json.loads(path.read_text()) if path.is_file() else [])}
     for name, model in [(name, model) for model in models for name in STAGES]:
         entry = measure(name, model) | {"processor": cpu_name()}
-        found[_key(entry)] = entry
+        run.keep([entry], OUT, key=("stage", "model", "processor"), table=table)
         print(entry, flush=True)
-    entries = [*found.values()]
-    path.write_text(json.dumps(entries, indent=1) + "\n")
-    (HERE / "breakdown.md").write_text(table(entries).to_markdown(index=False, disable_numparse=True) + "\n")
-    run.PAGE.write_text(readme.fill_page(run.PAGE.read_text()))
-
-
-def _key(entry: dict) -> tuple:
-    return entry["stage"], entry["model"], entry["processor"]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import some_rows
+from benchmarks import run, some_rows
 from sdd_utils import ROOT
 from sdd_utils.base import precision
 from sdd_utils.base.files import write_json
@@ -77,7 +77,7 @@ def main() -> None:
     counted = {"rows": ROWS, "batch_size": SETTINGS["batch_size"], "steps": {k: len(v) for k, v in seconds.items()}}
     found = {"median_s": medians, "ratio": ratios, "dtype": precision.dtype_name(), **counted, **made}
     write_json(OUT, found)
-    OUT.with_suffix(".md").write_text(table(found).to_markdown(index=False, disable_numparse=True) + "\n")
+    OUT.with_suffix(".md").write_text(run.as_markdown(table(found)))
     print(json.dumps(found, indent=1))
 
 

@@ -5,7 +5,6 @@ time holds neither the loading of the model nor that of lm-eval's index, but rea
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from sdd_utils.base.provenance import cpu_name
 from sdd_utils.models import store
 from sdd_utils.steps import evaluation
 from sdd_utils.study.schema import load_study
-from sdd_utils.sweep import readme
 
 OUT = Path(__file__).with_suffix(".json")
 
@@ -52,15 +50,7 @@ def table(entries: list[dict]) -> pd.DataFrame:
 
 def add(entry: dict) -> None:
     """Put an entry in the place of the one of the same study, model and processor, and fill the page."""
-    kept = {_key(one): one for one in (json.loads(OUT.read_text()) if OUT.is_file() else [])}
-    entries = [*(kept | {_key(entry): entry}).values()]
-    OUT.write_text(json.dumps(entries, indent=1) + "\n")
-    OUT.with_suffix(".md").write_text(table(entries).to_markdown(index=False, disable_numparse=True) + "\n")
-    run.PAGE.write_text(readme.fill_page(run.PAGE.read_text()))
-
-
-def _key(entry: dict) -> tuple:
-    return entry["study"], entry["model"], entry["processor"]
+    run.keep([entry], OUT, key=("study", "model", "processor"), table=table)
 
 
 def main() -> None:
@@ -76,7 +66,7 @@ def main() -> None:
     entry = {"study": Path(given.study).name.removesuffix(".yaml"), "model": compare.model_name(model)}
     entry |= {"processor": cpu_name(), "dtype": precision.dtype_name(), "tasks": tasks}
     add(entry)
-    print(table([entry]).to_markdown(index=False))
+    print(run.as_markdown(table([entry])))
 
 
 if __name__ == "__main__":

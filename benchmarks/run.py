@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -85,7 +86,20 @@ def tables(entries: list[dict]) -> dict[str, str]:
 
 
 def as_text(entries: list[dict]) -> str:
-    return table(entries).to_markdown(index=False, disable_numparse=True) + "\n"
+    return as_markdown(table(entries))
+
+
+def as_markdown(shown: pd.DataFrame) -> str:
+    return shown.to_markdown(index=False, disable_numparse=True) + "\n"
+
+
+def keep(entries: list[dict], path: Path, *, key: tuple[str, ...], table: Callable[[list[dict]], pd.DataFrame]) -> None:
+    """Put entries in the place of those of the same key in a JSON file, write its table beside it, fill the page."""
+    before = json.loads(path.read_text()) if path.is_file() else []
+    found = [*{tuple(entry[name] for name in key): entry for entry in [*before, *entries]}.values()]
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.with_suffix(".md").write_text(as_markdown(table(found)))
+    PAGE.write_text(readme.fill_page(PAGE.read_text()))
 
 
 def table(entries: list[dict]) -> pd.DataFrame:

@@ -189,7 +189,7 @@ def main(models: list[str]) -> None:
         found[-1]["points"] = points
         print(found[-1], flush=True)
     (HERE / "scaling.json").write_text(json.dumps(found, indent=1) + "\n")
-    (HERE / "scaling.md").write_text(table(found).to_markdown(index=False, disable_numparse=True) + "\n")
+    (HERE / "scaling.md").write_text(run.as_markdown(table(found)))
     draw(found).savefig(HERE / "scaling.png", metadata={"Software": None})
     run.PAGE.write_text(readme.fill_page(run.PAGE.read_text()))
 
