@@ -147,7 +147,6 @@ def draw(found: list[dict]) -> Figure:
         _panel(axis, [entry for entry in found if (entry["model"], entry["amount"]) == (model, amount)])
         axis.set(title=model if amount == "rows" else "", xlabel=WORDS[amount])
     drawn.suptitle("How time and added memory grow with the work")
-    drawn.tight_layout()
     return drawn
 
 
@@ -158,7 +157,7 @@ def _panel(axis, entries: list[dict]) -> None:
             label = f"{entry['stage']}, {what}: {entry['exponents'][key]:.2f}"
             axis.plot(x, y / y[0], line, label=label, **LOOKS[entry["stage"]])
     values = sorted({point["value"] for entry in entries for point in entry["points"]})
-    axis.set(xscale="log", yscale="log", ylabel="relative to the smallest amount", ylim=(0.1, 40))
+    axis.set(xscale="log", yscale="log", ylabel="relative to the smallest amount", ylim=(0.1, 200))
     axis.set_xticks(values, [str(value) for value in values])
     axis.xaxis.set_minor_locator(ticker.NullLocator())
     axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
