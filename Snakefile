@@ -148,6 +148,7 @@ rule merging:
     log: f"{LOGS}/merging-{{job}}.ipynb"
     params: values=lambda w: parameters(f"merging-{w.job}"), environment=ENVIRONMENT
     message: "05 merges, {wildcards.job}"
+    priority: 2  # the adapters that it reads are not saved
     resources: mem_mb=memory("merging")
     shell: execute("merging")
 
@@ -157,6 +158,7 @@ rule embedding_similarity:
     log: f"{LOGS}/embedding_similarity-{{job}}.ipynb"
     params: values=lambda w: parameters(f"embedding_similarity-{w.job}"), environment=ENVIRONMENT
     message: "06 embedding similarity, {wildcards.job}"
+    priority: 2  # the adapters that it reads are not saved
     resources: mem_mb=memory("embedding_similarity")
     shell: execute("embedding_similarity")
 
@@ -166,6 +168,7 @@ rule speculative_decoding:
     log: f"{LOGS}/speculative_decoding.ipynb"
     params: values=lambda w: parameters("speculative_decoding"), environment=ENVIRONMENT
     message: "07 speculative decoding"
+    priority: 2  # the adapters that it reads are not saved
     resources: mem_mb=memory("speculative_decoding")
     shell: execute("speculative_decoding")
 
@@ -175,6 +178,7 @@ rule quantization:
     log: f"{LOGS}/quantization.ipynb"
     params: values=lambda w: parameters("quantization"), environment=ENVIRONMENT
     message: "08 quantization"
+    priority: 2  # the adapters that it reads are not saved
     resources: mem_mb=memory("quantization")
     shell: execute("quantization")
 

@@ -6,6 +6,7 @@ It is read from the sources, so no list of modules is kept by hand.
 import ast
 import functools
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import grimp
 
 from sdd_utils import ROOT
 
-# The rooms whose code makes numbers. Precision is the one thing in `base` that a number depends on.
-NUMBERS = ("base.precision", "data", "tasks", "models", "engine", "steps", "analysis")
+# The rooms whose code makes numbers. Of `base` only precision and the measures of choices count.
+NUMBERS = ("base.precision", "base.choices", "data", "tasks", "models", "engine", "steps", "analysis")
 
 
 @functools.cache
@@ -62,9 +63,23 @@ def modules_of_notebook(cells: list[str]) -> set[str]:
 
 
 def code_digest(names: Iterable[str], *, rooms: tuple[str, ...] = NUMBERS) -> str:
-    """Digest (hex) of what the code behind these modules does: comments and docstrings may change."""
-    trees = (ast.parse(path.read_text("utf-8")) for path in files_behind(names, rooms=rooms) if path.suffix == ".py")
-    return hashlib.sha256("\n".join(map(_without_docstrings, trees)).encode()).hexdigest()
+    """Digest (hex) of what the files behind these modules do: comments and docstrings of code may change."""
+    texts = {path: path.read_text("utf-8") for path in files_behind(names, rooms=rooms)}
+    does = [_without_docstrings(ast.parse(text)) if path.suffix == ".py" else text for path, text in texts.items()]
+    return hashlib.sha256("\n".join(does).encode()).hexdigest()
+
+
+@functools.cache
+def notebook_digest(name: str) -> str:
+    """Digest (hex) of what a notebook's code cells and the code behind them do; see `code_digest`.
+
+    Args:
+        name: the file's name without its ending.
+    """
+    notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    own = ast.dump(ast.parse("\n".join(cells)))
+    return hashlib.sha256((own + code_digest(modules_of_notebook(cells))).encode()).hexdigest()
 
 
 def _without_docstrings(tree: ast.Module) -> str:

@@ -27,7 +27,7 @@ def process_provenance(*, seed: int | None) -> dict:
     return {
         "commit": commit,
         "dirty": bool(changes),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS_OF},
+        "versions": versions(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "dtype": precision.dtype_name(),
         "threads": torch.get_num_threads(),
@@ -36,6 +36,11 @@ def process_provenance(*, seed: int | None) -> dict:
         "wall_s": round(time.time() - _STARTED, 1),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _RSS_UNITS_PER_MB),
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS_OF}
 
 
 def cpu_name() -> str:

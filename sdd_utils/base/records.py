@@ -16,6 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from sdd_utils.base.files import json_text, write_text
+from sdd_utils.base.import_graph import notebook_digest
 from sdd_utils.base.provenance import process_provenance
 
 SCHEMA = 4  # of all records; raised when a type below changes. Records of before types were checked had none.
@@ -421,6 +422,7 @@ class Provenance(TypedDict):
     started: str
     wall_s: float
     peak_rss_mb: int
+    code: NotRequired[str]  # see `base.import_graph.notebook_digest`
     training_s: NotRequired[dict[str, float]]  # of 04: seconds of each arm's steps
 
 
@@ -479,13 +481,14 @@ def write_record(path: Path, *, step: str, params: dict, metrics: dict, provenan
     Raises:
         ValueError: it is not of its step's type, or holds a NaN or an infinity, which means that the job went wrong.
     """
+    code = notebook_digest(NOTEBOOKS[step])
     record = {
         "schema": SCHEMA,
         "step": step,
         "study": params["study"],
         "params": params,
         "metrics": metrics,
-        "provenance": process_provenance(seed=params.get("seed")) | (provenance or {}),
+        "provenance": process_provenance(seed=params.get("seed")) | {"code": code} | (provenance or {}),
     }
     text = json_text(path, record)
     if wrong := _difference(json.loads(text)):

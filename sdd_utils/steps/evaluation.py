@@ -18,7 +18,7 @@ from sdd_utils import tasks as task_files
 from sdd_utils.base import precision
 from sdd_utils.base.choices import choice_probability, gold_bits_per_byte, margin, packed
 from sdd_utils.base.files import digest, file_sha256, keep_rows
-from sdd_utils.base.import_graph import files_behind
+from sdd_utils.base.import_graph import code_digest
 from sdd_utils.data import source_rows
 from sdd_utils.engine import generation, vllm_client, vllm_installed
 from sdd_utils.engine.generation import ADAPTER_WEIGHTS
@@ -123,8 +123,13 @@ def evaluate_model(
 
 def _code() -> list:
     """What else decides a score: the project's code and task files, versions, precision."""
-    own = [file_sha256(file) for file in files_behind([__name__])]
-    return [own, generation.TRANSFORMERS, generation.engine(), version("lm-eval"), precision.dtype_name()]
+    return [
+        code_digest([__name__]),
+        generation.TRANSFORMERS,
+        generation.engine(),
+        version("lm-eval"),
+        precision.dtype_name(),
+    ]
 
 
 def _identity(folder: Path) -> list:

@@ -108,3 +108,8 @@ class Run:
     def merges(self, **job) -> Path:
         """Parents and merges while a merging runs."""
         return self.folder / "merges" / job_name(**job)
+
+
+def saved_jobs(study: str) -> Run:
+    """Where git keeps what is finished of a study that still runs, see `sweep.take_over`; laid out like a run."""
+    return Run(committed_results(study) / "saved")

@@ -58,6 +58,10 @@ def _check_finished(run: Run, *, study) -> None:
         if other := other_keys(records[f"{job.name}.json"]["params"], job=job, study=study):
             raise ValueError(f"{job.name} in {place} was made with another {other[0]} than the study has now: {fix}")
     results = records.pop("results.json")
+    if len(precisions := sorted({record["provenance"]["dtype"] for record in records.values()})) > 1:
+        raise ValueError(
+            f"{place} holds jobs in {' and '.join(precisions)}, which are not comparable: set SDD_DTYPE, {fix}"
+        )
     report = StudyReport(records, in_domain=study.in_domain, folder=run.folder)
     if json.loads(json.dumps(report.summary())) != results["metrics"]:
         raise ValueError(f"results.json in {place} does not follow from the records beside it: {fix}")

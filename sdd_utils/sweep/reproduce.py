@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
@@ -28,9 +29,9 @@ from sdd_utils.analysis import verification
 from sdd_utils.base import disk, precision
 from sdd_utils.base.files import remove_unfinished, write_text
 from sdd_utils.engine import vllm_installed
-from sdd_utils.study.paths import Run, committed_results, shown
+from sdd_utils.study.paths import Run, committed_results, saved_jobs, shown
 from sdd_utils.study.schema import load_study, name_of, path_of
-from sdd_utils.sweep import preflight
+from sdd_utils.sweep import preflight, take_over
 
 MEMORY_LIMITS = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]  # v2, v1
 GRACE = 5  # seconds in which Snakemake ends that a signal has reached as well
@@ -51,19 +52,29 @@ def main() -> int:
 def _reproduce(arguments: argparse.Namespace, further: list[str]) -> int:
     name = name_of(arguments.study)
     run = arguments.run or f"work/{name}"
-    status = run_jobs(arguments.study, run=run, profile=arguments.profile, further=further)
+    saved = Run.at(arguments.saved) if arguments.saved else saved_jobs(name)
+    status = run_jobs(arguments.study, run=run, saved=saved, profile=arguments.profile, further=further)
     if status == 0 and Run.at(run).record("results").is_file():
         _print_results(Run.at(run))
         print(_comparison(arguments.study, run=Run.at(run), results=committed_results(name)))
     return status
 
 
-def run_jobs(study: str, *, run: str, jobs: Sequence[str] = (), profile: str = "", further: Sequence[str] = ()) -> int:
+def run_jobs(
+    study: str,
+    *,
+    run: str,
+    jobs: Sequence[str] = (),
+    saved: Run | None = None,
+    profile: str = "",
+    further: Sequence[str] = (),
+) -> int:
     """Run a study's jobs in a folder, and say what stopped them.
 
     Args:
         study: name or path of the study.
         jobs: names of jobs; these run and what they need. None is the whole study.
+        saved: finished jobs that a run which has none takes over, see `take_over`.
         profile: a folder with Snakemake's settings of a cluster; "" is this machine.
         further: arguments for Snakemake.
 
@@ -79,7 +90,12 @@ def run_jobs(study: str, *, run: str, jobs: Sequence[str] = (), profile: str = "
     with locked(ROOT / run) as lock:  # before anything is written: the holder takes away what lies there unfinished
         _claim(ROOT / run, study=study)
         remove_unfinished(ROOT / run)
-        status, full = _snakemake(study, run=run, jobs=jobs, further=[*where, *further], lock=lock)
+        snakemake = partial(_snakemake, study=study, run=run, further=[*where, *further], lock=lock)
+        status, full = 0, False
+        if saved and saved.records.is_dir() and not {"-n", "--dry-run"} & {*further}:
+            status, full = take_over.take_over(load_study(study), run=Run.at(run), saved=saved, make_again=snakemake)
+        if not status:
+            status, full = snakemake(jobs)
     if status in ENDED.values():
         print(f"interrupted: what is done stays in {run}, the same command goes on from there", file=sys.stderr)
     elif status and full:
@@ -91,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="?", default="embedded", help="name of a file under studies/, or a path")
     parser.add_argument("--run", help="folder of the run and its tables, figures and page (default work/<study>)")
+    parser.add_argument("--saved", help="folder of saved jobs to go on from (default results/<study>/saved)")
     profile = "Snakemake profile of a cluster, e.g. profiles/slurm (default: this machine)"
     parser.add_argument("--profile", default="", help=profile)
     return parser
@@ -193,7 +210,7 @@ def _has_gpu() -> bool:
     return subprocess.run([nvidia_smi, "-L"], capture_output=True, check=False).returncode == 0
 
 
-def _snakemake(study: str, *, run: str, jobs: Sequence[str], further: Sequence[str], lock: int) -> tuple[int, bool]:
+def _snakemake(jobs: Sequence[str], *, study: str, run: str, further: Sequence[str], lock: int) -> tuple[int, bool]:
     """Run Snakemake to its end, and its jobs, also after a signal; it holds the lock as well.
 
     Returns:

@@ -52,7 +52,8 @@ def command(model_folder, tmp_path_factory):
 def call(command, module, *arguments):
     """Run another command of the sweep on the study; `published` holds its committed results."""
     folder, run = command
-    places = ["--run", str(folder / "run"), "--results", str(folder / "published")]
+    places = ["--run", str(folder / "run")]
+    places += [] if module == "take_over" else ["--results", str(folder / "published")]
     asked = [sys.executable, "-m", f"sdd_utils.sweep.{module}", run[3], *places, *arguments]
     return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -174,6 +175,29 @@ def test_jobs_picked_at_random_give_their_records_again_bit_for_bit(command, tmp
         committed = json.loads((folder / "published" / "records" / name).read_text())
         assert record["params"] == committed["params"] | {"run": str(tmp_path / "verify")}
         assert untimed(record["metrics"]) == untimed(committed["metrics"]), name
+
+
+def test_another_clone_takes_finished_jobs_over_and_runs_what_is_left_and_what_that_needs(command, tmp_path):
+    folder, run = command
+    saved, elsewhere = tmp_path / "saved", tmp_path / "run"
+    assert call(command, "take_over", "--saved", str(saved)).returncode == 0
+    (missing,) = (saved / "records").glob("finetuning-*-3rows-*")
+    before = json.loads(missing.read_text())["metrics"]
+    missing.unlink()
+    asked = [*run[:-1], str(elsewhere), "--saved", str(saved)]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    whole = sum(EXPECTED.values()) - 1
+    assert f"{whole - 1} of {whole - 1} saved jobs are as they would be made here" in done.stdout
+    kept = {path.name for path in (saved / "records").iterdir()}
+    places = [folder / "records" for folder in (saved, elsewhere)]
+    same = {name for name in kept if len({(place / name).read_bytes() for place in places}) == 1}
+    assert kept - same == {"pruning-n0.json", "pruning-n2.json", "distillation-pydoc.json"}
+    assert json.loads((elsewhere / "records" / missing.name).read_text())["metrics"] == before
+    texts = elsewhere / "generated" / "pydoc-distilled.jsonl"
+    assert texts.read_bytes() == (saved / "generated" / texts.name).read_bytes()  # none was written again
+    again = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "Nothing to be done" in again.stdout + again.stderr
 
 
 def untimed(metrics):
