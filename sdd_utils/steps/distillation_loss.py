@@ -41,14 +41,30 @@ def forward_kl(logits: Tensor, ids: Tensor, log_probs: Tensor) -> Tensor:
         ids: (positions, k) different tokens of each position, int64.
         log_probs: (positions, k + 1) float32, of p at these tokens and, last, of the rest's mass; they sum to 1.
     """
-    return _by_tiles(_forward_kl, logits, ids, log_probs)
+    return _by_tiles(_ForwardKL.apply, logits, ids, log_probs)
 
 
-def _forward_kl(logits: Tensor, ids: Tensor, log_probs: Tensor) -> Tensor:
-    logits = logits.float()
-    rest = logits.scatter(-1, ids, NEVER).logsumexp(dim=-1, keepdim=True)
-    found = torch.cat([logits.gather(-1, ids), rest], dim=-1).log_softmax(dim=-1)
-    return functional.kl_div(found, log_probs.clamp(min=NEVER), log_target=True, reduction="sum")
+class _ForwardKL(torch.autograd.Function):
+    """`forward_kl` with the gradient written out: autograd's would pass over all logits several times more."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, ids: Tensor, log_probs: Tensor) -> Tensor:
+        top = logits.gather(-1, ids).float()
+        tail = logits.to(torch.float32, copy=True).scatter_(-1, ids, -torch.inf)  # becomes exp(logit - largest)
+        largest = tail.amax(dim=-1, keepdim=True).clamp(min=NEVER)
+        mass = tail.sub_(largest).exp_().sum(dim=-1, keepdim=True)
+        rest = (largest + mass.log()).clamp(min=NEVER)
+        student, teacher = torch.cat([top, rest], dim=-1).log_softmax(dim=-1), log_probs.clamp(min=NEVER)
+        ctx.save_for_backward(tail, mass, ids, student.exp() - teacher.exp())
+        ctx.dtype = logits.dtype
+        return functional.kl_div(student, teacher, log_target=True, reduction="sum")
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        tail, mass, ids, moved = ctx.saved_tensors
+        moved = moved * grad
+        share = moved[:, -1:] / mass.clamp(min=1)  # 0 where all tokens are among the k, else exp(0) and more
+        return (tail * share).scatter_(-1, ids, moved[:, :-1]).to(ctx.dtype), None, None
 
 
 def coarse(log_probs: Tensor, k: int) -> tuple[Tensor, Tensor]:
