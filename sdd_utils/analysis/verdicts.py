@@ -70,7 +70,7 @@ def _verdict(part: dict) -> str:
     towards = part["side"] * part["estimate"]
     if part["p"] is None:  # exact: right if it prints as published
         return HOLDS if f"{towards:.4f}" == f"{part['size']:.4f}" else FAILS
-    if _too_few_seeds(part):
+    if _too_few_seeds(part) or part["se"] == 0:  # the same numbers on both sides say nothing of the arms
         return OPEN
     if _too_small(part):
         return FAILS

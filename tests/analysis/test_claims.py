@@ -93,6 +93,19 @@ def test_a_clear_lead_holds_and_its_absence_does_not():
     assert found["stays_closer"]["verdict"] == "does not hold"
 
 
+def test_arms_that_learnt_the_same_rows_are_not_compared():
+    world = World()
+    world.tune("gsm8k", sft=0.6, self_data_ft=0.6, divergence={"sft": 0.3, "self_data_ft": 0.3})
+    for record in world.records.values():  # as where no rewrite was kept
+        if record["step"] == "finetuning":
+            record["metrics"]["arms"]["self_data_ft"] = record["metrics"]["arms"]["sft"]
+    found = world.answers()
+    for key in ("forgets_less", "recovers_more", "recovery_lead", "gain", "stays_closer"):
+        assert (found[key]["verdict"], found[key]["estimate"]) == ("inconclusive", 0), key
+        assert found[key]["why"].endswith("so there is nothing to test with.")
+    assert found["heals_self_data_ft"]["verdict"] == "holds"
+
+
 def test_where_pruning_lost_nothing_no_size_of_a_gain_is_refuted():
     world = World(pruned=0.8)
     world.tune("gsm8k", sft=0.8, self_data_ft=0.8)
@@ -230,6 +243,9 @@ def test_claims_about_further_arms_are_asked_of_studies_that_have_them():
     assert list(plain.answers()) == [claim.key for claim in claims.claims({})]
     assert {answer["verdict"] for key, answer in world.answers().items() if key in more} == {"holds"}
     assert "Self-Data FT - logit KD in the share" in world.answers()["beats_logit_kd"]["why"]
+    everywhere = {"gsm8k": ["gsm8k"], "dolly": ["mmlu"]}  # its plain text may be of either
+    text = next(a for a in verdicts.judge_claims(world.records, in_domain=everywhere) if a["key"] == "plain_text")
+    assert (text["n"]["documents"], world.answers()["plain_text"]["n"]["documents"]) == (DOCUMENTS, 2 * DOCUMENTS)
     turned = World()
     turned.tune("gsm8k", sft=0.5, self_data_ft=0.55, logit_kd=0.7, text_kd=0.5)
     assert turned.answers()["beats_logit_kd"]["verdict"] == "does not hold"
