@@ -1,7 +1,7 @@
 """Whether a model's blocks would be chosen otherwise if texts began without its BOS token, and what a cut does to a
 configuration that names its layers' kinds.
 
-    python -m benchmarks.text_start gemma3-270m --block-size 4       # a minute; adds to benchmarks/text_start.json
+    python -m benchmarks.text_start gemma3-270m --block-size 4       # a minute; adds to benchmarks/text_start.json and .md
 
 Blocks are chosen from the embedded study's calibration set, as notebook 01 does it.
 """
@@ -11,6 +11,10 @@ import json
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
+
+from benchmarks import run
+from benchmarks.compare import model_name
 from sdd_utils.base.files import write_json
 from sdd_utils.base.provenance import process_provenance
 from sdd_utils.data.rows import calibration_set, text_of
@@ -59,6 +63,27 @@ def add(entry: dict) -> None:
     write_json(OUT, sorted([*others, entry], key=lambda one: (one["model"], one["block_size"])))
 
 
+def table(entries: list[dict]) -> pd.DataFrame:
+    """A row per model and block size."""
+    return pd.DataFrame(
+        {
+            "model": model_name(entry["model"]),
+            "opens texts with BOS": "yes" if entry["adds_bos"] else "no",
+            **{f"block {how}": _shown(block) for how, block in entry["blocks"].items()},
+            **{f"layers of each kind, {when}": _counted(kinds) for when, kinds in entry["layer_types"].items()},
+        }
+        for entry in entries
+    )
+
+
+def _shown(block: dict) -> str:
+    return f"[{block['start']}, {block['start'] + block['block_size']}), distance {block['distance']:.4f}"
+
+
+def _counted(kinds: dict[str, list[int]]) -> str:
+    return ", ".join(f"{kind.removesuffix('_attention')} {len(numbers)}" for kind, numbers in kinds.items()) or "-"
+
+
 def main() -> None:
     """Compare one model and keep what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -70,6 +95,7 @@ def main() -> None:
     found = compare(given.model, texts, block_size=given.block_size, **settings)
     on = {"model": given.model, "weights": store.weights_digest(given.model), "block_size": given.block_size}
     add(on | found | {"provenance": process_provenance(seed=None)})
+    OUT.with_suffix(".md").write_text(run.as_markdown(table(json.loads(OUT.read_text()))))
     print(json.dumps(found, indent=1))
 
 

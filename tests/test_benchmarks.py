@@ -385,7 +385,11 @@ def test_without_bos_a_block_is_chosen_as_by_a_tokenizer_that_adds_none(tmp_path
     other = text_start.compare(str(folder), texts, **settings)
     assert (found["adds_bos"], other["adds_bos"]) == (True, False)
     assert found["blocks"]["without BOS"] == other["blocks"]["as it is"] == other["blocks"]["without BOS"]
-    assert found["blocks"]["as it is"]["distance"] != other["blocks"]["as it is"]["distance"]
+    block = found["blocks"]["as it is"]
+    assert block["distance"] != other["blocks"]["as it is"]["distance"]
+    (line,) = text_start.table([{"model": str(folder), **found}]).to_dict("records")
+    assert (line["model"], line["opens texts with BOS"]) == ("adds", "yes")
+    assert line["block as it is"].startswith(f"[{block['start']}, {block['start'] + 3}), distance 0.")
 
 
 def test_layers_of_each_kind_are_numbered_anew_behind_a_cut():
@@ -393,6 +397,7 @@ def test_layers_of_each_kind_are_numbered_anew_behind_a_cut():
     assert text_start.kinds_of(config) == {"full_attention": [5], "sliding_attention": [0, 1, 2, 3, 4, 6]}
     cut = architecture.pruned_config(config, start=1, block_size=2)
     assert text_start.kinds_of(cut) == {"full_attention": [3], "sliding_attention": [0, 1, 2, 4]}
+    assert text_start._counted(text_start.kinds_of(cut)) == "full 1, sliding 4"
 
 
 def test_the_cost_of_an_evaluation_is_that_of_its_tasks(model_folder, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ TABLES = {
     "performance.md": {
         f"benchmarks/{name}" for name in ("results", "ablation", "breakdown", "evaluation_cost", "scaling")
     },
-    "own-model.md": {"benchmarks/rewrite_wordings", "results/models"},
+    "own-model.md": {"benchmarks/rewrite_wordings", "benchmarks/text_start", "results/models"},
 }
 
 
