@@ -1,7 +1,7 @@
 """Whether a model's blocks would be chosen otherwise if texts began without its BOS token, and what a cut does to a
 configuration that names its layers' kinds.
 
-    python -m benchmarks.text_start gemma3-270m --block-size 4       # a minute; adds to benchmarks/text_start.json and .md
+    python -m benchmarks.text_start gemma3-270m --block-size 4       # a minute; adds to text_start.json and .md here
 
 Blocks are chosen from the embedded study's calibration set, as notebook 01 does it.
 """
