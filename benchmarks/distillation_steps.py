@@ -24,7 +24,7 @@ from sdd_utils.steps import finetuning, pruning, teacher
 
 OUT = Path(__file__).with_suffix(".json")
 MODEL, START, BLOCK_SIZE = "smollm2-135m-instruct", 10, 6
-ROWS, TURNS = 24, 2
+ROWS, TURNS = 24, 4
 SETTINGS = {"lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_targets": "all-linear"}
 SETTINGS |= {"learning_rate": 5e-4, "epochs": 1, "batch_size": 4, "seed": 0, "trained_tokens": 0}
 
