@@ -2,8 +2,9 @@
 
 Writes `distillation_steps.json` and `.md` beside this file.
 
-The embedded study's model without six layers learns the same rows by each loss in turn, so that whatever else the
-machine does meets all of them. A ratio is that of median steps; first steps, which warm up, do not count.
+The embedded study's model without six layers learns the same rows by each loss in turn, forwards and backwards, so that
+whatever else the machine does meets all of them. A ratio is that of median steps; first steps, which warm up, do not
+count.
 """
 
 import json
@@ -41,7 +42,7 @@ def steps(model: str, scratch: Path, *, rows: int, turns: int) -> dict[str, list
     taught = {"original": model, "distributions": scratch / "teacher"}
     seconds: dict[str, list[float]] = {CROSS_ENTROPY: [], FORWARD_KL: [], REVERSE_KL: []}
     for turn in range(turns):
-        for loss in seconds:
+        for loss in list(seconds)[:: -1 if turn % 2 else 1]:
             adapter = scratch / f"{loss}-{turn}"
             finetuning.finetune(scratch / "pruned", data, adapter=adapter, loss=loss, **taught, **SETTINGS)
             seconds[loss] += finetuning.seconds_of(adapter)[1:]
