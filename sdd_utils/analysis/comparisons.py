@@ -114,7 +114,17 @@ def healed(records: list[dict], *, arm: str, domains: dict[str, list], null: flo
     }
     if not cells:
         raise Missing(f"no fine-tuning has the arm {arm}")
+    if arm == "self_data_ft":
+        cells = {cell: pair for cell, pair in cells.items() if cell[1] not in _never_rewritten(records)}
+        if not cells:
+            raise Missing("no rewrite was kept, so Self-Data FT learnt the original responses, as SFT did")
     return _healed_share(records, cells, domains=domains, null=null)
+
+
+def _never_rewritten(records: list[dict]) -> set[str]:
+    """The data sets of which no rewrite was kept."""
+    made = {r["params"]["data_set"]: r["metrics"]["sets"]["distilled"] for r in of_step(records, "distillation")}
+    return {name for name, distilled in made.items() if distilled["fallback_rate"] == 1}
 
 
 def retention_lead(

@@ -30,14 +30,14 @@ def stored_models(metrics: dict) -> list[dict]:
 
 
 def front(rows: list[dict], *, measure: str) -> list[dict]:
-    """The rows that are better by a measure than all others that are no larger.
+    """The rows that are better by a measure than all others that are no larger, to a tenth of a megabyte.
 
     Args:
         rows: of `stored_models`.
         measure: one of `HIGHER_IS_BETTER`.
     """
     sign, kept = (1 if HIGHER_IS_BETTER[measure] else -1), []
-    for row in sorted(rows, key=lambda row: (row["bytes"], -sign * row[measure])):
+    for row in sorted(rows, key=lambda row: (round(row["bytes"] / 1e5), -sign * row[measure])):
         if not kept or sign * row[measure] > sign * kept[-1][measure]:
             kept.append(row)
     return kept

@@ -44,14 +44,16 @@ def acceptance_table(metrics: dict) -> pd.DataFrame:
 
 
 def decoding_table(metrics: dict) -> pd.DataFrame:
-    """A column per draft that decoded: forecast and decoding side by side."""
-    ratios, columns = {cost["block_size"]: cost["seconds"] for cost in metrics["costs"]}, {}
+    """A line per draft that decoded: forecast and decoding side by side."""
+    ratios, lines = {cost["block_size"]: cost["seconds"] for cost in metrics["costs"]}, []
     for run in metrics["decoding"]:
         seconds = ratios[metrics["drafts"][run["draft"]]["block_size"]]
         forecast = {"acceptance": run["greedy_acceptance"], "draft_tokens": run["draft_tokens"]}
         costs = {"cost_ratio": seconds["draft"] / seconds["original"]}
         verified = costs | {"verification": seconds["verification"] / seconds["original"]}
-        columns[run["draft"]] = {
+        line = {
+            "draft": run["draft"],
+            "tokens drafted at once": str(run["draft_tokens"]),
             "greedy acceptance on these texts": percent(run["greedy_acceptance"]),
             "prompts, same texts": f"{run['prompts']}, {run['same_texts']}",
             "passes of the original without a draft": run["tokens"],
@@ -63,7 +65,8 @@ def decoding_table(metrics: dict) -> pd.DataFrame:
             "speed-up by the formula": f"{speed_up(**forecast, **costs):.2f}",
             "speed-up by the formula, verification as timed": f"{speed_up(**forecast, **verified):.2f}",
         }
-    return pd.DataFrame(columns)
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
 def speculation_figure(metrics: dict) -> Figure:

@@ -227,13 +227,14 @@ def _selection(report: StudyReport) -> Topic:
     )
 
 
-def _on_request(step: str, *, table: Callable, figure: Callable) -> Callable[[StudyReport], Topic]:
-    """A step's own table and figure, of its record's metrics; nothing where the study did not ask for it."""
+def _on_request(step: str, *, tables: dict[str, Callable], figure: Callable) -> Callable[[StudyReport], Topic]:
+    """A step's own tables and figure, of its record's metrics; nothing where the study did not ask for it."""
 
     def topic(report: StudyReport) -> Topic:
         drawn = Topic()
         for record in of_step(report.records, step):
-            drawn.tables[step], drawn.figures[step] = table(record["metrics"]), figure(record["metrics"])
+            drawn.tables |= {name: table(record["metrics"]) for name, table in tables.items()}
+            drawn.figures[step] = figure(record["metrics"])
         return drawn
 
     return topic
@@ -285,10 +286,17 @@ TOPICS: dict[str, Callable[[StudyReport], Topic]] = {
     "embedding_similarity": _embedding_similarity,
     "shift": _shift,
     "speculative_decoding": _on_request(
-        "speculative_decoding", table=speculation_views.acceptance_table, figure=speculation_views.speculation_figure
+        "speculative_decoding",
+        tables={
+            "speculative_decoding": speculation_views.acceptance_table,
+            "drafted_decoding": speculation_views.decoding_table,
+        },
+        figure=speculation_views.speculation_figure,
     ),
     "quantization": _on_request(
-        "quantization", table=quantization_views.quantization_table, figure=quantization_views.quantization_figure
+        "quantization",
+        tables={"quantization": quantization_views.quantization_table},
+        figure=quantization_views.quantization_figure,
     ),
     "fidelity": _table("fidelity", lambda report: tables.fidelity_table(report.records)),
     "paper_vs_ours": _table("paper_vs_ours", lambda report: paper_table.comparison_table(report.records, report.rows)),

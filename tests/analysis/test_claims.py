@@ -96,14 +96,17 @@ def test_a_clear_lead_holds_and_its_absence_does_not():
 def test_arms_that_learnt_the_same_rows_are_not_compared():
     world = World()
     world.tune("gsm8k", sft=0.6, self_data_ft=0.6, divergence={"sft": 0.3, "self_data_ft": 0.3})
-    for record in world.records.values():  # as where no rewrite was kept
+    for record in world.records.values():
         if record["step"] == "finetuning":
             record["metrics"]["arms"]["self_data_ft"] = record["metrics"]["arms"]["sft"]
+    world.add("distillation", "gsm8k", {"data_set": "gsm8k"}, {"sets": {"distilled": {"fallback_rate": 1.0}}})
     found = world.answers()
     for key in ("forgets_less", "recovers_more", "recovery_lead", "gain", "stays_closer"):
         assert (found[key]["verdict"], found[key]["estimate"]) == ("inconclusive", 0), key
         assert found[key]["why"].endswith("so there is nothing to test with.")
-    assert found["heals_self_data_ft"]["verdict"] == "holds"
+    assert found["heals_sft"]["verdict"] == "holds"
+    assert (found["heals_self_data_ft"]["verdict"], found["heals_self_data_ft"]["estimate"]) == ("inconclusive", None)
+    assert "No rewrite was kept" in found["heals_self_data_ft"]["why"]
 
 
 def test_where_pruning_lost_nothing_no_size_of_a_gain_is_refuted():

@@ -46,6 +46,7 @@ def test_the_front_is_what_no_smaller_model_equals(measure, better):
 def test_of_two_models_of_one_size_the_better_one_is_on_the_front():
     worse, better = ROWS[0] | {"kl": 3.0}, ROWS[0]
     assert quantization.front([worse, better], measure="kl") == [better]
+    assert quantization.front([worse | {"bytes": better["bytes"] - 5}, better], measure="kl") == [better]
 
 
 def test_a_smaller_original_stands_beside_a_pruned_model():

@@ -70,7 +70,7 @@ def test_the_table_says_which_arm_is_favoured_and_what_is_best():
 
 
 def test_decoding_stands_beside_its_forecast():
-    (column,) = speculation_views.decoding_table(METRICS).to_dict().values()
+    (column,) = speculation_views.decoding_table(METRICS).to_dict("records")
     assert column["tokens per pass"] == "1.778"  # 320 / 180
     assert column["tokens per pass by the formula"] == "1.938"  # 1 + 1/2 + 1/4 + 1/8 + 1/16
     assert column["speed-up"] == "0.71"  # 10 / 14

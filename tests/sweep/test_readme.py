@@ -19,7 +19,7 @@ TABLES = {
     "studies.md": {
         *(f"results/selection/tables/{name}" for name in ("headline_claims", "layer_damage")),
         *(f"results/healing/tables/{name}" for name in ("claims", "bits_per_byte", "budget")),
-        *(f"results/deployment/tables/{name}" for name in ("speculative_decoding", "quantization")),
+        *(f"results/deployment/tables/{name}" for name in ("speculative_decoding", "drafted_decoding", "quantization")),
         "benchmarks/distillation_steps",
     },
     "performance.md": {
