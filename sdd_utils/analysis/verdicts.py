@@ -70,7 +70,7 @@ def _verdict(part: dict) -> str:
     towards = part["side"] * part["estimate"]
     if part["p"] is None:  # exact: right if it prints as published
         return HOLDS if f"{towards:.4f}" == f"{part['size']:.4f}" else FAILS
-    if _too_few_seeds(part) or part["se"] == 0:  # the same numbers on both sides say nothing of the arms
+    if _too_few_seeds(part) or _never_differs(part):
         return OPEN
     if _too_small(part):
         return FAILS
@@ -82,6 +82,11 @@ def _verdict(part: dict) -> str:
 def _too_few_seeds(part: dict) -> bool:
     """Whether a training, or a draw of layers, was seen too few times; `fixed` parts have neither."""
     return part["seeds"] < SEEDS_NEEDED and not part.get("fixed")
+
+
+def _never_differs(part: dict) -> bool:
+    """Whether all values are the same, up to rounding: the same model on both sides says nothing of the arms."""
+    return part["se"] < 1e-12
 
 
 def _too_small(part: dict) -> bool:
@@ -122,7 +127,7 @@ def _why(part: dict, unit: str, verdict: str) -> str:
         )
     if verdict == FAILS and _too_small(part):
         return f"{start}Significantly less than the published {amount(part['side'] * part['size'], unit)}."
-    if part["se"] == 0:
+    if _never_differs(part):
         return f"{start}No document's score differs, so there is nothing to test with."
     if verdict == OPEN:
         detectable = amount(part["detectable"], unit).lstrip("+")

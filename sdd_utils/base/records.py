@@ -15,7 +15,7 @@ from typing import (
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from sdd_utils.base.files import json_text, write_text
+from sdd_utils.base.files import digest, json_text, write_text
 from sdd_utils.base.import_graph import notebook_digest
 from sdd_utils.base.provenance import process_provenance
 
@@ -422,7 +422,7 @@ class Provenance(TypedDict):
     started: str
     wall_s: float
     peak_rss_mb: int
-    code: NotRequired[str]  # see `base.import_graph.notebook_digest`
+    code: NotRequired[str]  # see `step_digest`
     training_s: NotRequired[dict[str, float]]  # of 04: seconds of each arm's steps
 
 
@@ -458,6 +458,18 @@ NOTEBOOKS = {
     "quantization": "08_quantization",
     "results": "09_results",
 }
+# By step, the steps whose records it reads; the jobs of a study say which.
+NEEDS = {
+    "similarity": (),
+    "pruning": ("similarity",),
+    "selection": ("similarity", "pruning"),
+    "distillation": (),
+    "finetuning": ("pruning", "distillation"),
+    "merging": ("pruning", "finetuning"),
+    "embedding_similarity": ("pruning", "finetuning"),
+    "speculative_decoding": ("pruning", "finetuning"),
+    "quantization": ("pruning", "finetuning"),
+}
 METRICS = {
     "similarity": SimilarityMetrics,
     "pruning": PruningMetrics,
@@ -472,6 +484,11 @@ METRICS = {
 }
 
 
+def step_digest(step: str) -> str:
+    """Digest of what the code of a step and of those that it needs does; see `import_graph.notebook_digest`."""
+    return digest(notebook_digest(NOTEBOOKS[step]), [step_digest(need) for need in NEEDS.get(step, ())])
+
+
 def write_record(path: Path, *, step: str, params: dict, metrics: dict, provenance: dict | None = None) -> Path:
     """Write a finished job's record.
 
@@ -481,7 +498,7 @@ def write_record(path: Path, *, step: str, params: dict, metrics: dict, provenan
     Raises:
         ValueError: it is not of its step's type, or holds a NaN or an infinity, which means that the job went wrong.
     """
-    code = notebook_digest(NOTEBOOKS[step])
+    code = step_digest(step)
     record = {
         "schema": SCHEMA,
         "step": step,
@@ -529,8 +546,10 @@ def read_record(path: Path) -> dict:
     version = record.get("schema") if isinstance(record, dict) else None
     if version != SCHEMA:
         raise ValueError(f"{path.name} has record schema {version or 1}, this version reads {SCHEMA}: {fix}")
-    if path.stem.split("-")[0] != record["step"]:
-        raise ValueError(f"{path.name} is a record of step {record['step']!r}, not of the one it is named after: {fix}")
+    if path.stem.split("-")[0] != record.get("step"):
+        raise ValueError(
+            f"{path.name} is a record of step {record.get('step')!r}, not of the one it is named after: {fix}"
+        )
     if wrong := _difference(record):
         raise ValueError(f"{path.name} does not follow record schema {SCHEMA} ({wrong}): {fix}")
     return record

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -51,15 +52,17 @@ class _ForwardKL(torch.autograd.Function):
     def forward(ctx, logits: Tensor, ids: Tensor, log_probs: Tensor) -> Tensor:
         top = logits.gather(-1, ids).float()
         tail = logits.to(torch.float32, copy=True).scatter_(-1, ids, -torch.inf)  # becomes exp(logit - largest)
-        largest = tail.amax(dim=-1, keepdim=True).clamp(min=NEVER)
+        largest = tail.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
         mass = tail.sub_(largest).exp_().sum(dim=-1, keepdim=True)
-        rest = (largest + mass.log()).clamp(min=NEVER)
-        student, teacher = torch.cat([top, rest], dim=-1).log_softmax(dim=-1), log_probs.clamp(min=NEVER)
+        found = torch.cat([top, largest + mass.log()], dim=-1)
+        found = (found - found.amax(dim=-1, keepdim=True)).clamp(min=NEVER)
+        student, teacher = found.log_softmax(dim=-1), log_probs.clamp(min=NEVER)
         ctx.save_for_backward(tail, mass, ids, student.exp() - teacher.exp())
         ctx.dtype = logits.dtype
         return functional.kl_div(student, teacher, log_target=True, reduction="sum")
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         tail, mass, ids, moved = ctx.saved_tensors
         moved = moved * grad

@@ -9,6 +9,7 @@ import argparse
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,7 @@ from sdd_utils.sweep import preflight, take_over
 
 MEMORY_LIMITS = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]  # v2, v1
 GRACE = 5  # seconds in which Snakemake ends that a signal has reached as well
+DRY_RUN = r"--dry-?run|-\w*n\w*"
 ENDED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}  # what a shell returns for each
 
 
@@ -53,6 +55,8 @@ def _reproduce(arguments: argparse.Namespace, further: list[str]) -> int:
     name = name_of(arguments.study)
     run = arguments.run or f"work/{name}"
     saved = Run.at(arguments.saved) if arguments.saved else saved_jobs(name)
+    if arguments.saved and not saved.records.is_dir():
+        raise FileNotFoundError(f"--saved {arguments.saved} holds no saved jobs: 'make save' makes such a folder")
     status = run_jobs(arguments.study, run=run, saved=saved, profile=arguments.profile, further=further)
     if status == 0 and Run.at(run).record("results").is_file():
         _print_results(Run.at(run))
@@ -92,7 +96,7 @@ def run_jobs(
         remove_unfinished(ROOT / run)
         snakemake = partial(_snakemake, study=study, run=run, further=[*where, *further], lock=lock)
         status, full = 0, False
-        if saved and saved.records.is_dir() and not {"-n", "--dry-run"} & {*further}:
+        if saved and saved.records.is_dir() and not any(re.fullmatch(DRY_RUN, word) for word in further):
             status, full = take_over.take_over(load_study(study), run=Run.at(run), saved=saved, make_again=snakemake)
         if not status:
             status, full = snakemake(jobs)

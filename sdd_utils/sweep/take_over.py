@@ -14,9 +14,8 @@ from pathlib import Path
 
 from sdd_utils.base import disk, precision
 from sdd_utils.base.files import read_json_lines, write_bytes, write_json_lines
-from sdd_utils.base.import_graph import notebook_digest
 from sdd_utils.base.provenance import versions
-from sdd_utils.base.records import NOTEBOOKS, read_record
+from sdd_utils.base.records import read_record, step_digest
 from sdd_utils.study.jobs import Job, other_keys, study_jobs
 from sdd_utils.study.paths import Run, saved_jobs, shown
 from sdd_utils.study.schema import load_study, name_of
@@ -27,24 +26,38 @@ NOTE = "taken_over.jsonl"  # in a run: the jobs whose records are here without w
 
 
 def save(run: Run, *, saved: Run, study) -> int:
-    """Put a run's finished jobs, and what the others go on with, in the place of those that were saved before.
+    """Add a run's finished jobs, and what the others go on with, to those that were saved before.
 
-    Not finished is a job that is older than one that it needs: it will run again.
+    Not finished is a job that is older than one that it needs: it will run again, and is not kept.
 
     Returns:
         how many are finished.
+
+    Raises:
+        ValueError: the folder is the run's or holds jobs of another study, or a record is not whole.
     """
+    _check_place(run, saved=saved)
     finished: dict[str, Job] = {}
     for job in study_jobs(study):
         made = [_record(run, name) for name in (*job.needs, job.name)]
         if job.step != "results" and {*job.needs} <= finished.keys() and _in_order(made):
+            read_record(_record(run, job.name))
             finished[job.name] = job
-    for name in {path.stem for path in saved.records.glob("*.json")} - finished.keys():
+    for name in {path.stem for path in run.records.glob("*.json")} - finished.keys():
         for path in _files(saved, name):
             path.unlink(missing_ok=True)
     for path in [*_growing(run), *(path for name in finished for path in _files(run, name))]:
         write_bytes(saved.folder / path.relative_to(run.folder), path.read_bytes())
     return len(finished)
+
+
+def _check_place(run: Run, *, saved: Run) -> None:
+    """Raise ValueError where saved jobs would take the place of something else."""
+    ours, theirs = ({read_record(path)["study"] for path in place.records.glob("*.json")} for place in (run, saved))
+    same = saved.folder.resolve() == run.folder.resolve()
+    if same or theirs - ours:
+        holds = "is the run's own" if same else f"holds jobs of the study {', '.join(sorted(theirs - ours))}"
+        raise ValueError(f"--saved {shown(saved.folder)} {holds}: name another folder")
 
 
 def _in_order(paths: list[Path]) -> bool:
@@ -68,6 +81,7 @@ def take_over(study, *, run: Run, saved: Run, make_again: Callable[[list[str]], 
     jobs, before = {job.name: job for job in study_jobs(study)}, _noted(run)
     own = {name for name in jobs if _record(run, name).is_file()} - before
     usable = usable_jobs(study, saved=saved)
+    _check_made_again([name for name in usable & own if jobs[name].step in REMADE], run=run, saved=saved)
     again, taken = divide(jobs, usable=usable, own=own)
     read = {need for name in own for need in jobs[name].needs}
     for name in before - (read & {*taken}):  # copied anew below, newer than code and than what is made again
@@ -102,11 +116,12 @@ def _check_made_again(names: list[str], *, run: Run, saved: Run) -> None:
 
 def usable_jobs(study, *, saved: Run) -> set[str]:
     """The saved jobs that were made as this machine would make them; prints how many others there are, and why."""
-    from sdd_utils.models import store  # loads torch, and most runs have nothing to take over
+    from sdd_utils.engine import generation  # these load torch, and most runs have nothing to take over
+    from sdd_utils.models import store
 
-    weights = store.weights_digest(study.model)
+    here = {"weights": store.weights_digest(study.model), "engine": generation.engine()}
     jobs = [job for job in study_jobs(study) if job.step != "results" and _record(saved, job.name).is_file()]
-    other = {job.name: _difference(job, study=study, record=_record(saved, job.name), weights=weights) for job in jobs}
+    other = {job.name: _difference(job, study=study, record=_record(saved, job.name), here=here) for job in jobs}
     usable = {name for name, why in other.items() if not why}
     print(f"{len(usable)} of {len(jobs)} saved jobs are as they would be made here")
     for why in sorted({*other.values()} - {""}):
@@ -114,22 +129,27 @@ def usable_jobs(study, *, saved: Run) -> set[str]:
     return usable
 
 
-def _difference(job: Job, *, study, record: Path, weights: str) -> str:
-    """What a saved job was made with that it would not be made with here; "" where there is nothing."""
+def _difference(job: Job, *, study, record: Path, here: dict[str, str]) -> str:
+    """What a saved job was made with that it would not be made with here; "" where there is nothing.
+
+    Args:
+        here: digest of the original's weights, and the engine that generates.
+    """
     try:
         saved = read_record(record)
     except ValueError as error:
         return str(error)
-    made, here = saved["provenance"], versions()
-    packages = [name for name in here if made["versions"].get(name) != here[name]]
+    made, present, metrics = saved["provenance"], versions(), here | saved["metrics"]
+    packages = [name for name in present if made["versions"].get(name) != present[name]]
     asked = other_keys(saved["params"], job=job, study=study)
     differences = {
         f"made with another {''.join(asked[:1])}": bool(asked),
-        "made of another original model": saved["metrics"].get("weights", weights) != weights,
+        "made of another original model": metrics["weights"] != here["weights"],
+        "made by another engine": metrics["engine"] != here["engine"] and job.step != "quantization",
         f"made in {made['dtype']}, not in {precision.dtype_name()}: SDD_DTYPE sets it": made["dtype"]
         != precision.dtype_name(),
         f"made with another version of {''.join(packages[:1])}": bool(packages),
-        "made by other code": made.get("code") != notebook_digest(NOTEBOOKS[job.step]),
+        "made by other code": made.get("code") != step_digest(job.step),
     }
     return next((why for why, differs in differences.items() if differs), "")
 

@@ -5,6 +5,8 @@ import pytest
 
 from sdd_utils.analysis import quantization
 
+MB = 10**6
+
 
 def stored(arm, kind, size, kl, choice):
     documents = {"tokens": 10, "nll": 1.0, "documents": []}
@@ -12,7 +14,7 @@ def stored(arm, kind, size, kl, choice):
     scores["other"] = {"choice_probability": {"value": choice - 0.1, "stderr": 0.04}}
     fidelity = {name: documents | {"kl": kl + more} for name, more in (("a", -0.1), ("b", 0.1))}
     seconds = {"decoding": 0.02, "reading": 0.4}
-    model = {"arm": arm, "block_size": 6 * (arm != "original"), "data_set": "", "format": kind, "bytes": size}
+    model = {"arm": arm, "block_size": 6 * (arm != "original"), "data_set": "", "format": kind, "bytes": size * MB}
     return model | {"scores": scores, "fidelity": fidelity, "seconds": seconds}
 
 
@@ -26,7 +28,7 @@ ROWS = quantization.stored_models(METRICS)
 
 
 def test_rows_are_means_over_answers_and_tasks_smallest_first():
-    assert [row["bytes"] for row in ROWS] == [95, 110, 135, 225, 270]
+    assert [row["bytes"] / MB for row in ROWS] == [95, 110, 135, 225, 270]
     largest = ROWS[-1]
     assert largest["kl"] == pytest.approx(0.0)
     assert largest["choice_probability"] == pytest.approx(0.55)  # 0.6 and 0.5; a task without choices has none
@@ -40,7 +42,7 @@ def test_the_front_is_what_no_smaller_model_equals(measure, better):
     for row in ROWS:
         smaller = [other for other in ROWS if other["bytes"] <= row["bytes"] and other is not row]
         assert (row in kept) == all(better(row[measure], other[measure]) for other in smaller)
-    assert [row["bytes"] for row in kept] == [95, 110, 270]
+    assert [row["bytes"] / MB for row in kept] == [95, 110, 270]
 
 
 def test_of_two_models_of_one_size_the_better_one_is_on_the_front():
@@ -50,11 +52,11 @@ def test_of_two_models_of_one_size_the_better_one_is_on_the_front():
 
 
 def test_a_smaller_original_stands_beside_a_pruned_model():
-    by_size = {row["bytes"]: row for row in ROWS}
-    assert quantization.smaller_original(by_size[225], ROWS)["bytes"] == 110
+    by_size = {row["bytes"] // MB: row for row in ROWS}
+    assert quantization.smaller_original(by_size[225], ROWS)["bytes"] == 110 * MB
     assert quantization.smaller_original(by_size[95], ROWS) is None
     said = [quantization.choice_in_words(by_size[size], ROWS) for size in (225, 95)]
-    assert said[0].endswith("the original in nf4 has 0 MB and KL 0.400, so it is closer.")
+    assert said[0].endswith("the original in nf4 has 110 MB and KL 0.400, so it is closer.")
     assert said[1].endswith("no format of the original is as small.")
 
 

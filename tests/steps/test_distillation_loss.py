@@ -65,6 +65,21 @@ def test_with_all_tokens_kept_it_is_the_full_divergence():
     torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=1e-4)
 
 
+def test_extreme_logits_change_neither_value_nor_gradient():
+    ids, log_probs = coarse(logits(0).log_softmax(dim=-1), 4)
+    expected, gradient = with_gradient(lambda z: forward_kl(z, ids, log_probs))
+    for shift in (-2e4, 2e4):
+        value, found = with_gradient(lambda z, shift=shift: forward_kl(z.double() + shift, ids, log_probs))
+        assert value == pytest.approx(expected, rel=1e-2)  # float32 holds such logits to two thousandths
+        torch.testing.assert_close(found, gradient, atol=5e-3, rtol=1e-2)
+    never = log_probs.clone()
+    never[:, 0] = -math.inf
+    never = never.log_softmax(dim=-1)
+    value, found = with_gradient(lambda z: forward_kl(z.scatter(-1, ids[:, :1], -math.inf), ids, never))
+    assert math.isfinite(value)
+    assert found.isfinite().all()
+
+
 def test_joining_outcomes_only_lowers_a_divergence_and_never_below_zero():
     teacher, student = logits(0, places=200).softmax(dim=-1), logits(1, places=200)
     values = [float(forward_kl(student, *coarse(teacher.log(), k))) for k in (1, 2, 5, WORDS)]

@@ -1,13 +1,13 @@
 """Which saved jobs a run takes over in another clone, which run again for their files, and which as if new."""
 
 import json
+import shutil
 
 import pytest
 
 from sdd_utils.base.files import write_text
-from sdd_utils.base.import_graph import notebook_digest
 from sdd_utils.base.provenance import versions
-from sdd_utils.base.records import NOTEBOOKS
+from sdd_utils.base.records import NEEDS, step_digest
 from sdd_utils.models import store
 from sdd_utils.study.jobs import study_jobs
 from sdd_utils.study.paths import Run, committed_results
@@ -17,6 +17,7 @@ from sdd_utils.sweep import take_over
 STUDY = load_study("embedded")
 JOBS = {job.name: job for job in study_jobs(STUDY)}
 TUNED, OTHER = (f"finetuning-n6-{name}-40rows-s1" for name in ("pydoc", "gsm_symbolic"))
+EMBEDDED = "embedding_similarity-n6-pydoc-s0"
 OF_SEED_1 = {name for name in JOBS if name.endswith("-s1")}
 FILES_OF = ["pruning-n0", "pruning-n6", "distillation-gsm_symbolic", "distillation-pydoc"]
 
@@ -65,7 +66,7 @@ def saved(tmp_path, monkeypatch):
     for path in (committed_results("embedded") / "records").glob("*.json"):
         record = json.loads(path.read_text())
         if record["step"] != "results":
-            record["provenance"] |= {"code": notebook_digest(NOTEBOOKS[record["step"]]), "versions": versions()}
+            record["provenance"] |= {"code": step_digest(record["step"]), "versions": versions()}
             write_text(place.records / path.name, json.dumps(record))
             write_text(place.notebooks / f"{path.stem}.ipynb", "{}")
     write_text(place.generated("pydoc-distilled"), "")
@@ -90,13 +91,14 @@ def test_a_job_that_was_made_otherwise_is_not_taken_over_and_the_reason_is_told(
     change(saved, "similarity", within="provenance", dtype="float16")
     change(saved, "distillation-pydoc", within="provenance", code="0" * 64)
     change(saved, "distillation-gsm_symbolic", within="provenance", versions=versions() | {"torch": "1.0"})
+    change(saved, EMBEDDED, within="metrics", engine="vllm 0.1")
     (saved.records / "pruning-n0.json").write_text("{")
     capsys.readouterr()
-    assert take_over.usable_jobs(STUDY, saved=saved) == everything - {TUNED, "similarity", *FILES_OF}
+    assert take_over.usable_jobs(STUDY, saved=saved) == everything - {TUNED, "similarity", EMBEDDED, *FILES_OF}
     told = capsys.readouterr().out
-    assert told.startswith(f"{len(everything) - 6} of {len(everything)} saved jobs are as they would be made here\n")
+    assert told.startswith(f"{len(everything) - 7} of {len(everything)} saved jobs are as they would be made here\n")
     reasons = ["another learning_rate", "another original model", "made in float16", "other code", "complete JSON"]
-    for reason in [*reasons, "another version of torch"]:
+    for reason in [*reasons, "another version of torch", "another engine"]:
         assert told.count(reason) == 1, reason
 
 
@@ -158,10 +160,11 @@ def test_texts_that_came_out_otherwise_stop_the_run(saved, tmp_path):
         change(run, "distillation-pydoc", within="metrics", fingerprints={})
         return 0, False
 
-    with pytest.raises(
-        ValueError, match=r"distillation-pydoc was made again with other fingerprints .* delete .*saved"
-    ):
-        take_over.take_over(STUDY, run=run, saved=saved, make_again=make_again)
+    told = r"distillation-pydoc was made again with other fingerprints .* delete .*saved"
+    for _ in range(2):  # and so does the next start
+        with pytest.raises(ValueError, match=told):
+            take_over.take_over(STUDY, run=run, saved=saved, make_again=make_again)
+        assert not (run.records / f"{OTHER}.json").exists()
 
 
 def test_jobs_that_are_older_than_what_they_need_are_not_saved(saved, tmp_path):
@@ -175,3 +178,29 @@ def test_jobs_that_are_older_than_what_they_need_are_not_saved(saved, tmp_path):
     assert take_over.save(run, saved=Run(again), study=STUDY) == len(JOBS) - 1 - len(behind)
     assert {path.stem for path in (again / "records").iterdir()} == {*JOBS} - behind - {"results"}
     assert {path.stem for path in (again / "notebooks").iterdir()} == {*JOBS} - behind - {"results"}
+
+
+def test_saving_adds_to_what_was_saved_and_takes_the_place_of_nothing_else(saved, tmp_path):
+    run = Run(tmp_path / "run")
+    shutil.copytree(saved.records, run.records)
+    shutil.copytree(saved.notebooks, run.notebooks)
+    for path in run.records.glob("[!s]*"):
+        path.unlink()
+    assert take_over.save(run, saved=saved, study=STUDY) == 1  # similarity: the rest of the saved ones stay
+    assert len(list(saved.records.iterdir())) == len(JOBS) - 1
+    with pytest.raises(ValueError, match="the run's own"):
+        take_over.save(run, saved=run, study=STUDY)
+    path = saved.records / "pruning-n0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"study": "another"}))
+    with pytest.raises(ValueError, match="holds jobs of the study another: name another folder"):
+        take_over.save(run, saved=saved, study=STUDY)
+
+
+def test_the_steps_that_a_step_needs_are_those_of_its_jobs():
+    needs = {}
+    for name in ("embedded", "selection", "deployment"):
+        jobs = {job.name: job for job in study_jobs(load_study(name))}
+        for job in jobs.values():
+            needs.setdefault(job.step, set()).update(jobs[need].step for need in job.needs)
+    del needs["results"]
+    assert {step: needs[step] - {step} for step in needs} == {step: {*NEEDS[step]} for step in NEEDS}
