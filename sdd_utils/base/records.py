@@ -498,7 +498,7 @@ def write_record(path: Path, *, step: str, params: dict, metrics: dict, provenan
     Raises:
         ValueError: it is not of its step's type, or holds a NaN or an infinity, which means that the job went wrong.
     """
-    code = step_digest(step)
+    code = step_digest(step) if step in NOTEBOOKS else ""
     record = {
         "schema": SCHEMA,
         "step": step,
