@@ -145,6 +145,8 @@ def _healed_share(records: list[dict], cells: dict[tuple, Pair], *, domains: dic
     every = sorted({task for own in tasks.values() for task in own})
     if not all(tasks.values()):
         raise Missing("the study has no task with bits per byte outside the domain of each data set")
+    if {*every} <= left_out(original, measure=BITS).keys():
+        raise Missing("each task has a single document, which says nothing of others")
     parts = []
     for cell, (first, second) in cells.items():
         minus = [second[seed] for seed in seeds] if second else None

@@ -39,12 +39,12 @@ Parts = tuple[list[np.ndarray], list[np.ndarray]]  # numerators and denominators
 
 
 def averaged_tasks(original: dict[str, dict], *, measure: str = ACCURACY) -> list[str]:
-    """The tasks whose mean is the average: those on which the original stands clear of chance, see `left_out`.
+    """The tasks whose mean is the average: those of several documents on which the original stands clear of chance.
 
-    Where it does on none, all of them: such an average says nothing, and `left_out` says so.
+    Where there is none, all of them: such an average says nothing, and `left_out` says so.
     """
     scored = _scored(original, measure)
-    return [task for task in scored if _clear_of_chance(original[task], measure)] or scored
+    return [task for task in scored if not _lack(original[task], measure)] or scored
 
 
 def _scored(original: dict[str, dict], measure: str) -> list[str]:
@@ -57,14 +57,21 @@ def _scored(original: dict[str, dict], measure: str) -> list[str]:
 def left_out(original: dict[str, dict], *, measure: str = ACCURACY) -> dict[str, str]:
     """Why a task is left out of the average, or should be, by task."""
     scored = _scored(original, measure)
-    low = {task: original[task] for task in scored if not _clear_of_chance(original[task], measure)}
-    stays = "; it stays, as no task is clear of chance, so the average says nothing" if len(low) == len(scored) else ""
-    return {task: f"the original's {_against_chance(score, measure)}{stays}" for task, score in low.items()}
+    lacks = {task: lack for task in scored if (lack := _lack(original[task], measure))}
+    stays = "; it stays, as no other task is better, so the average says nothing" if len(lacks) == len(scored) else ""
+    return {task: f"{lack}{stays}" for task, lack in lacks.items()}
 
 
-def _clear_of_chance(score: dict, measure: str) -> bool:
-    """Whether a score's 95 % interval lies above that of guessing; bits per byte have no such floor."""
-    return measure not in HAS_CHANCE or _lower_end(score[measure]) > score["chance"]
+def _lack(score: dict, measure: str) -> str:
+    """Why a score counts in no average, "" where it does.
+
+    A single document says nothing of others. Where guessing has a score, the original's 95 % interval has to lie above
+    it; bits per byte have no such floor.
+    """
+    if len(score[measure]["documents"]) == 1:
+        return "it has a single document, which says nothing of others"
+    low = measure in HAS_CHANCE and _lower_end(score[measure]) <= score["chance"]
+    return f"the original's {_against_chance(score, measure)}" if low else ""
 
 
 def _lower_end(measured: dict) -> float:

@@ -109,6 +109,18 @@ def test_arms_that_learnt_the_same_rows_are_not_compared():
     assert "No rewrite was kept" in found["heals_self_data_ft"]["why"]
 
 
+def test_a_single_document_decides_nothing():
+    world = World()
+    world.tune("gsm8k", sft=0.6, self_data_ft=0.7)
+    for record in world.records.values():
+        models = record["metrics"].get("arms", {"untuned": record["metrics"]}).values()
+        for model in models:
+            model["scores"] = {
+                task: score(np.array(own["accuracy"]["documents"][:1])) for task, own in model["scores"].items()
+            }
+    assert {answer["verdict"] for key, answer in world.answers().items() if key != "cut"} == {"inconclusive"}
+
+
 def test_where_pruning_lost_nothing_no_size_of_a_gain_is_refuted():
     world = World(pruned=0.8)
     world.tune("gsm8k", sft=0.8, self_data_ft=0.8)

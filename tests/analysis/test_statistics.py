@@ -176,6 +176,15 @@ def test_tasks_at_the_level_of_guessing_are_left_out_with_the_reason():
     assert all("so the average says nothing" in reason for reason in left_out(scores).values())
 
 
+def test_a_task_of_a_single_document_counts_in_no_average():
+    one, two = ({"chance": 0.0, "gold_bits_per_byte": measured(values)} for values in ([1], [1, 2]))
+    assert averaged_tasks({"one": one, "two": two}, measure="gold_bits_per_byte") == ["two"]
+    (why,) = left_out({"one": one, "two": two}, measure="gold_bits_per_byte").values()
+    assert why == "it has a single document, which says nothing of others"
+    assert averaged_tasks({"one": one}, measure="gold_bits_per_byte") == ["one"]
+    assert "the average says nothing" in left_out({"one": one}, measure="gold_bits_per_byte")["one"]
+
+
 def test_a_task_in_two_forms_counts_once():
     both = {"chance": 0.25, "accuracy": measured([1, 1]), "choice_probability": measured([0.5, 0.6])}
     scores = {"mmlu": both, "mmlu_continuation": both, "arc": both}
