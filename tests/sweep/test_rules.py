@@ -29,7 +29,7 @@ RUN_AGAIN = {
     "sdd_utils/steps/answer_similarity.py": {"embedding_similarity", "results"},
     "sdd_utils/steps/quantization.py": {"quantization", "results"},
     "sdd_utils/base/precision.py": set(NOTEBOOKS),
-    "sdd_utils/base/choices.py": {"pruning", "selection", "finetuning", "merging", "quantization", "results"},
+    "sdd_utils/base/choices.py": {"pruning", "selection", "finetuning"} | AFTER_TUNING,
     "sdd_utils/report/tables.py": {"results"},
     "notebooks/03_self_data_distillation.ipynb": {"distillation", "finetuning"} | AFTER_TUNING,
     "sdd_utils/base/files.py sdd_utils/sweep/plan.py sdd_utils/study/rules.py": set(),
