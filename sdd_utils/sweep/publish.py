@@ -9,8 +9,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import nbformat
-
 from sdd_utils import ROOT
 from sdd_utils.base import disk
 from sdd_utils.base.files import whole_folder
@@ -21,6 +19,7 @@ from sdd_utils.study.jobs import other_keys, study_jobs
 from sdd_utils.study.paths import Run, committed_results, shown
 from sdd_utils.study.schema import load_study, name_of
 from sdd_utils.sweep.reproduce import locked
+from sdd_utils.sweep.run_notebook import kept_notebook
 
 
 def publish(run: Run, *, out: Path, study) -> None:
@@ -34,7 +33,8 @@ def publish(run: Run, *, out: Path, study) -> None:
     with whole_folder(out / "records") as records, whole_folder(out / "notebooks") as notebooks:
         for name in names:
             shutil.copy(run.records / f"{name}.json", records)
-            _keep_notebook(run.notebooks / f"{name}.ipynb", notebooks)
+            executed = run.notebooks / f"{name}.ipynb"
+            (notebooks / executed.name).write_text(kept_notebook(executed), encoding="utf-8")
     redraw(out)
 
 
@@ -65,17 +65,6 @@ def _check_finished(run: Run, *, study) -> None:
     report = StudyReport(records, in_domain=study.in_domain, folder=run.folder)
     if json.loads(json.dumps(report.summary())) != results["metrics"]:
         raise ValueError(f"results.json in {place} does not follow from the records beside it: {fix}")
-
-
-def _keep_notebook(executed: Path, folder: Path) -> None:
-    """A notebook without progress bars, warnings and places on this machine; the run's own copy has them."""
-    notebook = nbformat.read(executed, as_version=4)
-    for name in ("input_path", "output_path"):
-        notebook.metadata.get("papermill", {}).pop(name, None)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    nbformat.write(notebook, folder / executed.name)
 
 
 def main() -> int:

@@ -66,6 +66,19 @@ def _kernel_of_ours(folder: str) -> str:
     return folder
 
 
+def kept_notebook(executed: Path) -> str:
+    """An executed notebook's text for git: without progress bars, warnings and places on this machine."""
+    import nbformat
+
+    notebook = nbformat.read(executed, as_version=4)
+    for name in ("input_path", "output_path"):
+        notebook.metadata.get("papermill", {}).pop(name, None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    return nbformat.writes(notebook) + "\n"
+
+
 def main(notebook: str, out: str, parameters: str, threads: str) -> None:
     """Execute a job; where it fails, the process ends with what papermill says, or with the sentence of a full disk."""
     from papermill.exceptions import PapermillExecutionError

@@ -19,6 +19,7 @@ from sdd_utils.base.records import read_record, step_digest
 from sdd_utils.study.jobs import Job, other_keys, study_jobs
 from sdd_utils.study.paths import Run, saved_jobs, shown
 from sdd_utils.study.schema import load_study, name_of
+from sdd_utils.sweep.run_notebook import kept_notebook
 
 GROWING = ("generated", "scores")  # folders of a run that hold what a job goes on with
 REMADE = ("pruning", "distillation")  # steps whose files follow from these
@@ -47,7 +48,8 @@ def save(run: Run, *, saved: Run, study) -> int:
         for path in _files(saved, name):
             path.unlink(missing_ok=True)
     for path in [*_growing(run), *(path for name in finished for path in _files(run, name))]:
-        write_bytes(saved.folder / path.relative_to(run.folder), path.read_bytes())
+        content = kept_notebook(path).encode() if path.suffix == ".ipynb" else path.read_bytes()
+        write_bytes(saved.folder / path.relative_to(run.folder), content)
     return len(finished)
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import nbformat
 import pytest
 
 from sdd_utils.base.files import write_text
@@ -68,7 +69,8 @@ def saved(tmp_path, monkeypatch):
         if record["step"] != "results":
             record["provenance"] |= {"code": step_digest(record["step"]), "versions": versions()}
             write_text(place.records / path.name, json.dumps(record))
-            write_text(place.notebooks / f"{path.stem}.ipynb", "{}")
+            executed = nbformat.v4.new_notebook(metadata={"papermill": {"input_path": "/a/place"}})
+            write_text(place.notebooks / f"{path.stem}.ipynb", nbformat.writes(executed))
     write_text(place.generated("pydoc-distilled"), "")
     made = json.loads((place.records / "pruning-n0.json").read_text())
     monkeypatch.setattr(store, "weights_digest", lambda _: made["metrics"]["weights"])
@@ -173,6 +175,7 @@ def test_jobs_that_are_older_than_what_they_need_are_not_saved(saved, tmp_path):
     again = tmp_path / "again"
     assert take_over.save(run, saved=Run(again), study=STUDY) == len(JOBS) - 1
     assert (again / "generated" / "pydoc-distilled.jsonl").is_file()
+    assert not any("/a/place" in path.read_text() for path in (again / "notebooks").iterdir())
     (run.records / f"{TUNED}.json").touch()
     behind = {"merging-n6-gsm_symbolic+pydoc-s1", "embedding_similarity-n6-pydoc-s1"}
     assert take_over.save(run, saved=Run(again), study=STUDY) == len(JOBS) - 1 - len(behind)
