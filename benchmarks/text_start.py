@@ -15,7 +15,6 @@ import pandas as pd
 
 from benchmarks import run
 from benchmarks.compare import model_name
-from sdd_utils.base.files import write_json
 from sdd_utils.base.provenance import process_provenance
 from sdd_utils.data.rows import calibration_set, text_of
 from sdd_utils.models import architecture, store
@@ -56,13 +55,6 @@ def kinds_of(config) -> dict[str, list[int]]:
     return {kind: [number for number, own in enumerate(kinds) if own == kind] for kind in sorted(set(kinds))}
 
 
-def add(entry: dict) -> None:
-    """Put an entry in the place of the one of the same model and block size."""
-    before = json.loads(OUT.read_text()) if OUT.is_file() else []
-    others = [one for one in before if (one["model"], one["block_size"]) != (entry["model"], entry["block_size"])]
-    write_json(OUT, sorted([*others, entry], key=lambda one: (one["model"], one["block_size"])))
-
-
 def table(entries: list[dict]) -> pd.DataFrame:
     """A row per model and block size."""
     return pd.DataFrame(
@@ -94,8 +86,8 @@ def main() -> None:
     settings = {"max_length": study.max_length, "batch_size": study.calibration_batch}
     found = compare(given.model, texts, block_size=given.block_size, **settings)
     on = {"model": given.model, "weights": store.weights_digest(given.model), "block_size": given.block_size}
-    add(on | found | {"provenance": process_provenance(seed=None)})
-    OUT.with_suffix(".md").write_text(run.as_markdown(table(json.loads(OUT.read_text()))))
+    entry = on | found | {"provenance": process_provenance(seed=None)}
+    run.keep([entry], OUT, key=("model", "block_size"), table=table)
     print(json.dumps(found, indent=1))
 
 

@@ -115,7 +115,8 @@ def healed(records: list[dict], *, arm: str, domains: dict[str, list], null: flo
     if not cells:
         raise Missing(f"no fine-tuning has the arm {arm}")
     if arm == "self_data_ft":
-        cells = {cell: pair for cell, pair in cells.items() if cell[1] not in _never_rewritten(records)}
+        same = _never_rewritten(records)
+        cells = {cell: pair for cell, pair in cells.items() if cell[1] not in same}
         if not cells:
             raise Missing("no rewrite was kept, so Self-Data FT learnt the original responses, as SFT did")
     return _healed_share(records, cells, domains=domains, null=null)

@@ -1,5 +1,6 @@
 """Every job of a study: the one list that the Snakefile runs and the plan estimates."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
@@ -39,6 +40,11 @@ def study_jobs(study) -> list[Job]:
     jobs += [_speculative_decoding(study)] if study.speculation else []
     jobs += [_quantization(study)] if study.quantization else []
     return [*jobs, Job(step="results", name="results", parameters={}, needs=tuple(job.name for job in jobs))]
+
+
+def with_needs(names: Iterable[str], jobs: dict[str, Job]) -> set[str]:
+    """These jobs and all that they need, directly or not, by name."""
+    return {*names}.union(*(with_needs(jobs[name].needs, jobs) for name in names))
 
 
 def other_keys(params: dict, *, job: Job, study) -> list[str]:

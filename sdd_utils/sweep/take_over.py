@@ -16,7 +16,7 @@ from sdd_utils.base import disk, precision
 from sdd_utils.base.files import read_json_lines, write_bytes, write_json_lines
 from sdd_utils.base.provenance import versions
 from sdd_utils.base.records import read_record, step_digest
-from sdd_utils.study.jobs import Job, other_keys, study_jobs
+from sdd_utils.study.jobs import Job, other_keys, study_jobs, with_needs
 from sdd_utils.study.paths import Run, saved_jobs, shown
 from sdd_utils.study.schema import load_study, name_of
 from sdd_utils.sweep.run_notebook import kept_notebook
@@ -174,10 +174,9 @@ def divide(jobs: dict[str, Job], *, usable: Collection[str], own: Collection[str
         if trained | behind <= left:
             break
         left |= trained | behind
-    while (further := read | _read_by(jobs, read)) != read:
-        read = further
     usable = {*usable} - left - {*own}
-    again = [name for name in jobs if name in usable & read and jobs[name].step in REMADE]
+    needed = usable & with_needs(read, jobs)
+    again = [name for name in jobs if name in needed and jobs[name].step in REMADE]
     return again, [name for name in jobs if name in usable and name not in again]
 
 

@@ -10,13 +10,12 @@ import json
 import random
 import shutil
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from sdd_utils.analysis import verification
 from sdd_utils.base import disk
 from sdd_utils.base.files import write_json
-from sdd_utils.study.jobs import Job, other_keys, study_jobs
+from sdd_utils.study.jobs import Job, other_keys, study_jobs, with_needs
 from sdd_utils.study.paths import Run, committed_results, shown
 from sdd_utils.study.schema import load_study, name_of
 from sdd_utils.sweep import reproduce
@@ -39,7 +38,7 @@ def _drawn(study: str, *, run: str, results: Path, count: int, seed: int | None)
         return status
     note = folder / NOTE
     write_json(note, json.loads(note.read_text()) | {"finished": True})
-    made = _with_needs(drawn, jobs)
+    made = with_needs(drawn, jobs)
     ours = verification.records_of(Run.at(run).records, names=made)
     return verification.compare(ours, {name: record for name, record in committed.items() if name in made})
 
@@ -76,11 +75,6 @@ def _empty(folder: Path) -> None:
         raise ValueError(f"{shown(folder)} holds another run: rename the study that it is of, or move it away")
     for path in found:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _with_needs(names: Iterable[str], jobs: dict[str, Job]) -> set[str]:
-    """These jobs and all that they need, directly or not."""
-    return {*names}.union(*(_with_needs(jobs[name].needs, jobs) for name in names))
 
 
 def main() -> int:
