@@ -2,7 +2,8 @@
 
 A new arm is one function here, its line in `ARMS`, its loss in `LOSSES` if that is not cross-entropy, and its name and
 look in `report.figures`. A function takes the training rows and the sets that 03 wrote, {name: {row id: row of the
-set}}, and returns a response per row: a text, or the token ids of plain text.
+set}}, and returns a response per row: a text, the token ids of plain text, or None for a row that the arm does not
+learn.
 """
 
 import hashlib
@@ -18,6 +19,21 @@ def sft(rows: list[dict], sets: dict) -> list[str]:
 def self_data_ft(rows: list[dict], sets: dict) -> list[str]:
     """The unpruned model's rewrites of the original responses (arXiv 2410.09982)."""
     return [sets["distilled"][row["id"]]["response"] for row in rows]
+
+
+def first_attempt_ft(rows: list[dict], sets: dict) -> list[str]:
+    """Of the rewrites only those that were kept at the first attempt; all other rows are original."""
+    distilled = [sets["distilled"][row["id"]] for row in rows]
+    return [
+        other["response"] if other["attempt"] == 1 else row["response"]
+        for row, other in zip(rows, distilled, strict=True)
+    ]
+
+
+def kept_rows_ft(rows: list[dict], sets: dict) -> list[str | None]:
+    """The rewrites that were kept, and no other row."""
+    distilled = [sets["distilled"][row["id"]] for row in rows]
+    return [other["response"] if other["source"] == "distilled" else None for other in distilled]
 
 
 def self_generated_ft(rows: list[dict], sets: dict) -> list[str]:
@@ -53,7 +69,8 @@ def on_policy(rows: list[dict], sets: dict) -> list[str]:
     return sft(rows, sets)
 
 
-_FINE_TUNED, _DISTILLED = (sft, self_data_ft, self_generated_ft, mixed_ft), (logit_kd, self_data_kd, text_kd, on_policy)
+_FINE_TUNED = (sft, self_data_ft, first_attempt_ft, kept_rows_ft, self_generated_ft, mixed_ft)
+_DISTILLED = (logit_kd, self_data_kd, text_kd, on_policy)
 ARMS = {arm.__name__: arm for arm in (*_FINE_TUNED, *_DISTILLED)}
 CROSS_ENTROPY, FORWARD_KL, REVERSE_KL = "cross_entropy", "forward_kl", "reverse_kl"
 LOSSES = {"logit_kd": FORWARD_KL, "self_data_kd": FORWARD_KL, "text_kd": FORWARD_KL, "on_policy": REVERSE_KL}

@@ -26,6 +26,8 @@ _LOOKS = {
     "no_ft": ("No FT", "#999999", "s", "..", (0, (1, 1))),
     "sft": ("SFT", "#E69F00", "^", "//", "--"),
     "self_data_ft": ("Self-Data FT", "#0072B2", "o", "\\\\", "-"),
+    "first_attempt_ft": ("First-attempt FT", "#88CCEE", "d", "..\\\\", (0, (1, 2))),
+    "kept_rows_ft": ("Kept-rows FT", "#117733", "*", "//..", (0, (7, 1, 1, 1))),
     "self_generated_ft": ("Self-generated FT", "#CC79A7", "v", "++", "-."),
     "mixed_ft": ("Mixed FT", "#56B4E9", "X", "--", (0, (5, 1, 1, 1, 1, 1))),
     "logit_kd": ("Logit KD", "#D55E00", "<", "\\\\//", (0, (6, 1, 2, 1))),
@@ -66,7 +68,7 @@ def figure(
 
 def columns_of(count: int, *, width: float = 6.4) -> int:
     """Columns of a legend of so many names under a figure of a width: one line if there is room, else several alike."""
-    most = 7 if width == WIDEST else 4
+    most = 6 if width == WIDEST else 4
     return ceil(count / ceil(count / most))
 
 

@@ -40,22 +40,26 @@ def read_sets(paths: dict[str, Path], *, fingerprints: dict[str, str]) -> dict[s
 def paired_sets(
     tokenizer, rows: list[dict], sets: dict[str, dict[str, dict]], *, arms: list[str], max_length: int
 ) -> dict[str, Dataset]:
-    """One training set per arm, with the same rows in the same order.
+    """One training set per arm, with the same rows in the same order, but for those that an arm does not learn.
 
     A row that is longer than `max_length` tokens in one arm leaves all: otherwise the arms would differ in more than
     the responses.
 
     Raises:
-        ValueError: a generated set lacks a row, or no row fits.
+        ValueError: a generated set lacks a row, no row fits, or an arm learns none.
     """
     _check_rows(rows, sets)
     every = encoded(tokenizer, rows, sets, arms).values()
-    longest = [max(len(arm_rows[i]["input_ids"]) for arm_rows in every) for i in range(len(rows))]
+    longest = [max(len(row["input_ids"]) for row in same if row) for same in zip(*every, strict=True)]
     fitting = [row for row, length in zip(rows, longest, strict=True) if length <= max_length]
     if not fitting:
         raise ValueError(f"no training row fits into max_length = {max_length} tokens: raise max_length")
     # Once more, for an arm may give a row's response in view of the other rows.
-    return {arm: Dataset.from_list(arm_rows) for arm, arm_rows in encoded(tokenizer, fitting, sets, arms).items()}
+    learnt = {arm: [row for row in same if row] for arm, same in encoded(tokenizer, fitting, sets, arms).items()}
+    if empty := [arm for arm, arm_rows in learnt.items() if not arm_rows]:
+        fix = "take it out of the study key 'arms', or raise rewrite_attempts or data_sets"
+        raise ValueError(f"arm {empty[0]} has no row to learn, as no rewrite of these {len(fitting)} was kept: {fix}")
+    return {arm: Dataset.from_list(arm_rows) for arm, arm_rows in learnt.items()}
 
 
 def _check_rows(rows: list[dict], sets: dict[str, dict[str, dict]]) -> None:

@@ -37,10 +37,14 @@ def encode_text(ids: list[int]) -> dict:
     return {"input_ids": ids, "completion_mask": [0] + [1] * (len(ids) - 1)}
 
 
-def encoded(tokenizer, rows: list[dict], sets: dict[str, dict[str, dict]], arms: list[str]) -> dict[str, list[dict]]:
-    """By arm, what its training reads of each row; see `encode` and `encode_text`."""
+def encoded(
+    tokenizer, rows: list[dict], sets: dict[str, dict[str, dict]], arms: list[str]
+) -> dict[str, list[dict | None]]:
+    """By arm, what its training reads of each row; see `encode` and `encode_text`. None where it does not learn it."""
 
-    def of(row: dict, response: str | list[int]) -> dict:
+    def of(row: dict, response: str | list[int] | None) -> dict | None:
+        if response is None:
+            return None
         return encode_text(response) if isinstance(response, list) else encode(tokenizer, row, response)
 
     return {arm: [of(*pair) for pair in zip(rows, ARMS[arm](rows, sets), strict=True)] for arm in arms}

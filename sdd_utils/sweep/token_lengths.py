@@ -59,7 +59,7 @@ def response_of(study, data_set: str, arm: str) -> float:
     """Mean tokens of the responses of an arm. Answers without sight of the original are taken to be like rewrites."""
     original, written = set_lengths(data_set)["response"], rewritten(study, data_set)
     like_original = dict.fromkeys(("sft", "logit_kd", "text_kd", "on_policy"), original)
-    return (like_original | {"mixed_ft": (original + written) / 2}).get(arm, written)
+    return (like_original | dict.fromkeys(("mixed_ft", "first_attempt_ft"), (original + written) / 2)).get(arm, written)
 
 
 def trained_row(study, data_set: str, arm: str) -> float:

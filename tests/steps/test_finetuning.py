@@ -21,6 +21,7 @@ ROWS = [
     for i in range(6)
 ]
 DISTILLED = {row["id"]: {"id": row["id"], "response": "hello " * (1 + int(row["id"]) % 3)} for row in ROWS}
+DISTILLED = {id_: row | {"source": "distilled", "attempt": 1 + int(id_) % 2} for id_, row in DISTILLED.items()}
 OWN = {id_: row | {"response": f"I say {id_}"} for id_, row in DISTILLED.items()}
 TEXT = {row["id"]: {"id": row["id"], "input_ids": [9, *range(30, 31 + len(row["response"]))]} for row in ROWS}
 SETS = {"distilled": DISTILLED, "self_generated": OWN, "text": TEXT}
@@ -104,6 +105,24 @@ def test_each_arm_learns_its_own_responses_and_the_mix_half_of_each(tokenizer):
     from_distilled = [mix == own for mix, own in zip(texts["mixed_ft"], texts["self_data_ft"], strict=True)]
     assert sum(from_original) == sum(from_distilled) == 3
     assert all(a != b for a, b in zip(from_original, from_distilled, strict=True))
+
+
+def test_arms_of_the_acceptance_learn_the_kept_rows_alone_or_those_of_the_first_attempt(tokenizer):
+    rejected = {"response": ROWS[4]["response"], "source": "original", "attempt": 3}
+    sets = SETS | {"distilled": DISTILLED | {"4": DISTILLED["4"] | rejected}}
+    arms = [*TWO, "first_attempt_ft", "kept_rows_ft"]
+    trained = finetuning.paired_sets(tokenizer, ROWS, sets, arms=arms, max_length=500)
+    own, written = ([row["response"] for row in rows] for rows in (ROWS, sets["distilled"].values()))
+    assert trained_texts(tokenizer, trained["self_data_ft"]) == written
+    assert trained_texts(tokenizer, trained["kept_rows_ft"]) == written[:4] + written[5:]
+    expected = [written[i] if i in (0, 2) else own[i] for i in range(6)]  # 1, 3, 5: second attempt; 4: rejected
+    assert trained_texts(tokenizer, trained["first_attempt_ft"]) == expected
+
+
+def test_an_arm_without_a_kept_row_is_refused(tokenizer):
+    none = {id_: row | {"source": "original"} for id_, row in DISTILLED.items()}
+    with pytest.raises(ValueError, match="arm kept_rows_ft has no row to learn, as no rewrite of these 6 was kept"):
+        finetuning.paired_sets(tokenizer, ROWS, {"distilled": none}, arms=["sft", "kept_rows_ft"], max_length=500)
 
 
 def test_the_mix_is_half_and_half_of_the_rows_that_are_trained_and_goes_by_row(tokenizer):

@@ -80,7 +80,7 @@ def write(tmp_path, **changes):
         ({"rewrite_attempts": 2, "top_k": 1}, "'rewrite_attempts' is 2: set it to 1, as greedy decoding"),
         ({"slerp_t": [0.0, 1.0]}, "'slerp_t' is [0.0, 1.0]: add a point between 0 and 1, which are the parents"),
         ({"slerp_t": [1.5]}, "study key 'slerp_t' holds 1.5: it must be a number from 0 to 1"),
-        ({"arms": ["sft", "self_data_ft", "dpo"]}, "'arms' holds 'dpo': it must be one of sft, self_data_ft, self"),
+        ({"arms": ["sft", "self_data_ft", "dpo"]}, "'arms' holds 'dpo': it must be one of sft, self_data_ft, first"),
         ({"arms": ["sft", "mixed_ft"]}, "add self_data_ft, one of the two that are compared"),
         ({"own_data": {"mine": 8}}, "study key 'own_data' has 8 for mine: it must be a mapping"),
         ({"own_data": {"my set": {"source": "x"}}}, "own_data 'my set' is no name for a data set: use letters"),
