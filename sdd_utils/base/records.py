@@ -286,6 +286,7 @@ class EmbeddingMetrics(TypedDict):
     original_sampled: Cosines  # the most that any model can be expected to reach
     cut_share: float  # answers longer than the encoder reads
     engine: str
+    answers: NotRequired[list[dict[str, str]]]  # the first ones: the question, and greedy answers by arm
 
 
 @with_config(_CLOSED)

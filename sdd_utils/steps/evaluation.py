@@ -180,8 +180,9 @@ _OF_HUNDRED = ("bleu", "chrf", "ter", "rouge")  # these run to 100, so they are 
 def _task_score(results: dict, *, task: str, limit: int, chat: bool, engine: str) -> dict:
     """One task's score from what `lm_eval_task.evaluate_task` returned."""
     values = {key: value for key, value in results["results"][task].items() if "," in key and "stderr" not in key}
-    metric, filter_ = task_kinds.primary(task, list(values))
     leaves = list(results["samples"])  # the task itself, or the tasks of a group
+    shots = results["n-shot"][leaves[0]]
+    metric, filter_ = task_kinds.primary(task, list(values), shots=shots)
     samples = [sample for leaf in leaves for sample in results["samples"][leaf] if sample["filter"] == filter_]
     rising = results["higher_is_better"][leaves[0]].get(metric) and not metric.startswith(_OF_HUNDRED)
     return {
@@ -190,7 +191,7 @@ def _task_score(results: dict, *, task: str, limit: int, chat: bool, engine: str
         "n": len(samples),
         "limit": limit,
         "chance": _chance(samples, metric),
-        "shots": results["n-shot"][leaves[0]],
+        "shots": shots,
         "chat_template": chat,
         "version": str(results["versions"][leaves[0]]),
         "engine": engine,

@@ -14,14 +14,21 @@ LIKELIHOODS = ("gold_bits_per_byte", "bits_per_byte", "byte_perplexity", "word_p
 # Of the metrics a task reports, the first of these stands for it.
 _PREFERRED = ("acc_norm", "exact_match", "acc", *LIKELIHOODS)
 _PREFERRED_FILTERS = ("none", "flexible-extract")
-_LEADERBOARD_FILTERS = {"gsm8k": "strict-match"}  # what Open LLM Leaderboard v1 counted; `all` has both
+# What Open LLM Leaderboard v1 counted; `all` has both. Its examples show the ending that it asks for.
+_LEADERBOARD_FILTERS = {"gsm8k": "strict-match"}
 _MOST_NAMED = 8
 
 
-def primary(task: str, reported: list[str]) -> tuple[str, str]:
-    """The metric and the filter that stand for a task, of those that it reports as "metric,filter"."""
+def primary(task: str, reported: list[str], *, shots: int | None = None) -> tuple[str, str]:
+    """The metric and the filter that stand for a task, of those that it reports as "metric,filter".
+
+    Args:
+        shots: few-shot examples. Without one nothing tells a model to end on GSM8K's "#### 5", which its strict filter
+            reads, so the last number of an answer counts.
+    """
     keys = [tuple(key.split(",", 1)) for key in reported]
-    filters = (_LEADERBOARD_FILTERS[task],) if task in _LEADERBOARD_FILTERS else _PREFERRED_FILTERS
+    strict = task in _LEADERBOARD_FILTERS and shots != 0
+    filters = (_LEADERBOARD_FILTERS[task],) if strict else _PREFERRED_FILTERS
     ranked = [(metric, filter_) for metric in _PREFERRED for filter_ in filters if (metric, filter_) in keys]
     return ranked[0] if ranked else keys[0]
 

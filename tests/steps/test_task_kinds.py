@@ -97,9 +97,9 @@ def test_the_metric_that_is_checked_is_the_one_that_is_taken_of_a_result():
         (["em,none", "f1,none"], ("em", "none")),
     ):
         assert task_kinds.primary("some", keys) == taken
-    assert (
-        task_kinds.primary("gsm8k", ["exact_match,flexible-extract", "exact_match,strict-match"])[1] == "strict-match"
-    )
+    both = ["exact_match,flexible-extract", "exact_match,strict-match"]
+    for shots, filter_ in ((None, "strict-match"), (5, "strict-match"), (0, "flexible-extract")):
+        assert task_kinds.primary("gsm8k", both, shots=shots)[1] == filter_
 
 
 def test_the_names_of_lm_eval_are_told_apart():
