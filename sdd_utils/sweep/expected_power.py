@@ -1,9 +1,11 @@
 """Which differences a study can expect to detect, from the variances of a committed one, before it is begun.
 
-The variances are those of `results/<study>/`, where the study was run before, else those of the embedded study. Seeds
-and cells (block size x data set) of the comparison are the planned ones. Its documents are scaled by how much less the
-mean over the planned tasks varies than that over the measured ones, were all documents alike. With more cells than were
-measured the estimate errs on the safe side, with fewer on the other: how much cells share of documents is not kept.
+The variances are those of `results/<study>/`, where the study was run before, else of its pilot,
+`results/<study>-pilot/`, else of the embedded study. A pilot of one training seed knows nothing of seeds: theirs are
+then those of another committed study of the same model. Seeds and cells (block size x data set) of the comparison are
+the planned ones. Its documents are scaled by how much less the mean over the planned tasks varies than that over the
+measured ones, were all documents alike. With more cells than were measured the estimate errs on the safe side, with
+fewer on the other: how much cells share of documents is not kept.
 """
 
 from pathlib import Path
@@ -29,22 +31,59 @@ def report(study, *, name: str, results: Path = RESULTS) -> str:
         study: its keys.
         name: that of its folder under `results`.
     """
-    source = name if (results / name / "records" / "results.json").is_file() else ELSE
+    source = next((own for own in (name, f"{name}-pilot") if _record(results, own).is_file()), ELSE)
     if not set(_COMPARED) <= set(study.arms):
         return "detectable differences: unknown, as the study has not both SFT and Self-Data FT to compare"
     try:
-        record = read_record(results / source / "records" / "results.json")
+        record = read_record(_record(results, source))
     except (FileNotFoundError, ValueError) as error:
         return f"detectable differences: unknown, as results/{source} holds no variances: {error}"
-    lines = [_line(study, entry, record) for entry in record["metrics"]["power"] if _is_shown(entry)]
+    entries, seeds_of = _with_seeds(record["metrics"]["power"], study.model, results=results)
+    lines = [_line(study, entry, record) for entry in entries if _is_shown(entry)]
     if not lines:
         return f"detectable differences: unknown, as results/{source} measured none of the comparisons"
     table = tabulate.tabulate(lines, headers="keys", tablefmt="simple", disable_numparse=True, colalign=_ALIGN)
-    basis = f"results/{source}" + ("" if source == name else ", another study, so this is a guess")
+    basis = f"results/{source}" + (f", of seeds those of results/{seeds_of}" if seeds_of else "")
+    basis += ", another study, so this is a guess" if source == ELSE != name else ""
     return f"{_heading(study, basis)}\n\n{table}"
 
 
 _ALIGN = ("left", "right", "left")
+
+
+def _record(results: Path, study: str, name: str = "results") -> Path:
+    return results / study / "records" / f"{name}.json"
+
+
+def _with_seeds(entries: list[dict], model: str, *, results: Path) -> tuple[list[dict], str]:
+    """The comparisons, those of one seed with the seeds' variances of another study of the model; and its name."""
+    lacking = [entry for entry in entries if entry["seeds"] < FEWEST_SEEDS]
+    for folder in sorted(results.iterdir()) if lacking else ():
+        others = _comparisons(results, folder.name, model)
+        if lacking and all(entry["key"] in others for entry in lacking if _is_shown(entry)):
+            return [_joined(entry, others.get(entry["key"], entry)) for entry in entries], folder.name
+    return entries, ""
+
+
+def _comparisons(results: Path, study: str, model: str) -> dict[str, dict]:
+    """A committed study's comparisons over several seeds, by key; none of another model or an older schema."""
+    paths = [_record(results, study, name) for name in ("pruning-n0", "results")]
+    if not all(path.is_file() for path in paths):
+        return {}
+    original, made = (read_record(path) for path in paths)
+    entries = made["metrics"]["power"] if original["params"]["model"] == model else []
+    return {entry["key"]: entry for entry in entries if entry["seeds"] >= FEWEST_SEEDS}
+
+
+def _joined(entry: dict, other: dict) -> dict:
+    """`entry` with the seeds of `other`, and their part of the variance, as it were with the documents of `entry`."""
+    if entry["seeds"] >= FEWEST_SEEDS:
+        return entry
+    interaction = other["interaction_se"] ** 2 * other["documents"] / entry["documents"]
+    by_seed = other["seed_se"] ** 2 - other["interaction_se"] ** 2 + interaction
+    seeds = {"seed_se": by_seed**0.5, "interaction_se": interaction**0.5}
+    df = entry["df"] | {"seeds": other["df"]["seeds"]}
+    return entry | seeds | {"df": df, "seeds": other["seeds"], "cells": other["cells"]}
 
 
 def _is_shown(entry: dict) -> bool:

@@ -11,7 +11,7 @@ from sdd_utils.sweep import expected_power
 
 STUDY = {
     "data_sets": {"gsm_symbolic": 48, "pydoc": 48}, "finetune_block_sizes": [4, 6], "seeds": [0, 1, 2],
-    "arms": ["sft", "self_data_ft"], "tasks": {"facts": 200, "gsm_symbolic_mc": 64},
+    "arms": ["sft", "self_data_ft"], "tasks": {"facts": 200, "gsm_symbolic_mc": 64}, "model": "m",
 }  # fmt: skip
 
 
@@ -26,17 +26,25 @@ def entry(key, *, primary):
 ENTRIES = [entry("question", primary=True), entry("recovers_more", primary=False), entry("other", primary=False)]
 
 
-def commit(results, name, **changes):
-    """A committed record of 09 with `ENTRIES`, measured on the tasks of `STUDY`."""
+def commit(results, name, *, entries=None, model="m", **changes):
+    """Committed records of 09, with `ENTRIES` or these, measured on the tasks of `STUDY`, and of the original."""
     grid = [{"arm": "original", "scores": {task: {"n": n} for task, n in STUDY["tasks"].items()}}]
     provenance = {"commit": "", "dirty": False, "versions": {}, "device": "cpu", "dtype": "float32", "threads": 1}
     provenance |= {"seed": None, "started": "", "wall_s": 1.0, "peak_rss_mb": 1}
-    metrics = {"grid": grid, "differences": [], "shift": {}, "power": ENTRIES}
+    metrics = {"grid": grid, "differences": [], "shift": {}, "power": entries or ENTRIES}
     record = {"schema": SCHEMA, "step": "results", "study": name, "params": {"study": name, "run": "work/x"}}
     record |= {"metrics": metrics, "provenance": provenance}
     folder = results / name / "records"
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(record | changes))
+    counts = dict.fromkeys(("block_size", "layers", "parameters", "flops_per_token_2p", "flops_per_token_matmul"), 0)
+    counts |= {"cut_parameters": 0.0, "cut_matmul": 0.0}
+    original = {"weights": "", "start": 0, "kept_layers": [], "accounting": counts, "scores": {}, "fidelity": {}}
+    original["answers"] = {}
+    params = record["params"] | {"model": model}
+    (folder / "pruning-n0.json").write_text(
+        json.dumps(record | {"step": "pruning", "params": params, "metrics": original})
+    )
 
 
 def lines(results, *, name="mine", **changes):
@@ -62,6 +70,21 @@ def test_its_own_variances_go_before_those_of_the_embedded_study(tmp_path):
     commit(tmp_path, "embedded")
     commit(tmp_path, "mine")
     assert lines(tmp_path)[0].endswith("variances of results/mine")
+
+
+def test_a_pilot_goes_before_the_embedded_study_and_its_lacking_seeds_are_those_of_the_model_elsewhere(tmp_path):
+    one_seed = [one | {"seed_se": 0.0, "interaction_se": 0.0, "seeds": 1, "cells": 2} for one in ENTRIES]
+    one_seed = [one | {"df": {"seeds": 0.0, "documents": 131.0}, "documents": 132} for one in one_seed]
+    commit(tmp_path, "embedded", model="another")
+    commit(tmp_path, "mine-pilot", entries=one_seed)
+    assert lines(tmp_path)[0].endswith("variances of results/mine-pilot")
+    commit(tmp_path, "same-model")
+    said = lines(tmp_path)
+    assert said[0].endswith("variances of results/mine-pilot, of seeds those of results/same-model")
+    interaction = 0.005**2 * 2  # at half the documents
+    joined = one_seed[0] | {"seeds": 3, "cells": 4, "df": {"seeds": 8.0, "documents": 131.0}}
+    joined |= {"interaction_se": interaction**0.5, "seed_se": (0.01**2 + 0.005**2) ** 0.5}
+    assert shown(said)[0] == pytest.approx(100 * detectable(joined, seeds=3, documents=132), abs=0.05)
 
 
 def test_seeds_cells_and_documents_are_the_planned_ones(tmp_path):
