@@ -106,13 +106,14 @@ def test_task_vectors_are_merged_as_differences_from_the_base(parents, tokenizer
     own = AutoModelForCausalLM.from_pretrained(a).state_dict()
     untrained = "model.norm.weight"  # as LoRA leaves it
     base.load_state_dict(base.state_dict() | {untrained: own[untrained]})
-    for folder, model in ((tmp_path / "base", base), (tmp_path / "b", AutoModelForCausalLM.from_pretrained(b))):
+    second, pruned = tmp_path / "second", tmp_path / "pruned"
+    for folder, model in ((pruned, base), (second, AutoModelForCausalLM.from_pretrained(b))):
         model.load_state_dict(model.state_dict() | {untrained: own[untrained]})
         model.save_pretrained(folder)
-    report = merging.merge_checkpoints(a, b, out=tmp_path / "merged", t=0.4, base=tmp_path / "base")
+    report = merging.merge_checkpoints(a, second, out=tmp_path / "merged", t=0.4, base=pruned)
     merged, left, right, start = (
-        AutoModelForCausalLM.from_pretrained(f).float().state_dict()
-        for f in (tmp_path / "merged", a, b, tmp_path / "base")
+        AutoModelForCausalLM.from_pretrained(folder).float().state_dict()
+        for folder in (tmp_path / "merged", a, second, pruned)
     )
     for name, tensor in merged.items():
         vector, angle = merging.slerp(left[name] - start[name], right[name] - start[name], 0.4)
