@@ -1,7 +1,8 @@
-"""Does a model whose answers moved further also score worse? Embedding similarity against the accuracy lost.
+"""Does a model whose answers moved further also score worse, and does foreign text move it further?
 
 arXiv 2410.09982 reports a mean embedding similarity per arm and reads it as distribution shift; how it relates to the
-scores of the same models, model by model, is this project's own question.
+scores of the same models, model by model, is this project's own question. So is how foreign the text was that a model
+learnt: the paper's explanation of what its method does is that text of the model's own moves it less.
 """
 
 import numpy as np
@@ -64,6 +65,26 @@ def shift_correlation(points: list[dict], *, samples: int = 4000, seed: int = 0)
     )
     draws = [_spearman(sample) for sample in resamples if np.all(np.ptp(sample, axis=0) > 0)]
     return correlation | {"rho": _spearman(values), "interval": np.quantile(draws, [0.025, 0.975]).tolist()}
+
+
+_LEARNT = {"sft": "original", "self_data_ft": "distilled", "self_generated_ft": "self_generated"}  # text, by arm
+
+
+def foreignness_points(records: list[dict]) -> list[dict]:
+    """A point per block size, data set and arm that learns one row set alone, means over seeds; without fidelity none.
+
+    Each is {arm, block_size, data_set, nll, kl}: `nll` the negative log-likelihood of the learnt responses under the
+    original, in nats per token of a response, `kl` KL(original || model) in nats per token of the original's answers.
+    """
+    written = {record["params"]["data_set"]: record["metrics"]["nll"] for record in of_step(records, "distillation")}
+    points = []
+    for (arm, n, data_set), by_seed in model_grid.main_comparison(records).items():
+        faithful = [model["fidelity"] for model in by_seed.values()]
+        if arm in _LEARNT and all(faithful):
+            kl = float(np.mean([np.mean([own["kl"] for own in by_set.values()]) for by_set in faithful]))
+            nll = float(np.mean(written[data_set][_LEARNT[arm]]))
+            points.append({"arm": arm, "block_size": n, "data_set": data_set, "nll": nll, "kl": kl})
+    return points
 
 
 def _spearman(values: np.ndarray) -> float:

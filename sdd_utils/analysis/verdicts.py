@@ -13,6 +13,7 @@ not of the paper's.
 from sdd_utils.analysis.claims import Claim, Part, claims
 from sdd_utils.analysis.comparisons import Missing
 from sdd_utils.analysis.further_claims import further_claims
+from sdd_utils.analysis.power import sizes_for
 from sdd_utils.analysis.statistics import holm
 from sdd_utils.base.number_format import amount
 from sdd_utils.base.records import of_step
@@ -131,5 +132,19 @@ def _why(part: dict, unit: str, verdict: str) -> str:
         return f"{start}No document's score differs, so there is nothing to test with."
     if verdict == OPEN:
         detectable = amount(part["detectable"], unit).lstrip("+")
-        return f"{start}The design finds differences of {detectable} {unit} or more in four cases of five."
+        design = f"{start}The design finds differences of {detectable} {unit} or more in four cases of five."
+        return f"{design} {_settled_by(part)}"
     return f"{start}All on {'the claimed' if verdict == HOLDS else 'the other'} side of 0."
+
+
+def _settled_by(part: dict) -> str:
+    """The least sizes of a study that would find a difference as small as the measured one in four cases of five."""
+    if abs(part["estimate"]) >= part["detectable"]:
+        return "The measured one is as large: what leaves it open is the correction for several questions."
+    sizes = sizes_for(part, abs(part["estimate"]))
+    ways = [f"{sizes['documents']:,} documents"] if sizes["documents"] else []
+    ways += [f"{sizes['seeds']:,} seeds"] if sizes["seeds"] else []
+    ways += ["{} seeds and {:,} documents".format(*sizes["both"])] if sizes["both"] else []
+    if not ways:
+        return "One as small as the measured one is out of reach of a thousand times the documents or seeds."
+    return f"One as small as the measured one takes {' or '.join(ways)}."

@@ -254,6 +254,33 @@ def embedding_histogram(greedy: dict[str, np.ndarray], sampled: dict[str, np.nda
     return drawn
 
 
+def foreignness_lines(points: list[dict]) -> Figure:
+    """What was learnt against what was forgotten, a mark per row set and arm, a line per block size and data set.
+
+    Args:
+        points: of `answer_shift.foreignness_points`, at least one.
+    """
+    drawn, (axis,) = figure(height=4.4)
+    groups: dict[tuple, list] = {}
+    for point in points:
+        groups.setdefault((point["block_size"], point["data_set"]), []).append(point)
+    for (n, data_set), group in groups.items():
+        group = sorted(group, key=lambda point: point["nll"])
+        axis.plot(*zip(*((p["nll"], p["kl"]) for p in group), strict=True), color="0.6", lw=1, marker="", zorder=1)
+        end = group[-1]["nll"], group[-1]["kl"]
+        axis.annotate(f"{data_set}, n = {n}", end, (6, 0), textcoords="offset points", va="center", size=8)
+    for arm in arms_in(points):
+        own = [point for point in points if point["arm"] == arm]
+        look = {"color": COLOURS[arm], "marker": MARKERS[arm], "ls": "", "ms": 7, "label": NAMES[arm]}
+        axis.plot([point["nll"] for point in own], [point["kl"] for point in own], **look)
+    axis.margins(x=0.2)
+    axis.set(xlabel="NLL of the learnt responses under the original (nats per token)",
+             ylabel="KL from the original (nats per token)")  # fmt: skip
+    axis.set_title("How foreign the training text is, and how far it moves the model")
+    axis.legend(**BELOW, ncols=columns_of(len(arms_in(points))))
+    return drawn
+
+
 def shift_scatter(points: list[dict]) -> Figure:
     """A mark per fine-tuned model {arm, similarity: mean cosine of -1..1, lost: average score of 0..1}."""
     drawn, (axis,) = figure(height=4)

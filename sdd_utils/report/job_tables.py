@@ -138,6 +138,22 @@ def embedding_table(records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame([favours, *lines] if lines else [])
 
 
+def answers_table(records: list[dict]) -> pd.DataFrame:
+    """The first answers of every model, unselected, each in one line of text; without any the table is empty.
+
+    They are of the first seed, at the block size whose cut is nearest to the paper's.
+    """
+    n, lines = model_grid.nearest_cut(records), []
+    moved = [record for record in of_step(records, "embedding_similarity") if record["params"]["block_size"] == n]
+    first = min((record["params"]["seed"] for record in moved), default=None)
+    for record in moved:
+        if record["params"]["seed"] == first:
+            for texts in record["metrics"].get("answers", []):
+                named = {NAMES.get(arm, arm): " ".join(text.split()) for arm, text in texts.items()}
+                lines.append({"fine-tuned on": record["params"]["data_set"], "n": n} | named)
+    return pd.DataFrame(lines)
+
+
 def _mean_cosines(records: list[dict], how: str) -> dict[tuple, str]:
     """Mean cosine with its interval by (block size, data set, seed, model, answers); "all" for what is pooled."""
     cells = {}

@@ -12,7 +12,7 @@ from sdd_utils.analysis import model_grid
 from sdd_utils.base.files import write_text
 from sdd_utils.base.number_format import amount, percent, percent_interval
 from sdd_utils.base.records import device_of, of_step
-from sdd_utils.report import paper_table, power_views
+from sdd_utils.report import job_tables, paper_table, power_views
 from sdd_utils.report.figures import NAMES
 from sdd_utils.report.topics import StudyReport
 
@@ -21,6 +21,7 @@ FIGURES = {
     "layer_damage": "What removing layers costs, by how they were chosen, without fine-tuning and after it",
     "scaling": "Recovery against the number of training rows",
     "embedding_similarity": "Cosine of each model's answers to the original's",
+    "foreignness": "How far a model moved from the original against how foreign the text was that it learnt",
     "shift": "Average score lost against the mean cosine, a mark per fine-tuned model",
     "speculative_decoding": "Pruned models as drafts: acceptance, cost ratio, and what they gain",
     "quantization": "Original, pruned and healed models in several formats: quality against bytes",
@@ -59,6 +60,7 @@ def build_page(report: StudyReport, summary: dict) -> Path:
         compared=_compared(report),
         claims=[claim | _drawn(claim) for claim in report.claims],
         power=power_views.power_table(summary["metrics"]["power"]).to_dict("records"),
+        answers=job_tables.answers_table(report.records).to_dict("records"),
         figures={name: (caption, _embedded(path)) for name, caption, path in _figures(folder)},
         records={step: _of_step(named, step) for step in dict.fromkeys(r["step"] for r in named.values())},
         notebooks={path.stem for path in (folder / "notebooks").glob("*.ipynb")},

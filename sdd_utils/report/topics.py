@@ -248,10 +248,17 @@ def _embedding_similarity(report: StudyReport) -> Topic:
     )
 
 
+def _answers(report: StudyReport) -> Topic:
+    table = job_tables.answers_table(report.records)
+    return Topic(tables={"answers": table}) if len(table) else Topic(text="The records of this study keep no answers.")
+
+
 def _shift(report: StudyReport) -> Topic:
     points = answer_shift.shift_points(report.records)
     text = answer_shift.shift_sentence(answer_shift.shift_correlation(points))
-    return Topic(figures={"shift": figures.shift_scatter(points)}, text=text)
+    drawn = {"shift": figures.shift_scatter(points)}
+    learnt = answer_shift.foreignness_points(report.records)
+    return Topic(figures=drawn | ({"foreignness": figures.foreignness_lines(learnt)} if learnt else {}), text=text)
 
 
 def _claims(report: StudyReport) -> Topic:
@@ -284,6 +291,7 @@ TOPICS: dict[str, Callable[[StudyReport], Topic]] = {
     "training": _training,
     "merging": _table("merging", lambda report: tables.merging_table(report.records)),
     "embedding_similarity": _embedding_similarity,
+    "answers": _answers,
     "shift": _shift,
     "speculative_decoding": _on_request(
         "speculative_decoding",

@@ -6,7 +6,7 @@ from scipy.stats import spearmanr
 from study_records import score
 
 from sdd_utils.analysis import answer_shift
-from sdd_utils.report.job_tables import embedding_table
+from sdd_utils.report.job_tables import answers_table, embedding_table
 from sdd_utils.steps import answer_similarity
 
 ARMS = ("sft", "self_data_ft")
@@ -88,3 +88,39 @@ def test_sampled_answers_stand_beside_greedy_ones_with_the_originals_as_ceiling(
 
 def test_answers_longer_than_the_encoder_reads_are_counted():
     assert answer_similarity.cut_share(["short", "word " * 600, "also short", ""], encoder="all-MiniLM-L6-v2") == 0.25
+
+
+def test_foreign_text_stands_beside_how_far_it_moved_a_model():
+    records = study([[0.1, 0.2], [0.1, 0.2]], [[0.5, 0.6], [0.5, 0.6]])
+    tuned = [record for record in records if record["step"] == "finetuning"]
+    for kl, record in zip((1.0, 3.0), tuned, strict=True):
+        for arm, more in (("sft", 0.0), ("self_data_ft", 0.5)):
+            record["metrics"]["arms"][arm]["fidelity"] = {
+                name: {"kl": kl + more + far} for name, far in (("a", 0), ("b", 2))
+            }
+    nll = {"original": [1.0, 3.0], "distilled": [0.5, 0.7]}
+    records.append({"step": "distillation", "params": {"data_set": "alpaca"}, "metrics": {"nll": nll}})
+    where = {"block_size": 4, "data_set": "alpaca"}
+    assert answer_shift.foreignness_points(records) == [
+        {"arm": "sft", **where, "nll": 2.0, "kl": pytest.approx(3.0)},  # over two seeds and two sets of answers
+        {"arm": "self_data_ft", **where, "nll": pytest.approx(0.6), "kl": pytest.approx(3.5)},
+    ]
+    for model in tuned[0]["metrics"]["arms"].values():
+        model["fidelity"] = {}
+    assert answer_shift.foreignness_points(records) == []
+
+
+def test_answers_stand_beside_each_other_unselected():
+    records = study([[0.1, 0.2], [0.1, 0.2]], [[0.5, 0.6], [0.5, 0.6]])
+    for record in records[:2]:
+        record["metrics"]["accounting"] = {"cut_parameters": 0.1}
+    assert answers_table(records).empty
+    moved = [record for record in records if record["step"] == "embedding_similarity"]
+    for record in moved:
+        texts = {"original": "a\nb", "no_ft": f"seed {record['params']['seed']}", "sft": "", "self_data_ft": "d"}
+        record["metrics"]["answers"] = [{"question": f"q{i}", **texts} for i in range(3)]
+    table = answers_table(records)
+    assert [*table.columns] == ["fine-tuned on", "n", "question", "Original", "No FT", "SFT", "Self-Data FT"]
+    assert table["question"].tolist() == ["q0", "q1", "q2"]  # of one seed
+    assert {*table["No FT"]} == {"seed 0"}
+    assert {*table["Original"]} == {"a b"}

@@ -1,6 +1,7 @@
 """Verdicts on made-up studies whose truth is known; every claim is answered, with numbers or with what is lacking."""
 
 import json
+import re
 from itertools import product
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import study_records
 
 from sdd_utils import ROOT
-from sdd_utils.analysis import claims, comparisons, verdicts
+from sdd_utils.analysis import claims, comparisons, power, verdicts
 from sdd_utils.base.number_format import amount
 from sdd_utils.base.records import records_by_file
 from sdd_utils.report.tables import claims_table
@@ -140,6 +141,19 @@ def test_a_task_that_no_model_solves_says_so():
     part = world.answers()["gsm8k"]["parts"][0]
     assert (part["estimate"], part["se"]) == (0, 0)
     assert verdicts._why(part, "points", "inconclusive").endswith("so there is nothing to test with.")
+
+
+def test_an_open_claim_says_what_would_settle_it():
+    measured = {"what": "a", "where": "b", "estimate": 0.02, "interval": [-0.02, 0.06], "p": 0.3, "p_holm": 0.9}
+    measured |= {"seed_se": 0.01, "document_se": 0.02, "interaction_se": 0.005, "se": 0.02, "level": 0.95, "seeds": 3}
+    measured |= {"df": {"seeds": 2.0, "documents": 99.0}, "cells": 1, "documents": 100, "size": None, "side": 1}
+    measured["detectable"] = power.detectable(measured, seeds=3, documents=100)
+    why = verdicts._why(measured, "points", "inconclusive")
+    seeds, documents = map(int, re.search(r"takes (?:.* or )?(\d+) seeds and (\d+) documents\.$", why).groups())
+    assert power.detectable(measured, seeds=seeds, documents=documents) <= 0.02
+    assert power.detectable(measured, seeds=seeds - 1, documents=documents - 34) > 0.02
+    assert "out of reach" in verdicts._why(measured | {"estimate": 1e-6}, "points", "inconclusive")
+    assert "correction for several" in verdicts._why(measured | {"estimate": 0.5}, "points", "inconclusive")
 
 
 def test_fewer_than_three_seeds_tell_nothing():
