@@ -101,7 +101,8 @@ def test_foreign_text_stands_beside_how_far_it_moved_a_model():
     nll = {"original": [1.0, 3.0], "distilled": [0.5, 0.7]}
     records.append({"step": "distillation", "params": {"data_set": "alpaca"}, "metrics": {"nll": nll}})
     where = {"block_size": 4, "data_set": "alpaca"}
-    assert answer_shift.foreignness_points(records) == [
+    points = answer_shift.foreignness_points(records)
+    assert sorted(points, key=lambda point: point["kl"]) == [
         {"arm": "sft", **where, "nll": 2.0, "kl": pytest.approx(3.0)},  # over two seeds and two sets of answers
         {"arm": "self_data_ft", **where, "nll": pytest.approx(0.6), "kl": pytest.approx(3.5)},
     ]
