@@ -224,11 +224,16 @@ def more_rows(records: list[dict], *, null: float = 0.0) -> dict:
     return estimated | {"where": _cells(cells)}
 
 
-def merge_over_parent(records: list[dict], *, parent: float, null: float = 0.0) -> dict:
-    """Recovery of the SLERP nearest t = 0.5 minus that of the parent at t = 0 or t = 1, over all merges."""
+def merge_over_parent(records: list[dict], *, parent: float, task_vectors: bool = False, null: float = 0.0) -> dict:
+    """Recovery of the SLERP nearest t = 0.5 minus that of the parent at t = 0 or t = 1, over all merges.
+
+    Args:
+        task_vectors: whether the merge is that of task vectors, or of whole weights.
+    """
     cells: dict[tuple, Pair] = {}
     for record in of_step(records, "merging"):
-        params, points = record["params"], record["metrics"]["points"]
+        params, metrics = record["params"], record["metrics"]
+        points = metrics["task_vectors"]["points"] if task_vectors else metrics["points"]
         middle = model_grid.middle_point(points)
         cell = cells.setdefault((params["block_size"], params["data_set"], params["other_data_set"]), ({}, {}))
         for end in (point for point in points if point["t"] == parent):

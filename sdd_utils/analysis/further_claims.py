@@ -10,7 +10,7 @@ from sdd_utils.base.strategies import PAPERS
 
 def further_claims(in_domain: dict[str, list]) -> tuple[Claim, ...]:
     """All of them, for a study whose data sets have these tasks of their own domain; see `Claim.needs`."""
-    return (*_of_distillation(in_domain), _of_drafts(), *_of_selection())
+    return (*_of_distillation(in_domain), _of_task_vectors(), _of_drafts(), *_of_selection())
 
 
 def _of_distillation(in_domain: dict[str, list]) -> tuple[Claim, ...]:
@@ -48,6 +48,26 @@ def _healing_claim(
 ) -> Claim:
     part = Part(what=what, side=1, measure=measure)
     return Claim(key=key, claim=claim, source=source, unit="% of the loss", steps=TUNED, parts=(part,), needs=arms)
+
+
+def _of_task_vectors() -> Claim:
+    """On merges of what training changed, whose angles are not near 0 as those of whole weights are."""
+    return Claim(
+        key="merging_task_vectors",
+        claim="The SLERP of their task vectors recovers more than each model alone.",
+        source=OURS,
+        unit="points",
+        steps=("merging", "pruning"),
+        needs=("merging", "task_vectors"),
+        parts=tuple(
+            Part(
+                what=f"recovery of the SLERP of task vectors - of its parent at t = {parent:g}",
+                side=1,
+                measure=partial(comparisons.merge_over_parent, parent=parent, task_vectors=True),
+            )
+            for parent in (0.0, 1.0)
+        ),
+    )
 
 
 def _of_drafts() -> Claim:

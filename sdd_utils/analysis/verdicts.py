@@ -36,7 +36,9 @@ def judge_claims(records: dict[str, dict], *, in_domain: dict[str, list]) -> lis
         decides, None where nothing was measured. `n` is {seeds, documents}; `records` names the files behind it.
     """
     arms = {arm for record in of_step(records.values(), "finetuning") for arm in record["metrics"]["arms"]}
+    merges = of_step(records.values(), "merging")
     there = arms | {record["step"] for record in records.values()}
+    there |= {"task_vectors"} if merges and all("task_vectors" in merge["metrics"] for merge in merges) else set()
     further = [claim for claim in further_claims(in_domain) if there.issuperset(claim.needs)]
     claim_list = [*claims(in_domain), *further]
     measured = [_measured(claim, list(records.values())) for claim in claim_list]

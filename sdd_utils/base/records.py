@@ -249,6 +249,15 @@ class RecoveredScores(TypedDict):
 
 
 @with_config(_CLOSED)
+class MergedTaskVectors(TypedDict):
+    """SLERP of the parents' differences from the pruned model, see `steps.merging.merge_checkpoints`."""
+
+    points: list[RecoveredScores]  # parents included
+    angles: dict[str, float]  # radians, by tensor that was trained
+    lerp_share: float  # of these tensors
+
+
+@with_config(_CLOSED)
 class MergingMetrics(TypedDict):
     """Of 05."""
 
@@ -258,6 +267,7 @@ class MergingMetrics(TypedDict):
     angles: dict[str, float]  # radians, by tensor
     lerp_share: float  # of the tensors, where SLERP falls back to LERP
     lerp_above: float  # the |cosine| from which it does
+    task_vectors: NotRequired[MergedTaskVectors]
 
 
 @with_config(_CLOSED)

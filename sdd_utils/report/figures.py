@@ -200,7 +200,7 @@ def loss_curves(losses: dict[str, list]) -> Figure:
 
 
 def slerp_curve(points: list[dict], angles: list[float], *, names: tuple[str, str], threshold: float,
-                lerp_points: list[dict], mixture: dict | None) -> Figure:  # fmt: skip
+                lerp_points: list[dict], mixture: dict | None, task_vectors: dict | None = None) -> Figure:  # fmt: skip
     """Recovery along the path between two parents with 95 % intervals, and the angles between their tensors.
 
     Args:
@@ -209,27 +209,32 @@ def slerp_curve(points: list[dict], angles: list[float], *, names: tuple[str, st
         names: the parents at t = 0 and t = 1.
         threshold: cosine above which SLERP becomes LERP.
         mixture: {recovery, interval} of the model trained on both sets, a horizontal line; None where there is none.
+        task_vectors: {points, angles} of the SLERP of what training changed; None where there is none.
     """
     drawn, (scores, histogram) = figure(2, width=WIDEST, height=3.8)
     slerp = {"label": "SLERP", "color": COLOURS["merged"], "marker": "o", "ls": "-", "zorder": 2}
     lerp = {"label": "LERP", "color": "black", "marker": "s", "mfc": "none", "ms": 9, "ls": "--", "lw": 1, "zorder": 3}
     chord = [*lerp_points, *(point for point in points if point["t"] in (0, 1))]
-    for line, look in ((points, slerp), (chord, lerp)):
+    changes = {"label": "SLERP of task vectors", "color": COLOURS["text_kd"], "marker": "^", "ls": "-.", "zorder": 2}
+    vectors = task_vectors or {"points": [], "angles": {}}
+    for line, look in ((points, slerp), (chord, lerp), *([(vectors["points"], changes)] if task_vectors else [])):
         with_intervals(scores, [(point["t"], point["recovery"], point["interval"]) for point in line], **look)
     if mixture:
         scores.axhline(mixture["recovery"], color=COLOURS["self_data_ft"], ls=":", lw=2, label="trained on both sets")
         scores.axhspan(*mixture["interval"], color=COLOURS["self_data_ft"], alpha=0.12, lw=0)
     scores.set(xlabel=f"t (0: {names[0]}, 1: {names[1]})", ylabel="recovery (95 % interval)")
     scores.set_title("Recovery along the path")
-    scores.legend(**BELOW, ncols=3)
+    scores.legend(**BELOW, ncols=2 if task_vectors else 3)
     degrees, limit = np.degrees(angles), np.degrees(np.arccos(threshold))
-    bins = np.linspace(
-        0, 1.05 * max(limit, degrees.max()), 40
-    )  # from 0 to beyond the limit, so bars show how near it is
-    sns.histplot(degrees, bins=bins, color=COLOURS["merged"], alpha=1, legend=False, ax=histogram)
+    changed = np.degrees([*vectors["angles"].values()])
+    # From 0 to beyond the limit, so that bars show how near it is.
+    bins = np.linspace(0, 1.05 * max(limit, *degrees, *changed), 40)
+    histogram.hist(degrees, bins, color=COLOURS["merged"], label="weights" if task_vectors else None)
+    if task_vectors:
+        histogram.hist(changed, bins, color=COLOURS["text_kd"], hatch="//", edgecolor="white", label="task vectors")
     histogram.axvline(limit, color="black", ls="--", label=f"below {limit:.2g}° SLERP is LERP")
     histogram.set(xlabel="angle between the parents (degrees)", ylabel="tensors", title="Angle of each tensor")
-    histogram.legend(**BELOW)
+    histogram.legend(**BELOW, ncols=2)
     return drawn
 
 

@@ -52,6 +52,7 @@ def merging_figure(record: dict) -> Figure:
         threshold=metrics["lerp_above"],
         lerp_points=metrics["lerp_points"],
         mixture=metrics["mixture"],
+        task_vectors=metrics.get("task_vectors"),
     )
 
 

@@ -62,7 +62,7 @@ def measure_table(by_model: dict[str, dict[str, dict]]) -> pd.DataFrame:
 def merging_table(records: list[dict]) -> pd.DataFrame:
     """Recovery along the SLERP path of every merge, parents at t = 0 and t = 1, of LERP, and of training on both sets.
 
-    With the share of tensors where SLERP falls back to LERP.
+    With the share of tensors where SLERP falls back to LERP, and SLERP of task vectors where a record has it.
     """
     lines, original = [], original_scores(records)
     for record in of_step(records, "merging"):
@@ -71,8 +71,12 @@ def merging_table(records: list[dict]) -> pd.DataFrame:
         line |= {f"recovery, t = {point['t']:g}": _recovery_of(point, original) for point in metrics["points"]}
         line |= {f"LERP, t = {point['t']:g}": "-" for point in metrics["points"] if 0 < point["t"] < 1}
         line |= {f"LERP, t = {point['t']:g}": _recovery_of(point, original) for point in metrics["lerp_points"]}
+        vectors = metrics.get("task_vectors", {"points": []})
+        inside = [point for point in vectors["points"] if 0 < point["t"] < 1]
+        line |= {f"task vectors, t = {point['t']:g}": _recovery_of(point, original) for point in inside}
         line["trained on both"] = _recovery_of(metrics["mixture"], original)
-        lines.append(line | {"seed": params["seed"], "LERP share": percent(metrics["lerp_share"])})
+        line |= {"seed": params["seed"], "LERP share": percent(metrics["lerp_share"])}
+        lines.append(line | ({"LERP share of task vectors": percent(vectors["lerp_share"])} if inside else {}))
     return pd.DataFrame(lines)
 
 

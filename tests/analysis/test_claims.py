@@ -210,6 +210,12 @@ def test_a_merge_has_to_beat_both_parents():
     found = world.answers()["merging"]
     assert (found["verdict"], found["parts"][0]["p_holm"] < 0.05) == ("inconclusive", True)
     assert found["records"] == [name for name in world.records if name.startswith(("merging", "pruning"))]
+    assert "merging_task_vectors" not in world.answers()
+    for record in world.records.values():
+        if record["step"] == "merging":
+            better = [point | {"scores": world.scores(0.8)} if point["t"] == 0.5 else point for point in points]
+            record["metrics"]["task_vectors"] = {"points": better}
+    assert world.answers()["merging_task_vectors"]["verdict"] == "holds"
 
 
 def test_similarity_averages_block_sizes_before_it_tests():

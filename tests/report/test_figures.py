@@ -42,6 +42,12 @@ CHORD = [{"t": 0.5, "recovery": 0.65, "interval": [0.6, 0.75]}]
 MIXED = {"recovery": 0.55, "interval": [0.5, 0.6]}
 MERGE = {"names": ("alpaca", "gsm8k"), "threshold": np.cos(np.pi / 60), "lerp_points": CHORD}
 ANGLES = np.radians([1, 1, 5, 9, 9, 9]).tolist()
+VECTORS = {"points": [PARENTS[0], CHORD[0], PARENTS[1]], "angles": {str(i): np.radians(80 + i) for i in range(5)}}
+VECTORS = MERGE | {"task_vectors": VECTORS}
+FOREIGN = [
+    {"arm": arm, "block_size": n, "data_set": name, "nll": nll, "kl": n + nll}
+    for n, name in ((4, "alpaca"), (6, "openmathinstruct1")) for arm, nll in (("sft", 2.0), ("self_data_ft", 0.6))
+]  # fmt: skip
 POINTS = [{"arm": arm, "similarity": RANDOM.random(), "lost": RANDOM.random() / 9} for arm in [*ARMS] * 3]
 
 
@@ -66,6 +72,10 @@ DRAWN = {
     "embedding_histogram": lambda: figures.embedding_histogram(SIMILAR, SAMPLED),
     "speculation_figure": lambda: speculation_views.speculation_figure(speculation(arms=tuple(ARMS))),
     "quantization_figure": lambda: quantization_views.quantization_figure(quantization(arms=("no_ft", *ARMS))),
+    "slerp_curve_of_task_vectors": lambda: figures.slerp_curve(
+        PATH, ANGLES, mixture=MIXED, task_vectors=VECTORS, **MERGE
+    ),
+    "foreignness_lines": lambda: figures.foreignness_lines(FOREIGN),
     "shift_scatter": lambda: figures.shift_scatter(POINTS),
 }
 
@@ -225,6 +235,23 @@ def test_merges_show_slerp_lerp_and_the_mixture():
     np.testing.assert_allclose(intervals(shown["LERP"])[1], CHORD[0]["interval"])
     band = axis.patches[0]
     assert [band.get_y(), band.get_y() + band.get_height()] == pytest.approx(MIXED["interval"])
+
+
+def test_merges_of_task_vectors_are_a_curve_and_have_angles_of_their_own():
+    scores, histogram = figures.slerp_curve(PATH, ANGLES, mixture=None, **VECTORS).axes
+    np.testing.assert_allclose(
+        lines(scores)["SLERP of task vectors"][0].get_xydata(), [[0, 0.5], [0.5, 0.65], [1, 0.6]]
+    )
+    assert [text.get_text() for text in histogram.get_legend().get_texts()][:2] == ["weights", "task vectors"]
+    assert sum(bar.get_height() for bar in histogram.patches) == len(ANGLES) + 5
+
+
+def test_what_was_learnt_stands_against_what_was_forgotten_and_each_line_is_named():
+    (axis,) = figures.foreignness_lines(FOREIGN).axes
+    by_name = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    assert by_name["SFT"] == [[2.0, 6.0], [2.0, 8.0]]
+    assert by_name["Self-Data FT"] == [[0.6, 4.6], [0.6, 6.6]]
+    assert [text.get_text() for text in axis.texts] == ["alpaca, n = 4", "openmathinstruct1, n = 6"]
 
 
 def test_a_merge_without_a_mixture_or_parents():

@@ -148,6 +148,10 @@ def test_the_table_has_lerp_and_mixture_and_a_dash_where_a_merge_has_none():
     assert table["LERP, t = 0.5"].tolist() == ["50.0 % [26.0, 74.0]", "-"]  # 0.5 ± t(19) sd / sqrt(20), by hand
     assert table["trained on both"].tolist() == ["0.0 % [0.0, 0.0]", "-"]
     assert "LERP, t = 0" not in table
+    vectors = {"points": [{"t": t, "scores": scores([0] * 20)} for t in (0.0, 0.5, 1.0)], "lerp_share": 0.0}
+    table = merging_table([original, merged(**made, task_vectors=vectors)])
+    assert table["task vectors, t = 0.5"].tolist() == ["0.0 % [0.0, 0.0]"]
+    assert table["LERP share of task vectors"].tolist() == ["0.0 %"]
 
 
 # Tables of several measures. Two tasks: `quiz` has choices, `gold` is a worked answer of the domain of data set `d`.

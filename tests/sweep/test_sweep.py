@@ -109,6 +109,8 @@ def test_killed_study_goes_on_and_then_has_nothing_to_do(command):
         )
     (merge,) = [record["metrics"] for record in records if record["step"] == "merging"]
     assert [point["t"] for point in merge["lerp_points"]] == [0.5]
+    assert max(merge["angles"].values()) < 0.5 < max(merge["task_vectors"]["angles"].values())  # radians
+    assert not any("norm" in name for name in merge["task_vectors"]["angles"])  # which LoRA does not train
     parents = [r["metrics"]["arms"]["self_data_ft"]["training"] for r in tuned if r["params"]["train_rows"] == 6]
     assert merge["mixture"]["training"]["rows"] == min(parent["rows"] for parent in parents)
     low, high = merge["mixture"]["interval"]  # wide: a random model's average is not clear of 0
