@@ -72,9 +72,7 @@ DRAWN = {
     "embedding_histogram": lambda: figures.embedding_histogram(SIMILAR, SAMPLED),
     "speculation_figure": lambda: speculation_views.speculation_figure(speculation(arms=tuple(ARMS))),
     "quantization_figure": lambda: quantization_views.quantization_figure(quantization(arms=("no_ft", *ARMS))),
-    "slerp_curve_of_task_vectors": lambda: figures.slerp_curve(
-        PATH, ANGLES, mixture=MIXED, task_vectors=VECTORS, **MERGE
-    ),
+    "slerp_curve_of_task_vectors": lambda: figures.slerp_curve(PATH, ANGLES, mixture=MIXED, **VECTORS),
     "foreignness_lines": lambda: figures.foreignness_lines(FOREIGN),
     "shift_scatter": lambda: figures.shift_scatter(POINTS),
 }
