@@ -21,15 +21,16 @@ from sdd_utils.sweep import token_lengths
 
 RESULTS, ELSE = ROOT / "results", "embedded"
 _COMPARED = ("sft", "self_data_ft")
-_ALSO = ("recovers_more",)  # claims that are shown beside the primary ones
+_ALSO = ("recovers_more", "recovers_more_probability")  # claims that are shown beside the primary ones
 
 
-def report(study, *, name: str, results: Path = RESULTS) -> str:
+def report(study, *, name: str, results: Path = RESULTS, style: str = "simple") -> str:
     """The detectable difference of every primary comparison and of recovery, as text; or why it is not known.
 
     Args:
         study: its keys.
         name: that of its folder under `results`.
+        style: of the table, see tabulate.
     """
     source = next((own for own in (name, f"{name}-pilot") if _record(results, own).is_file()), ELSE)
     if not set(_COMPARED) <= set(study.arms):
@@ -42,7 +43,7 @@ def report(study, *, name: str, results: Path = RESULTS) -> str:
     lines = [_line(study, entry, record) for entry in entries if _is_shown(entry)]
     if not lines:
         return f"detectable differences: unknown, as results/{source} measured none of the comparisons"
-    table = tabulate.tabulate(lines, headers="keys", tablefmt="simple", disable_numparse=True, colalign=_ALIGN)
+    table = tabulate.tabulate(lines, headers="keys", tablefmt=style, disable_numparse=True, colalign=_ALIGN)
     basis = f"results/{source}" + (f", of seeds those of results/{seeds_of}" if seeds_of else "")
     basis += ", another study, so this is a guess" if source == ELSE != name else ""
     return f"{_heading(study, basis)}\n\n{table}"

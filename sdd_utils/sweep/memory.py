@@ -123,8 +123,10 @@ def _finetuning(costs: CostModel, n: int, data_set: str) -> float:
     row = min(costs.study.max_length, LONG_BATCH * (length["prompt"] + length["response"]))
     trained, scored, compared = _training(costs, n, row=row), scoring(costs, n), _fidelity(costs, n)
     trained += _divergence(costs, n, data_set)
-    kept = scored + compared if costs.machine.device == "cpu" else max(scored, compared)
-    return _heap(costs, max(trained, kept))
+    if costs.machine.device != "cpu":
+        return max(trained, scored, compared)
+    model = weights(costs, n) + _packed(costs, n)  # loaded whole: what work on it frees leaves the gaps
+    return max(trained, model + _heap(costs, scored - model) + compared)
 
 
 def _divergence(costs: CostModel, n: int, data_set: str) -> float:

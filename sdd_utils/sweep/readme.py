@@ -1,7 +1,8 @@
 """Fill README and docs with tables and estimates that the code made: `make readme`.
 
 `<!-- table: results/embedded/tables/recovery -->…<!-- end -->` holds that Markdown file of the repository,
-`<!-- plan: study -->…` what a study costs. The table of several studies, `results/models.md`, is made first.
+`<!-- plan: study -->…` what a study costs, `<!-- power: study/other -->…` what it can detect by the variances of the
+other's results. The table of several studies, `results/models.md`, is made first.
 """
 
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 from sdd_utils import ROOT
 from sdd_utils.report.across_studies import write_models_table
 from sdd_utils.study.schema import load_study
-from sdd_utils.sweep import plan
+from sdd_utils.sweep import expected_power, plan
 
 
 def fill_page(page: str, *, root: Path = ROOT) -> str:
@@ -21,11 +22,17 @@ def fill_page(page: str, *, root: Path = ROOT) -> str:
     """
 
     def filled(match: re.Match) -> str:
-        name = match["name"]
-        text = f"\n{(root / f'{name}.md').read_text()}" if match["kind"] == "table" else plan_in_brief(name)
-        return f"{match['start']}{text}<!-- end -->"
+        kinds = {"table": lambda name: f"\n{(root / f'{name}.md').read_text()}", "plan": plan_in_brief, "power": power}
+        return f"{match['start']}{kinds[match['kind']](match['name'])}<!-- end -->"
 
-    return re.sub(r"(?P<start><!-- (?P<kind>table|plan): (?P<name>\S+) -->).*?<!-- end -->", filled, page, flags=re.S)
+    places = r"(?P<start><!-- (?P<kind>table|plan|power): (?P<name>\S+) -->).*?<!-- end -->"
+    return re.sub(places, filled, page, flags=re.S)
+
+
+def power(name: str) -> str:
+    """What a study can detect by the variances of another's results, with the names of both as "study/other"."""
+    study, other = name.split("/")
+    return f"\n{expected_power.report(load_study(study), name=other, style='pipe')}\n"
 
 
 def plan_in_brief(name: str) -> str:
