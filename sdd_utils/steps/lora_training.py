@@ -39,7 +39,7 @@ from sdd_utils.steps.trainers import TeacherTrainer, Trainer, counted
 PROFILE = ROOT / "profiles" / "fsdp2.yaml"
 # A checkpoint (adapter and Adam's moments) is small beside the model, and writing it short beside as many steps. A
 # training of fewer steps writes one, at its end.
-SAVE_STEPS = 50
+SAVE_STEPS = 20
 WORKER = ["-m", "sdd_utils.steps.lora_training"]
 
 

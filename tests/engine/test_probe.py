@@ -77,6 +77,23 @@ def test_rows_that_see_each_other_are_found_out_in_every_precision(capsys):
             assert ("reading padded rows gives other logits" in capsys.readouterr().err) != exact
 
 
+@torch.no_grad()
+def test_what_two_kernels_of_attention_round_apart_is_allowed_and_the_models_own_kernel_comes_back(monkeypatch):
+    model = build("learned positions").bfloat16()
+    plain = probe.plain_logits(model, probe.random_rows(model, (12,))[0])
+    model.set_attn_implementation("eager")
+    other = probe.plain_logits(model, probe.random_rows(model, (12,))[0])
+    assert attention.set_by_rows(model) is False  # it attends by "eager"
+    model.set_attn_implementation("sdpa")
+    assert probe._between_kernels(model) == pytest.approx(probe.difference(other, plain))
+    assert model.config._attn_implementation == "sdpa"
+    monkeypatch.setattr(probe, "_rounding", lambda model: 0.0)
+    monkeypatch.setattr(probe, "_between_kernels", lambda model: 0.13)
+    assert probe._allowed(model, 0.12)
+    assert not probe._allowed(model, 0.14)
+    assert not probe._allowed(model.float(), 0.12)
+
+
 def test_a_model_in_training_mode_is_probed_without_dropout_and_stays_in_it():
     model = build("learned positions").train()
     for module in model.modules():
