@@ -35,6 +35,7 @@ from sdd_utils.models import adapters, store
 from sdd_utils.steps import teacher
 from sdd_utils.steps.on_policy import OnPolicyTrainer
 from sdd_utils.steps.trainers import TeacherTrainer, Trainer, counted
+from sdd_utils.steps.training_rows import rows_at_once
 
 PROFILE = ROOT / "profiles" / "fsdp2.yaml"
 # A checkpoint (adapter and Adam's moments) is small beside the model, and writing it short beside as many steps. A
@@ -100,7 +101,10 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
     kind, given = _taught(job.get("taught") or {}, data)
     models = [model, *([given["original"]] if "original" in given else [])]
     if not all([*map(keeps_rows_apart, models)]):
-        _one_row_at_a_time(arguments)
+        _read_at_once(arguments, 1)
+    elif model.device.type == "cpu":
+        longest = max(map(len, data["input_ids"]))
+        _read_at_once(arguments, rows_at_once(arguments.per_device_train_batch_size, longest))
     names = ("epochs", "batch_size", "seed", "trained_tokens")
     scheduled = schedule(data, **{name: settings[name] for name in names})
     trainer = kind(
@@ -155,10 +159,11 @@ def _end_to_end(model) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     yield from ((logits, probe.plain_logits(model, row)) for logits, row in zip(found, rows, strict=True))
 
 
-def _one_row_at_a_time(arguments: SFTConfig) -> None:
-    """The same steps and losses from passes over single rows, whose gradients are summed."""
-    arguments.gradient_accumulation_steps = arguments.per_device_train_batch_size
-    arguments.per_device_train_batch_size, arguments.padding_free = 1, False
+def _read_at_once(arguments: SFTConfig, rows: int) -> None:
+    """The same steps and losses from passes over so many rows of a batch, whose gradients are summed."""
+    arguments.gradient_accumulation_steps = arguments.per_device_train_batch_size // rows
+    arguments.per_device_train_batch_size = rows
+    arguments.padding_free = arguments.padding_free and rows > 1
 
 
 def schedule(data: Dataset, *, epochs: int, batch_size: int, seed: int, trained_tokens: int) -> Dataset:

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 
 from sdd_utils.data.arms import FORWARD_KL, REVERSE_KL, loss_of
 from sdd_utils.engine.packed_linear import MOST_BYTES
+from sdd_utils.steps.training_rows import TOKENS_AT_ONCE
 from sdd_utils.study.jobs import Job
 from sdd_utils.sweep.costs import CostModel, layer_bytes
-from sdd_utils.sweep.token_lengths import documents_of, longest_of, set_lengths, task_lengths
+from sdd_utils.sweep.token_lengths import documents_of, longest_of, rewritten, set_lengths, task_lengths
 
 NO_MODEL = 0.45e9  # bytes of a job that reads records only
 ENCODER = 0.25e9  # bytes of the sentence encoder and its library
@@ -120,7 +121,8 @@ def _pruning(costs: CostModel, n: int) -> float:
 def _finetuning(costs: CostModel, n: int, data_set: str) -> float:
     """Bytes of training, or of comparing with the original in the gaps that scoring has left."""
     length = set_lengths(data_set)
-    row = min(costs.study.max_length, LONG_BATCH * (length["prompt"] + length["response"]))
+    response = max(length["response"], rewritten(costs.study, data_set))
+    row = min(costs.study.max_length, LONG_BATCH * (length["prompt"] + response))
     trained, scored, compared = _training(costs, n, row=row), scoring(costs, n), _fidelity(costs, n)
     trained += _divergence(costs, n, data_set)
     if costs.machine.device != "cpu":
@@ -132,7 +134,7 @@ def _finetuning(costs: CostModel, n: int, data_set: str) -> float:
 def _divergence(costs: CostModel, n: int, data_set: str) -> float:
     """Bytes that a loss other than cross-entropy takes on top: copies of the logits, and the original beside."""
     losses = {loss_of(arm) for arm in costs.study.arms}
-    tokens = LONG_BATCH * costs.study.batch_size * set_lengths(data_set)["response"]
+    tokens = _at_once(costs, LONG_BATCH * set_lengths(data_set)["response"])
     logits = tokens * costs.shapes[n].vocabulary * 4
     original = weights(costs, 0) + _packed(costs, 0) + _packed(costs, n)
     return (original + 2 * logits) * (REVERSE_KL in losses) or logits * (FORWARD_KL in losses)
@@ -155,18 +157,24 @@ def _merging(costs: CostModel, n: int) -> float:
     return _heap(costs, max(2 * weights(precise, n), scoring(precise, n), mixed))
 
 
+def _at_once(costs: CostModel, row: float) -> float:
+    """Tokens of an optimiser step that are read in one pass, of rows of so many; on a GPU all."""
+    tokens = costs.study.batch_size * row
+    return min(tokens, max(TOKENS_AT_ONCE, row)) if costs.machine.device == "cpu" else tokens
+
+
 def _training(costs: CostModel, n: int, *, row: float = 0) -> float:
     return sum(size for what, _, size in training(costs, n, row=row) if what != "process")
 
 
 def training(costs: CostModel, n: int, *, row: float = 0) -> list[tuple[str, str, float]]:
-    """(what, arithmetic, bytes) of fine-tuning, with all rows of an optimiser step at once, each `row` tokens long.
+    """(what, arithmetic, bytes) of fine-tuning on rows of `row` tokens.
 
     Args:
         row: by default the study's `max_length`.
     """
     shape, width = costs.shapes[n], costs.machine.dtype_bytes
-    tokens = round(costs.study.batch_size * (row or costs.study.max_length))
+    tokens = round(_at_once(costs, row or costs.study.max_length))
     layer = f"{tokens:,} tokens x 1.5 x {shape.layer_width:,.0f} values x {width} bytes"
     kept = f"{shape.layers} layers x {layer}", shape.layers * layer_bytes(costs, n, tokens)
     if costs.machine.checkpointing:

@@ -236,8 +236,8 @@ def plan_report(name: str, costs: CostModel, records: list[dict], *, origin: str
         f"left out: {LEFT_OUT}",
     ]
     study = costs.study
-    heading = f"Memory of training, GB: {study.batch_size} rows of {study.max_length} tokens at once, LoRA r "
-    heading += f"{study.lora_rank} on {study.lora_targets}; shorter rows or gradient accumulation need less"
+    heading = f"Memory of training, GB: rows of {study.max_length} tokens, {study.batch_size} a step, LoRA r "
+    heading += f"{study.lora_rank} on {study.lora_targets}; shorter rows need less"
     return "\n".join([*heads, "", plan_table(costs, plan), "", heading, "", memory_table(costs), "", power, "", *tails])
 
 

@@ -24,7 +24,7 @@ from unlike_llama import CONFIGS, build, plain_log_probs
 from sdd_utils import ROOT
 from sdd_utils.engine import attention
 from sdd_utils.models import store
-from sdd_utils.steps import lora_training
+from sdd_utils.steps import lora_training, training_rows
 
 SETTINGS = {"lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_targets": "all-linear", "learning_rate": 1e-2}
 SETTINGS |= {"epochs": 2, "batch_size": 4, "seed": 3, "trained_tokens": 0}
@@ -170,6 +170,29 @@ def test_batches_without_padding_train_as_padded_ones_do(model_folder, data, tmp
     assert [step for step, _ in report["loss"]] == [step for step, _ in expected["loss"]] == [1, 2, 3, 4, 5, 6]
     torch.testing.assert_close(torch.tensor(report["loss"]), torch.tensor(expected["loss"]), atol=1e-5, rtol=0)
     torch.testing.assert_close(weights(tmp_path / "free"), weights(tmp_path / "padded"), atol=1e-4, rtol=1e-3)
+
+
+def test_rows_that_are_read_in_several_passes_give_the_same_steps(model_folder, data, tmp_path, monkeypatch):
+    whole = lora_training.train(job_of(model_folder, tmp_path / "whole"), data)
+    longest = max(map(len, data["input_ids"]))
+    monkeypatch.setattr(training_rows, "TOKENS_AT_ONCE", 3 * longest)  # of 4 rows, 2 share them evenly
+    passes, plain = [], lora_training.Trainer.compute_loss
+
+    def spy(self, model, inputs, *args, **kwargs):
+        passes.append(len(attention.row_lengths(inputs["position_ids"][0])))
+        return plain(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(lora_training.Trainer, "compute_loss", spy)
+    parts = lora_training.train(job_of(model_folder, tmp_path / "parts"), data)
+    assert passes == [2] * 2 * parts["steps"]
+    torch.testing.assert_close(torch.tensor(parts["loss"]), torch.tensor(whole["loss"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(weights(tmp_path / "parts"), weights(tmp_path / "whole"), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("longest", "rows"), [(100, 8), (192, 8), (193, 4), (384, 4), (500, 2), (1536, 1), (9999, 1)])
+def test_as_many_rows_are_read_at_once_as_share_a_batch_evenly(longest, rows):
+    assert training_rows.rows_at_once(8, longest) == rows
+    assert training_rows.rows_at_once(7, longest) == (7 if 7 * longest <= 1536 else 1)
 
 
 def test_the_first_loss_is_the_one_that_transformers_computes(tokenizer, model_folder, data, tmp_path):
