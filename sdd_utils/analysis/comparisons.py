@@ -14,6 +14,7 @@ from sdd_utils.analysis.speculation import acceptance_values, drafts_of
 from sdd_utils.analysis.statistics import (
     ACCURACY,
     BITS,
+    CLOZE,
     Parts,
     averaged_tasks,
     document_values,
@@ -246,15 +247,17 @@ def merge_over_parent(records: list[dict], *, parent: float, task_vectors: bool 
 
 
 def over_no_ft(records: list[dict], *, data_set: str, task: str, null: float = 0.0) -> dict:
-    """Score on one task of SFT on one data set minus that of No FT, over block sizes."""
+    """Score on one task, or on its cloze form, of SFT on one data set minus that of No FT, over block sizes."""
     untuned, models = model_grid.untuned_scores(records), model_grid.main_comparison(records)
     tuned = {n: by_seed for (arm, n, name), by_seed in models.items() if (arm, name) == ("sft", data_set)}
     if not tuned:
         raise Missing(f"this study does not fine-tune on {data_set}")
-    if any(task not in scores for scores in untuned.values()):
+    forms = [form for form in (task, f"{task}{CLOZE}") if all(form in scores for scores in untuned.values())]
+    if not forms:
         raise Missing(f"this study does not score {task}")
     pairs = [(model_grid.scores_of(by_seed), dict.fromkeys(by_seed, untuned[n])) for n, by_seed in tuned.items()]
-    return _score_difference(pairs, [task], null=null) | {"where": _cells([(n, data_set) for n in tuned])}
+    where = _cells([(n, data_set) for n in tuned]) + ("" if forms[0] == task else " (its cloze form)")
+    return _score_difference(pairs, forms[:1], null=null) | {"where": where}
 
 
 def in_domain(records: list[dict], *, domains: dict[str, list], rank: int, null: float = 0.0) -> dict:

@@ -30,9 +30,8 @@ from scipy.special import stdtr, stdtrit
 ACCURACY, CHOICE, BITS = "accuracy", "choice_probability", "gold_bits_per_byte"  # keys of `base.records.Score`
 HAS_CHANCE = (ACCURACY, CHOICE)  # measures of which guessing has a score
 
-_CLOZE = "_continuation"  # lm-eval's name for a task whose answers are texts instead of letters (mmlu_continuation)
 _OF_SIZE = ("se", "seed_se", "document_se", "interaction_se", "detectable")  # of `estimate`, in the mean's own unit
-_CLOZE = "_continuation"  # lm-eval's name for a task whose answers are texts instead of letters (mmlu_continuation)
+CLOZE = "_continuation"  # lm-eval's name for a task whose answers are texts instead of letters (mmlu_continuation)
 _FAR = 64  # standard errors: the end of an interval that has none
 
 Parts = tuple[list[np.ndarray], list[np.ndarray]]  # numerators and denominators of a ratio, per task
@@ -49,7 +48,7 @@ def averaged_tasks(original: dict[str, dict], *, measure: str = ACCURACY) -> lis
 
 def _scored(original: dict[str, dict], measure: str) -> list[str]:
     """The tasks that have a measure, one form of each: accuracy counts letters, as published; others their cloze."""
-    cloze = {task.removesuffix(_CLOZE): task for task in original if task.endswith(_CLOZE)}
+    cloze = {task.removesuffix(CLOZE): task for task in original if task.endswith(CLOZE)}
     twice = [letters if measure != ACCURACY else task for letters, task in cloze.items() if letters in original]
     return [task for task, score in original.items() if measure in score and task not in twice]
 

@@ -35,10 +35,7 @@ def judge_claims(records: dict[str, dict], *, in_domain: dict[str, list]) -> lis
         n, parts, records}. Estimates in points are fractions (0.01 is 1 point). The numbers are those of the part that
         decides, None where nothing was measured. `n` is {seeds, documents}; `records` names the files behind it.
     """
-    arms = {arm for record in of_step(records.values(), "finetuning") for arm in record["metrics"]["arms"]}
-    merges = of_step(records.values(), "merging")
-    there = arms | {record["step"] for record in records.values()}
-    there |= {"task_vectors"} if merges and all("task_vectors" in merge["metrics"] for merge in merges) else set()
+    there = _what_is_there([*records.values()], in_domain)
     further = [claim for claim in further_claims(in_domain) if there.issuperset(claim.needs)]
     claim_list = [*claims(in_domain), *further]
     measured = [_measured(claim, list(records.values())) for claim in claim_list]
@@ -46,6 +43,17 @@ def judge_claims(records: dict[str, dict], *, in_domain: dict[str, list]) -> lis
         family = [parts for claim, (parts, _) in zip(claim_list, measured, strict=True) if claim.primary == primary]
         _correct([part for parts in family for part in parts])
     return [_answer(claim, *outcome, records) for claim, outcome in zip(claim_list, measured, strict=True)]
+
+
+def _what_is_there(records: list[dict], in_domain: dict[str, list]) -> set[str]:
+    """What claims may need, see `Claim.needs`: arms, steps, merges of task vectors, accuracy on in-domain tasks."""
+    tuned = [model for record in of_step(records, "finetuning") for model in record["metrics"]["arms"].items()]
+    own = {task for tasks in in_domain.values() for task in tasks}
+    answered = any("accuracy" in score for _, model in tuned for task, score in model["scores"].items() if task in own)
+    merges = of_step(records, "merging")
+    vectors = bool(merges) and all("task_vectors" in merge["metrics"] for merge in merges)
+    named = {"in-domain accuracy": answered, "task_vectors": vectors}
+    return {record["step"] for record in records} | {arm for arm, _ in tuned} | {name for name in named if named[name]}
 
 
 def _correct(parts: list[dict]) -> None:

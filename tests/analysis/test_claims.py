@@ -178,6 +178,26 @@ def test_a_published_gain_is_refuted_only_where_every_cell_falls_short():
     assert comparisons.largest_gain([*world.records.values()])["p"] < 0.05  # against 0 the best cell decides
 
 
+def test_answers_of_the_own_domain_are_asked_where_they_are_counted():
+    world, others = World(), dict.fromkeys(("arc_challenge", "mmlu"), 0.3)
+    world.tune("gsm8k", sft=others | {"gsm8k": 0.5}, self_data_ft=others | {"gsm8k": 0.7})
+    assert world.answers()["in_domain_answers"]["verdict"] == "holds"
+    elsewhere = verdicts.judge_claims(world.records, in_domain={"gsm8k": ["gsm8k_gold"]})
+    assert "in_domain_answers" not in {answer["key"] for answer in elsewhere}
+
+
+def test_the_cloze_form_stands_in_for_letters_that_are_not_scored():
+    world = World()
+    world.tune("gsm8k", sft={"gsm8k": 0.7, "arc_challenge": 0.35, "mmlu": 0.35}, self_data_ft=0.5)
+    letters = world.answers()["gsm8k"]
+    for record in world.records.values():
+        for model in record["metrics"].get("arms", {"untuned": record["metrics"]}).values():
+            model["scores"]["mmlu_continuation"] = model["scores"].pop("mmlu")
+    cloze = world.answers()["gsm8k"]
+    assert [part["estimate"] for part in cloze["parts"]] == [part["estimate"] for part in letters["parts"]]
+    assert cloze["parts"][2]["where"] == f"{letters['parts'][2]['where']} (its cloze form)"
+
+
 def test_all_parts_of_a_claim_have_to_hold():
     world = World()
     world.tune("gsm8k", sft={"gsm8k": 0.7, "arc_challenge": 0.35, "mmlu": 0.35}, self_data_ft=0.5)
@@ -275,7 +295,7 @@ def test_claims_about_further_arms_are_asked_of_studies_that_have_them():
     world.tune("gsm8k", sft=0.5, self_data_ft=0.7, logit_kd=0.55, text_kd=0.6)
     more = set(world.answers()) - set(plain.answers())
     assert more == {"beats_logit_kd", "plain_text"}
-    assert list(plain.answers()) == [claim.key for claim in claims.claims({})]
+    assert list(plain.answers()) == [*(claim.key for claim in claims.claims({})), "in_domain_answers"]
     assert {answer["verdict"] for key, answer in world.answers().items() if key in more} == {"holds"}
     assert "Self-Data FT - logit KD in the share" in world.answers()["beats_logit_kd"]["why"]
     everywhere = {"gsm8k": ["gsm8k"], "dolly": ["mmlu"]}  # its plain text may be of either
