@@ -8,7 +8,7 @@ from sdd_utils.study.notebook_parameters import check_parameters, defaults_of, p
 from sdd_utils.study.schema import Study, load_study
 
 STUDIES = ("deployment", "embedded", "gemma3-270m", "healing", "laptop", "paper-llama3.1-8b", "paper-mistral-7b")
-STUDIES += ("qwen2.5-coder-0.5b", "selection")
+STUDIES += ("qwen2.5-coder-0.5b", "selection", "laptop-pilot", "laptop-healing", "laptop-smollm2")
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -13,7 +13,7 @@ from sdd_utils import ROOT
 from sdd_utils.study.schema import load_study
 
 LAPTOP = {
-    "base": "laptop",
+    "base": "laptop", "model": "smollm2-135m-instruct",
     "data_sets": {"gsm8k": 4, "alpaca": 4}, "calibration_rows": 4, "block_sizes": [4], "finetune_block_sizes": [4],
     "rewrite_tokens": 32, "rewrite_attempts": 1, "seeds": [1], "lora_rank": 4, "merge_pairs": [],
     "tasks": {"arc_easy": 6, "winogrande": 4, "gsm8k": 1, "gsm8k_gold": 2}, "shots": {"winogrande": 2, "gsm8k": 1},

@@ -25,6 +25,7 @@ TABLES = {
     "performance.md": {
         f"benchmarks/{name}" for name in ("results", "ablation", "breakdown", "evaluation_cost", "scaling")
     },
+    "laptop-design.md": {f"results/laptop-pilot/tables/{name}" for name in ("bits_per_byte", "power")},
     "own-model.md": {"benchmarks/rewrite_wordings", "benchmarks/text_start", "results/models"},
 }
 
@@ -84,6 +85,12 @@ def test_estimates_are_what_the_code_makes_now():
     found = dict(re.findall(estimates, README))
     assert len(found) == 4
     assert {name: readme.plan_in_brief(name) for name in found} == found, "run 'make readme'"
+
+
+def test_detectable_differences_of_a_design_are_what_its_pilot_says_now():
+    (place,) = re.findall(r"<!-- power: (\S+) -->(.*?)<!-- end -->", PAGES["laptop-design.md"], flags=re.S)
+    assert readme.power(place[0]) == place[1], "run 'make readme'"
+    assert "results/laptop-pilot" in place[1]
 
 
 def committed(path):
