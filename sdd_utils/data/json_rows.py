@@ -20,7 +20,7 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
         ValueError: what is wrong and where, in one sentence: no rows, a cut file, another encoding, a line that is
             no JSON object, a key twice in one object, NaN.
     """
-    text = _decoded(_bytes(path))
+    text = decoded(_bytes(path))
     rows = list(_of_list(text) if text.lstrip().startswith("[") else _of_lines(text))
     if not rows:
         raise ValueError("it holds no rows: write one JSON object a line")
@@ -35,7 +35,8 @@ def _bytes(path: Path) -> bytes:
         raise ValueError(f"it is no whole gzip file ({error}): copy it again") from None
 
 
-def _decoded(content: bytes) -> str:
+def decoded(content: bytes) -> str:
+    """Text in UTF-8, UTF-16 or UTF-32, with or without a byte order mark; ValueError names the line of another."""
     encoding = json.detect_encoding(content)
     try:
         return content.decode(encoding)

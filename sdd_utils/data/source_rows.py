@@ -19,7 +19,7 @@ import numpy as np
 
 from sdd_utils import ROOT
 from sdd_utils.base.files import digest, file_sha256, read_json_lines, write_json_lines
-from sdd_utils.data import cells, json_rows, sources
+from sdd_utils.data import cells, json_rows, sources, table_rows
 
 VERSION = 2  # raise it when a change of the code changes rows: what was read before then is read anew
 CACHE = ROOT / "work" / "data"
@@ -102,7 +102,7 @@ def _mapped(name: str, source: sources.Source, split: str, *, rows: int) -> list
 
 def _from_file(path: Path, *, rows: int) -> tuple[list[str], list[tuple[str, dict]]]:
     """The columns of a file, and its rows, or a sample of them, with where each stands."""
-    found = json_rows.read_rows(path)
+    found = (table_rows if sources.is_table(path) else json_rows).read_rows(path)
     columns = list(dict.fromkeys(column for _, row in found for column in row))
     order = np.random.default_rng(SHUFFLE_SEED).permutation(len(found))[:rows] if rows else range(len(found))
     return columns, [found[index] for index in order]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sdd_utils import ROOT
 
-_LOCAL = (".jsonl", ".json", ".jsonl.gz", ".json.gz")  # in upper case, too
+_TABLES = (".csv", ".parquet")
+_LOCAL = (".jsonl", ".json", ".jsonl.gz", ".json.gz", *_TABLES)  # in upper case, too
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@\S+)?")
 
 
@@ -17,7 +18,8 @@ class Source:
     """Where a data set's rows come from.
 
     Attributes:
-        source: hub id `org/name@revision`, or the path of a file as `json_rows` reads it, relative to the repository.
+        source: hub id `org/name@revision`, or the path of a file as `json_rows` or `table_rows` reads it, relative to
+            the repository.
         instruction, context, response, answer: names of its columns; "" where it has none. Without an answer
             column, the answer is what `cells.answer_line` finds.
         config: the hub's name of a subset.
@@ -103,6 +105,11 @@ def own_source(name: str, keys: dict) -> Source:
             f"in {', '.join(_LOCAL)}: write the rows as JSON lines"
         )
     return Source(**keys)
+
+
+def is_table(path: Path) -> bool:
+    """Whether a local file is one that `table_rows` reads."""
+    return path.name.lower().endswith(_TABLES)
 
 
 def _is_local(source: str) -> bool:
