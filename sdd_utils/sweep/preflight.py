@@ -24,6 +24,17 @@ def check_data(study: Study) -> None:
             load_rows(name, split="test", rows=study.answer_prompts, **rule)
 
 
+def check_model(study: Study) -> None:
+    """Find the model's configuration, on the hub if need be, and count it at every block size of the study.
+
+    Raises:
+        ValueError, FileNotFoundError: it is nowhere, or cannot be cut so; in one sentence.
+    """
+    from sdd_utils.sweep import plan
+
+    plan.cost_model(study, hardware=None)
+
+
 def check_tasks(study: Study) -> None:
     """Raise ValueError, in one sentence, for a task that cannot be scored; those that were measured can."""
     own = {task: limit for task, limit in study.tasks.items() if task not in token_lengths.lengths()["tasks"]}

@@ -31,7 +31,7 @@ from sdd_utils.base import disk, precision
 from sdd_utils.base.files import remove_unfinished, write_text
 from sdd_utils.engine import vllm_installed
 from sdd_utils.study.paths import Run, committed_results, saved_jobs, shown
-from sdd_utils.study.schema import load_study, name_of, path_of
+from sdd_utils.study.schema import STUDIES, load_study, name_of, path_of
 from sdd_utils.sweep import preflight, take_over
 
 MEMORY_LIMITS = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]  # v2, v1
@@ -128,7 +128,9 @@ def _check(study: str, *, run: str, profile: str) -> None:
         raise ValueError(f"path {braces[0]!r} holds a brace, which Snakemake takes for a pattern: rename it")
     if profile:
         _check_profile(profile)
-    checks = (preflight.check_data, preflight.check_tasks, preflight.check_encoder, preflight.check_quantization)
+    checks = [preflight.check_data, preflight.check_tasks, preflight.check_encoder, preflight.check_quantization]
+    if path_of(study).parent != STUDIES:  # the shipped ones fit their models, and counting these takes seconds
+        checks.append(preflight.check_model)
     for check in checks:
         check(keys)
 

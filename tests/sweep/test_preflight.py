@@ -59,6 +59,11 @@ def started(monkeypatch, tmp_path, study, *further):
         ),
         ({"tasks": {"facts": 4, "cola": 4}}, "task 'cola' is scored by mcc over all documents at once"),
         ({"tasks": {"fcats": 4}}, "task 'fcats' is unknown: use one of facts"),
+        (
+            {"block_sizes": [40], "finetune_block_sizes": [40]},
+            "block size 40 is impossible: a model of 30 layers allows",
+        ),
+        ({"model": "nowhere/model.gguf"}, "nowhere/model.gguf"),
     ],
 )
 def test_faults_are_one_sentence_of_run_and_plan(study, tmp_path, monkeypatch, capsys, changes, said):
