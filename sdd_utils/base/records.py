@@ -250,11 +250,11 @@ class RecoveredScores(TypedDict):
 
 @with_config(_CLOSED)
 class MergedTaskVectors(TypedDict):
-    """SLERP of the parents' differences from the pruned model, see `steps.merging.merge_checkpoints`."""
+    """SLERP of what each parent's training added, see `steps.task_vectors`."""
 
     points: list[RecoveredScores]  # parents included
-    angles: dict[str, float]  # radians, by tensor that was trained
-    lerp_share: float  # of these tensors
+    angles: dict[str, float]  # radians, by module that was trained
+    lerp_share: float  # of these modules
 
 
 @with_config(_CLOSED)

@@ -28,7 +28,7 @@ LERP_ABOVE = 0.9995  # |cos| from which sin(angle) is too small to divide by; me
 _CONTEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
-Pieces = tuple[Tensor, ...]  # the same piece of two parents' tensors, flat, and of their base's where there is one
+Pair = tuple[Tensor, Tensor]  # the same piece of two tensors, flat
 
 
 def angle(a: Tensor, b: Tensor) -> float:
@@ -40,11 +40,11 @@ def angle(a: Tensor, b: Tensor) -> float:
     return _angle(_pairs(a, b), _block_buffers())
 
 
-def _pairs(a: Tensor, b: Tensor) -> Iterator[Pieces]:
+def _pairs(a: Tensor, b: Tensor) -> Iterator[Pair]:
     return zip(a.flatten().split(tensor_stream.CHUNK), b.flatten().split(tensor_stream.CHUNK), strict=True)
 
 
-def _angle(pairs: Iterable[Pieces], spaces: Tensor) -> float:
+def _angle(pairs: Iterable[Pair], spaces: Tensor) -> float:
     s, square_a, inner, square_d = None, 0.0, 0.0, 0.0
     for pair in pairs:
         for blocks in zip(*(piece.split(BLOCK) for piece in pair), strict=True):
@@ -76,31 +76,27 @@ def slerp(a: Tensor, b: Tensor, t: float) -> tuple[Tensor, float]:
         the tensor, and the angle w in radians.
     """
     w, merged = angle(a, b), torch.empty_like(a.flatten())
-    for _ in _sums(_pairs(a, b), merged.split(tensor_stream.CHUNK), _weights("slerp", w, t), _block_buffers()):
+    for _ in _sums(_pairs(a, b), merged.split(tensor_stream.CHUNK), *slerp_weights("slerp", w, t), _block_buffers()):
         pass
     return merged.reshape(a.shape), w
 
 
-def _weights(how: str, w: float, t: float) -> tuple[float, float, float]:
-    """Those of both parents and of their base: differences from a base c are merged as c + x (a - c) + y (b - c)."""
-    x, y = 1.0 - t, float(t)
-    if how != "lerp" and t not in (0, 1) and not falls_back(w):
-        x, y = math.sin((1 - t) * w) / math.sin(w), math.sin(t * w) / math.sin(w)
-    return x, y, 1.0 - x - y
+def slerp_weights(how: str, w: float, t: float) -> tuple[float, float]:
+    """The weights of both parents at t, of SLERP between tensors at an angle of w radians, or of LERP."""
+    if how == "lerp" or t in (0, 1) or falls_back(w):
+        return 1.0 - t, float(t)
+    return math.sin((1 - t) * w) / math.sin(w), math.sin(t * w) / math.sin(w)
 
 
 def _sums(
-    pieces: Iterable[Pieces], outs: Iterable[Tensor], weights: tuple[float, ...], spaces: Tensor
+    pairs: Iterable[Pair], outs: Iterable[Tensor], weight_a: float, weight_b: float, spaces: Tensor
 ) -> Iterator[Tensor]:
-    """The weighted sum, written piece by piece into `outs`; not fused, so that exact opposites cancel to 0."""
-    for parts, out in zip(pieces, outs, strict=False):
-        out = out[: len(parts[0])]
-        for *blocks, block in zip(*(part.split(BLOCK) for part in parts), out.split(BLOCK), strict=True):
-            total, term = (space[: len(block)] for space in spaces)
-            total.copy_(blocks[0]).mul_(weights[0])
-            for part, weight in zip(blocks[1:], weights[1:], strict=False):
-                total.add_(term.copy_(part).mul_(weight))
-            block.copy_(total)
+    """weight_a a + weight_b b, written piece by piece into `outs`; not fused, so that exact opposites cancel to 0."""
+    for (a, b), out in zip(pairs, outs, strict=False):
+        out = out[: len(a)]
+        for *blocks, block in zip(a.split(BLOCK), b.split(BLOCK), out.split(BLOCK), strict=True):
+            x, y = (space[: len(block)].copy_(part) for space, part in zip(spaces, blocks, strict=True))
+            block.copy_(x.mul_(weight_a).add_(y.mul_(weight_b)))
         yield out
 
 
@@ -114,34 +110,31 @@ def write_parent(checkpoint: Path, adapter: Path, *, out: Path) -> None:
     store.save_model(model, tokenizer, folder=out, parent=checkpoint.name, recipe={"adapter": adapter.name})
 
 
-def merge_checkpoints(a: Path, b: Path, *, out: Path, t: float, how: str = "slerp", base: Path | None = None) -> dict:
+def merge_checkpoints(a: Path, b: Path, *, out: Path, t: float, how: str = "slerp") -> dict:
     """Merge two checkpoints into a third that keeps a's dtype, tied embeddings, tokenizer and chat template.
 
     The output file has the very header of a's file, so tensors can be written in place as they are made.
 
     Args:
         how: "slerp" or "lerp".
-        base: the checkpoint that both were fine-tuned from. Merged are then their task vectors (arXiv 2212.04089),
-            their differences from it, and the merge is added to it.
 
     Returns:
         {angles: {tensor: radians}, lerp_share: share of tensors where SLERP falls back, 0..1, lerp_above: the |cosine|
-        from which it does}. At a share of 1 SLERP and LERP give the same weights. With a base, tensors that were not
-        trained have no angle and count in no share.
+        from which it does}. At a share of 1 SLERP and LERP give the same weights.
 
     Raises:
         ValueError: the checkpoints do not hold the same tensors.
     """
-    by_shard = _tensors_by_shard(a, b, *([base] if base else []))
+    by_shard = _pairs_by_shard(a, b)
     with whole_folder(out) as scratch:
         _copy_context(a, scratch)
         angles, hashes = {}, {}
-        for shard, tensors in by_shard.items():
-            shard_angles, hashes[shard] = _merge_shard(tensors, out=scratch / shard, t=t, how=how)
+        for shard, pairs in by_shard.items():
+            shard_angles, hashes[shard] = _merge_shard(pairs, out=scratch / shard, t=t, how=how)
             angles |= shard_angles
-        recipe = {"merge": how, "a": a.name, "b": b.name, "t": t} | ({"base": base.name} if base else {})
+        recipe = {"merge": how, "a": a.name, "b": b.name, "t": t}
         write_manifest(scratch, weights=hashes, parent=a.name, recipe=recipe)
-    share = sum(map(falls_back, angles.values())) / max(len(angles), 1)
+    share = sum(map(falls_back, angles.values())) / len(angles)
     return {"angles": angles, "lerp_share": share, "lerp_above": LERP_ABOVE}
 
 
@@ -161,51 +154,44 @@ def _copy_context(a: Path, out: Path) -> None:
                 shutil.copy(path, out)
 
 
-def _tensors_by_shard(a: Path, *others: Path) -> dict[str, list[tuple[TensorLocation, ...]]]:
-    """Where both parents' tensors, and their base's, lie, by the file names of the first.
+def _pairs_by_shard(a: Path, b: Path) -> dict[str, list[tuple[TensorLocation, TensorLocation]]]:
+    """Where both parents' tensors lie, by the file names of the first.
 
     Raises:
         ValueError: they do not hold the same names and shapes; names the first difference.
     """
-    left, rights, by_shard = tensor_index(a), [tensor_index(other) for other in others], {}
-    for other, right in zip(others, rights, strict=True):
-        differing = sorted(left.keys() ^ right.keys()) or [n for n in left if left[n].shape != right[n].shape]
-        if differing:
-            raise ValueError(
-                f"checkpoints {a.name} and {other.name} differ in tensor {differing[0]!r}: "
-                "a merge needs models pruned by the same block"
-            )
+    left, right, by_shard = tensor_index(a), tensor_index(b), {}
+    differing = sorted(left.keys() ^ right.keys()) or [n for n in left if left[n].shape != right[n].shape]
+    if differing:
+        raise ValueError(
+            f"checkpoints {a.name} and {b.name} differ in tensor {differing[0]!r}: "
+            "a merge needs two models pruned by the same block"
+        )
     for name, location in left.items():
-        by_shard.setdefault(location.shard.name, []).append((location, *(right[name] for right in rights)))
+        by_shard.setdefault(location.shard.name, []).append((location, right[name]))
     return by_shard
 
 
-def _merge_shard(tensors: list[tuple[TensorLocation, ...]], *, out: Path, t: float, how: str) -> tuple[dict, str]:
+def _merge_shard(
+    pairs: list[tuple[TensorLocation, TensorLocation]], *, out: Path, t: float, how: str
+) -> tuple[dict, str]:
     """Write one shard of the merge, piece by piece in the order of the first parent's; returns the angles and its hash.
 
     Tensors of more than one piece are read twice, for the angle and for the sum, the second time from the file cache.
     """
-    angles, digest, sides, spaces = {}, hashlib.sha256(), buffers(3)[:, None], _block_buffers()
+    angles, digest, sides, spaces = {}, hashlib.sha256(), buffers(2)[:, None], _block_buffers()
     outs = cycle(buffers(tensor_stream.AHEAD + 2))  # one is being filled, one being written
-    with shard_writer(out, digest, header(tensors[0][0].shard)) as write:
-        for places in tensors:
-            name, dtype = places[0].name, places[0].dtype
-            read = [*_read(places, sides)] if math.prod(places[0].shape) <= tensor_stream.CHUNK else []
-            w = _angle(_compared(read or _read(places, sides)), spaces)
-            if w or len(places) == 2:
-                angles[name] = w
+    with shard_writer(out, digest, header(pairs[0][0].shard)) as write:
+        for pair in pairs:
+            name, dtype = pair[0].name, pair[0].dtype
+            read = [*_read(pair, sides)] if math.prod(pair[0].shape) <= tensor_stream.CHUNK else []
+            angles[name] = w = _angle(read or _read(pair, sides), spaces)
             views = (out.view(dtype) for out in outs)
-            for piece in _sums(read or _read(places, sides), views, _weights(how, w, t), spaces):
+            for piece in _sums(read or _read(pair, sides), views, *slerp_weights(how, w, t), spaces):
                 write(piece)
     return angles, digest.hexdigest()
 
 
-def _read(places: tuple[TensorLocation, ...], spaces: Tensor) -> Iterator[Pieces]:
-    """The pieces of several tensors of files, side by side."""
-    return zip(*(read_chunks(place, space) for place, space in zip(places, spaces, strict=False)), strict=True)
-
-
-def _compared(pieces: Iterable[Pieces]) -> Iterator[Pieces]:
-    """Two tensors' pieces whose angle counts: the parents', or their differences from the base."""
-    for a, b, *base in pieces:
-        yield (a.float() - base[0], b.float() - base[0]) if base else (a, b)
+def _read(pair: tuple[TensorLocation, TensorLocation], spaces: Tensor) -> Iterator[Pair]:
+    """The pieces of two tensors of files, side by side."""
+    return zip(*(read_chunks(location, space) for location, space in zip(pair, spaces, strict=True)), strict=True)

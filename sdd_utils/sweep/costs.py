@@ -243,12 +243,16 @@ def _on_policy(costs: CostModel, n: int, data_set: str, rows: int) -> Estimate:
 
 
 def merging(costs: CostModel, *, block_size: int, data_sets: tuple[str, str]) -> Estimate:
-    """Both parents written out, and each point between them merged twice, by SLERP and by LERP, loaded and scored.
+    """Both parents written out, each point between them merged and scored as LERP, and one of their task vectors.
 
-    The folders are deleted. LERP costs nothing where every tensor falls back to it, which is not known before.
+    The folders are deleted. SLERP of whole weights is LERP where every tensor falls back to it, as fine-tunes of one
+    model do; else it is scored as well, which is not known before.
     """
-    points, scored = 2 * sum(0 < t < 1 for t in costs.study.slerp_t), evaluation(costs, block_size)
-    passes = 4 + 4 * points  # read and write each parent; per point read two, write one, load it
+    between, scored = sum(0 < t < 1 for t in costs.study.slerp_t), evaluation(costs, block_size)
+    points = between + 1
+    passes = (
+        4 + 3 * between + points
+    )  # read and write each parent; per point read two and write one; load what is scored
     mixed = _mixture(costs, block_size, data_sets) if costs.study.train_on_mixture else Estimate()
     return Estimate(
         read=points * scored.read + mixed.read,

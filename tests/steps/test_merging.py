@@ -100,31 +100,6 @@ def test_merged_checkpoint_is_the_tensorwise_slerp(parents, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").config.tie_word_embeddings
 
 
-def test_task_vectors_are_merged_as_differences_from_the_base(parents, tokenizer, tmp_path):
-    a, b = parents
-    base = tiny_llama(tokenizer, tie_word_embeddings=True).bfloat16()
-    own = AutoModelForCausalLM.from_pretrained(a).state_dict()
-    untrained = "model.norm.weight"  # as LoRA leaves it
-    base.load_state_dict(base.state_dict() | {untrained: own[untrained]})
-    second, pruned = tmp_path / "second", tmp_path / "pruned"
-    for folder, model in ((pruned, base), (second, AutoModelForCausalLM.from_pretrained(b))):
-        model.load_state_dict(model.state_dict() | {untrained: own[untrained]})
-        model.save_pretrained(folder)
-    report = merging.merge_checkpoints(a, second, out=tmp_path / "merged", t=0.4, base=pruned)
-    merged, left, right, start = (
-        AutoModelForCausalLM.from_pretrained(folder).float().state_dict()
-        for folder in (tmp_path / "merged", a, second, pruned)
-    )
-    for name, tensor in merged.items():
-        vector, angle = merging.slerp(left[name] - start[name], right[name] - start[name], 0.4)
-        torch.testing.assert_close(tensor, (start[name] + vector).bfloat16().float(), rtol=2**-8, atol=1e-6)
-        if name in report["angles"]:
-            assert report["angles"][name] == pytest.approx(angle, rel=1e-4)
-    assert {*report["angles"]} == {*start} - {untrained, "lm_head.weight"}
-    assert max(report["angles"].values()) > 1  # two noises are nearly orthogonal, though the weights are not
-    assert torch.equal(merged[untrained], start[untrained])
-
-
 def test_headers_are_read_once_per_file_not_per_tensor(parents, tmp_path, monkeypatch):
     """Parsing a header takes as long as it has tensors: once for each, and a merge grows with the square of them."""
     read, head = [], tensor_stream.header
