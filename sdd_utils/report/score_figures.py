@@ -93,7 +93,8 @@ def _healed_by_domain(points: list[dict]) -> tuple[Figure, np.ndarray]:
             where = domains.index(point["domain"]) + dodge * step, point["value"]
             side = -1 if step < 0 else 1  # away from the other arm's interval
             look = {"textcoords": "offset points", "size": 9, "ha": "right" if side < 0 else "left"}
-            axis.annotate(percent(point["value"]), where, (6 * side, 3), **look)
+            ground = {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.8}  # a dashed line may lie behind
+            axis.annotate(percent(point["value"]), where, (6 * side, 3), bbox=ground, **look)
     return drawn, axes
 
 
