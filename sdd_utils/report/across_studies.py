@@ -1,22 +1,29 @@
-"""One table of several studies, each on a model of another architecture: what a cut lost, and what was healed.
+"""What several studies say together, from their committed results; `make readme` writes it into results/.
 
-`make readme` writes it from the committed results, into results/models.md and .csv.
+A table of models of other architectures, what a cut lost and what was healed: `models.md` and `models.csv`. A figure of
+when Self-Data FT pays, a point per model, data set and setting: `acceptance.png`.
 """
+
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from sdd_utils import ROOT
 from sdd_utils.analysis import forgetting, model_grid
+from sdd_utils.analysis.acceptance import SETTINGS, acceptance_points
 from sdd_utils.analysis.statistics import BITS
 from sdd_utils.base.number_format import percent
 from sdd_utils.base.records import of_step, read_record, records_by_file
-from sdd_utils.report.figures import NAMES
+from sdd_utils.report import figures
+from sdd_utils.report.figures import MARKERS, NAMES
 from sdd_utils.report.job_tables import kept_by_attempt
 from sdd_utils.report.tables import healed_cell, write_table
 from sdd_utils.study.paths import committed_results
 
 STUDIES = ("embedded", "gemma3-270m", "qwen2.5-coder-0.5b")  # the same core on other models, see studies/
+ACCEPTANCE = (*STUDIES, "laptop", "laptop-healing", "laptop-smollm2")
 HEALED = "healed_out_of_domain"
 
 
@@ -24,11 +31,19 @@ def models_table() -> pd.DataFrame:
     """The lines of every study of `STUDIES` that has committed results."""
     lines = []
     for study in STUDIES:
-        folder = committed_results(study) / "records"
-        if (folder / "results.json").is_file():
-            params = read_record(folder / "results.json")["params"]
-            lines += study_lines([*records_by_file(folder, names=params["record_names"]).values()], params["in_domain"])
+        lines += study_lines(*_committed(study)) if _is_committed(study) else []
     return pd.DataFrame(lines)
+
+
+def _is_committed(study: str) -> bool:
+    return (committed_results(study) / "records" / "results.json").is_file()
+
+
+def _committed(study: str) -> tuple[list[dict], dict[str, list]]:
+    """The records of a study's committed results, and the tasks of each data set's own domain."""
+    folder = committed_results(study) / "records"
+    params = read_record(folder / "results.json")["params"]
+    return [*records_by_file(folder, names=params["record_names"]).values()], params["in_domain"]
 
 
 def study_lines(records: list[dict], in_domain: dict[str, list]) -> list[dict]:
@@ -72,6 +87,53 @@ def _kept(records: list[dict], data_set: str) -> str:
     return kept_by_attempt(made["metrics"]["sets"]["distilled"])
 
 
-def write_models_table() -> None:
-    """Write `models_table` beside the committed results."""
+def all_acceptance_points() -> list[dict]:
+    """The points of every study of `ACCEPTANCE` that has committed results, with the `model` and the `study`."""
+    points = []
+    for study in filter(_is_committed, ACCEPTANCE):
+        records, in_domain = _committed(study)
+        model = _short(of_step(records, "pruning")[0]["params"]["model"])
+        points += [point | {"model": model, "study": study} for point in acceptance_points(records, in_domain)]
+    return points
+
+
+def acceptance_figure(points: list[dict]) -> Figure:
+    """The lead over SFT against the share of own words, a colour per model, a marker per setting, with intervals.
+
+    Args:
+        points: of `all_acceptance_points`, at least one.
+    """
+    drawn, (axis,) = figures.figure(width=figures.WIDEST, height=4.6)
+    models, colours = list(dict.fromkeys(point["model"] for point in points)), cycle(figures.CYCLE)
+    for model, colour in zip(models, colours, strict=False):
+        for arm in SETTINGS:
+            own = [point for point in points if (point["model"], point["arm"]) == (model, arm)]
+            places = [(100 * point["own_words"], *_of_hundred(point)) for point in own]
+            look = {"color": colour, "marker": MARKERS[arm], "ls": "", "label": f"{model}, {_SETTING_NAMES[arm]}"}
+            if own:
+                figures.with_intervals(axis, places, **look)
+            for point, (where, lead, _) in zip(own, places, strict=True):
+                name = f"{point['data_set']}, n = {point['block_size']}"
+                axis.annotate(name, (where, lead), (5, 4), textcoords="offset points", size=8, color="0.25")
+    axis.axhline(0, color="black", lw=0.8, ls=":")
+    axis.set(xlabel="rows that are the teacher's own words (%)", ylabel="lead over SFT (% of the loss)")
+    axis.set_title("When does Self-Data FT pay? Healed share out of the domain, minus SFT's")
+    axis.legend(**figures.BELOW, ncols=2)
+    return drawn
+
+
+_SETTING_NAMES = {
+    "self_data_ft": "all attempts",
+    "first_attempt_ft": "first attempt only",
+    "kept_rows_ft": "kept rows alone",
+}
+
+
+def _of_hundred(point: dict) -> tuple[float, list[float]]:
+    return 100 * point["lead"], [100 * end for end in point["interval"]]
+
+
+def write_across_studies() -> None:
+    """Write table and figure beside the committed results."""
     write_table(models_table(), ROOT / "results", "models")
+    figures.save(acceptance_figure(all_acceptance_points()), ROOT / "results", "acceptance")

@@ -37,7 +37,7 @@ _LOOKS = {
     "merged": ("Self-Data FT, SLERP", "#009E73", "P", "xx", (0, (8, 2))),
 }
 NAMES, COLOURS, MARKERS, HATCHES, LINES = ({arm: look[i] for arm, look in _LOOKS.items()} for i in range(5))
-_CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
+CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 _STYLE = {
     "font.family": "DejaVu Sans",  # matplotlib brings it along: another font would change the bytes between machines
     "savefig.dpi": 150,
@@ -47,7 +47,7 @@ _STYLE = {
     "axes.grid": True,
     "legend.frameon": False,
     "grid.alpha": 0.4,
-    "axes.prop_cycle": plt.cycler(color=_CYCLE, marker=["o", "^", "s", "D", "P", "X"]),
+    "axes.prop_cycle": plt.cycler(color=CYCLE, marker=["o", "^", "s", "D", "P", "X"]),
     "lines.linewidth": 1.5,
     "figure.constrained_layout.use": True,
 }

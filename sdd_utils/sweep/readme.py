@@ -2,14 +2,14 @@
 
 `<!-- table: results/embedded/tables/recovery -->…<!-- end -->` holds that Markdown file of the repository,
 `<!-- plan: study -->…` what a study costs, `<!-- power: study/other -->…` what it can detect by the variances of the
-other's results. The table of several studies, `results/models.md`, is made first.
+other's results. What several studies say together, `results/models.md` among it, is made first.
 """
 
 import re
 from pathlib import Path
 
 from sdd_utils import ROOT
-from sdd_utils.report.across_studies import write_models_table
+from sdd_utils.report.across_studies import write_across_studies
 from sdd_utils.study.schema import load_study
 from sdd_utils.sweep import expected_power, plan
 
@@ -46,6 +46,6 @@ def plan_in_brief(name: str) -> str:
 
 
 if __name__ == "__main__":
-    write_models_table()
+    write_across_studies()
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         path.write_text(fill_page(path.read_text(encoding="utf-8")), "utf-8")
