@@ -17,8 +17,8 @@ def acceptance_points(records: list[dict], in_domain: dict[str, list]) -> list[d
         in_domain: the tasks of each data set's own domain, by data set.
 
     Returns:
-        {arm, block_size, data_set, own_words, lead, interval}: `own_words` is the share of the learnt rows, 0..1, that
-        are kept rewrites and no copies; `lead` the setting's minus SFT's healed share of bits per byte on tasks out of
+        {arm, block_size, data_set, own_words, lead, interval}: `own_words` is the share of the written rows, 0..1,
+        that are kept rewrites and no copies; `lead` the setting's minus SFT's healed share of bits per byte on tasks out of
         the domain. Cells where it cannot be measured are left out.
     """
     written = {r["params"]["data_set"]: r["metrics"]["sets"]["distilled"] for r in of_step(records, "distillation")}
@@ -38,7 +38,8 @@ def acceptance_points(records: list[dict], in_domain: dict[str, list]) -> list[d
 def own_words(statistics: dict, arm: str) -> float:
     """The share of an arm's rows, 0..1, that the teacher wrote in words of its own.
 
-    Copies are counted over all attempts, so those of the first one are taken in proportion.
+    Copies are counted over all attempts, so those of the first one are taken in proportion. Rows that training leaves
+    out as too long are counted as well.
 
     Args:
         statistics: of a distilled set, see `records.SetStatistics`.

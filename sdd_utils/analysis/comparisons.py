@@ -260,17 +260,14 @@ def over_no_ft(records: list[dict], *, data_set: str, task: str, null: float = 0
     return _score_difference(pairs, forms[:1], null=null) | {"where": where}
 
 
-def in_domain(records: list[dict], *, domains: dict[str, list], rank: int, null: float = 0.0) -> dict:
-    """Score on in-domain tasks, Self-Data FT minus SFT, at the largest LoRA capacity of at least this rank.
+def in_domain(records: list[dict], *, domains: dict[str, list], rank: int | None = None, null: float = 0.0) -> dict:
+    """Score on in-domain tasks, Self-Data FT minus SFT.
 
     Args:
         domains: the tasks of each data set's own domain, by data set.
+        rank: at the largest LoRA capacity of at least this rank on all linear layers; None is the study's own capacity.
     """
-    capacities = {model_grid.lora_of(record) for record in of_step(records, "finetuning")}
-    wide = [lora for lora in capacities if (lora[0] or 0) >= rank and lora[2] == "all-linear"]
-    if not wide:
-        raise Missing(f"no fine-tuning has rank {rank} or more on all linear layers")
-    scored, lora = model_grid.original_scores(records), max(wide)
+    scored, lora = model_grid.original_scores(records), _widest(records, rank) if rank else None
     domains = {name: [task for task in tasks if ACCURACY in scored.get(task, {})] for name, tasks in domains.items()}
     cells = {cell: pair for cell, pair in _arm_pairs(records, lora=lora).items() if domains.get(cell[1])}
     if not cells:
@@ -278,7 +275,17 @@ def in_domain(records: list[dict], *, domains: dict[str, list], rank: int, null:
     seeds = _shared_seeds(list(cells.values()))
     tasks = sorted({task for _, data_set in cells for task in domains[data_set]})
     estimated = estimate(_in_domain_values(cells, domains, tasks=tasks, seeds=seeds), null=null)
-    return estimated | {"where": f"rank {lora[0]}, {_cells(cells)}, tasks {', '.join(tasks)}"}
+    at = f"rank {lora[0]}, " if lora else ""
+    return estimated | {"where": f"{at}{_cells(cells)}, tasks {', '.join(tasks)}"}
+
+
+def _widest(records: list[dict], rank: int) -> tuple:
+    """The largest LoRA capacity of at least this rank on all linear layers, see `model_grid.lora_of`."""
+    capacities = {model_grid.lora_of(record) for record in of_step(records, "finetuning")}
+    wide = [lora for lora in capacities if (lora[0] or 0) >= rank and lora[2] == "all-linear"]
+    if not wide:
+        raise Missing(f"no fine-tuning has rank {rank} or more on all linear layers")
+    return max(wide)
 
 
 def _in_domain_values(

@@ -26,7 +26,7 @@ def _of_answers(in_domain: dict[str, list]) -> Claim:
             Part(
                 what=f"{LEAD} in accuracy on in-domain tasks",
                 side=1,
-                measure=partial(comparisons.in_domain, domains=in_domain, rank=0),
+                measure=partial(comparisons.in_domain, domains=in_domain),
             ),
         ),
     )

@@ -77,6 +77,8 @@ def lora_of(record: dict) -> tuple:
 def finetuned_models(records: list[dict], *, lora: tuple | None = None) -> dict[tuple, dict[int, dict]]:
     """Metrics of the fine-tuned models by seed, by (arm, block size, data set, training rows), at one LoRA capacity.
 
+    An arm that leaves rows out counts with the rows of the others.
+
     Args:
         lora: the capacity, see `lora_of`; the study's own where it is left out.
     """
@@ -84,7 +86,7 @@ def finetuned_models(records: list[dict], *, lora: tuple | None = None) -> dict[
     for record in of_step(records, "finetuning"):
         params = record["params"]
         for arm, metrics in record["metrics"]["arms"].items() if _at_capacity(record, lora) else ():
-            key = (arm, params["block_size"], params["data_set"], metrics["training"]["rows"])
+            key = (arm, params["block_size"], params["data_set"], _training_rows(record))
             models.setdefault(key, {})[params["seed"]] = metrics
     return models
 
@@ -107,8 +109,8 @@ def _cell(record: dict) -> tuple[int, str]:
 
 
 def _training_rows(record: dict) -> int:
-    """All arms of a fine-tuning have the same rows."""
-    return next(iter(record["metrics"]["arms"].values()))["training"]["rows"]
+    """The rows of a fine-tuning, which all arms have but those that leave some out."""
+    return max(model["training"]["rows"] for model in record["metrics"]["arms"].values())
 
 
 def main_comparison(records: list[dict], *, lora: tuple | None = None) -> dict[tuple, dict[int, dict]]:

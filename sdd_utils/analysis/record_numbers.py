@@ -22,7 +22,7 @@ import numpy as np
 EXACT, ROUNDED, PAIRED, SAMPLED, FOLLOWING = "exact", "rounded", "paired", "sampled", "following"
 # The first pattern that a number's name matches says its kind; other numbers follow from something.
 _KINDS = {
-    r"^choices\.": FOLLOWING,
+    r"^choices\.|\.kept_rows_ft\.training\.(rows|steps)$": FOLLOWING,  # of texts that are sampled
     r"(^|\.)(map|block_influence|distance)$|^nll\.original$": ROUNDED,
     r"^nll\.|\.words_distilled$|\.loss$": SAMPLED,
     r"(^|\.)(n|rows|steps|layers|kept_layers|start|words_original|lerp_above|read_tokens|removed)$": EXACT,

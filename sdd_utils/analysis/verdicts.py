@@ -148,7 +148,10 @@ def _why(part: dict, unit: str, verdict: str) -> str:
 
 
 def _settled_by(part: dict) -> str:
-    """The least sizes of a study that would find a difference as small as the measured one in four cases of five."""
+    """The least sizes of a study that would find a difference as small as the measured one in four cases of five.
+
+    As all that is detectable, this is before the correction for several questions.
+    """
     if abs(part["estimate"]) >= part["detectable"]:
         return "The measured one is as large: what leaves it open is the correction for several questions."
     sizes = sizes_for(part, abs(part["estimate"]))
@@ -157,4 +160,4 @@ def _settled_by(part: dict) -> str:
     ways += ["{} seeds and {:,} documents".format(*sizes["both"])] if sizes["both"] else []
     if not ways:
         return "One as small as the measured one is out of reach of a thousand times the documents or seeds."
-    return f"One as small as the measured one takes {' or '.join(ways)}."
+    return f"One as small as the measured one takes {' or '.join(ways)}, before that correction."

@@ -10,6 +10,7 @@ from sdd_utils import ROOT
 
 _TABLES = (".csv", ".parquet")
 _LOCAL = (".jsonl", ".json", ".jsonl.gz", ".json.gz", *_TABLES)  # in upper case, too
+_OTHER_FILES = (".gz", ".tsv", ".txt", ".xlsx", ".zip")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@\S+)?")
 
 
@@ -94,12 +95,13 @@ def own_source(name: str, keys: dict) -> Source:
         if not isinstance(value, allowed[key]):
             raise ValueError(f"own_data {name!r}: {key} is {value!r}, it must be a {allowed[key].__name__}")
     if not keys.get("source"):
-        raise ValueError(f"own_data {name!r} has no source: name a hub id org/name@revision, or a JSON-lines file")
+        raise ValueError(f"own_data {name!r} has no source: name a hub id org/name@revision, or a file")
     local = _is_local(keys["source"])
     for key in ("config", "files", "test_split", "stream"):
         if keys.get(key) and local:
             raise ValueError(f"own_data {name!r} has the key {key!r}, which is for hub data sets: delete it")
-    if not local and (not _HUB_ID.fullmatch(keys["source"]) or (ROOT / keys["source"]).exists()):
+    no_hub_id = not _HUB_ID.fullmatch(keys["source"]) or keys["source"].lower().endswith(_OTHER_FILES)
+    if not local and (no_hub_id or (ROOT / keys["source"]).exists()):
         raise ValueError(
             f"own_data {name!r}: source {keys['source']!r} is no hub id org/name@revision and no file whose name ends "
             f"in {', '.join(_LOCAL)}: write the rows as JSON lines"

@@ -113,7 +113,7 @@ def acceptance_figure(points: list[dict]) -> Figure:
             if own:
                 figures.with_intervals(axis, places, **look)
             for point, (where, lead, _) in zip(own, places, strict=True):
-                name = f"{point['data_set']}, n = {point['block_size']}"
+                name = f"{point['study']}: {point['data_set']}, n = {point['block_size']}"
                 axis.annotate(name, (where, lead), (5, 4), textcoords="offset points", size=8, color="0.25")
     axis.axhline(0, color="black", lw=0.8, ls=":")
     axis.set(xlabel="rows that are the teacher's own words (%)", ylabel="lead over SFT (% of the loss)")

@@ -133,7 +133,8 @@ def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:
     """Write a table as Markdown, cell by cell as they are ("0.870" keeps its zero), and as CSV."""
     numeric = [pd.to_numeric(table[column], errors="coerce").notna().all() for column in table]
     align = ["right" if right else "left" for right in numeric]
-    markdown = table.to_markdown(index=False, disable_numparse=True, colalign=align)
+    escaped = table.map(lambda cell: cell.replace("|", r"\|") if isinstance(cell, str) else cell)
+    markdown = escaped.to_markdown(index=False, disable_numparse=True, colalign=align)
     write_text(folder / f"{name}.md", markdown + "\n")
     write_text(folder / f"{name}.csv", table.to_csv(index=False))
 

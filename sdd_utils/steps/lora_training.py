@@ -102,6 +102,7 @@ def train(job: dict, data: Dataset, *, processes: int = 1) -> dict:
     models = [model, *([given["original"]] if "original" in given else [])]
     if not all([*map(keeps_rows_apart, models)]):
         _read_at_once(arguments, 1)
+        arguments.padding_free = False
     elif model.device.type == "cpu":
         longest = max(map(len, data["input_ids"]))
         _read_at_once(arguments, rows_at_once(arguments.per_device_train_batch_size, longest))
@@ -163,7 +164,6 @@ def _read_at_once(arguments: SFTConfig, rows: int) -> None:
     """The same steps and losses from passes over so many rows of a batch, whose gradients are summed."""
     arguments.gradient_accumulation_steps = arguments.per_device_train_batch_size // rows
     arguments.per_device_train_batch_size = rows
-    arguments.padding_free = arguments.padding_free and rows > 1
 
 
 def schedule(data: Dataset, *, epochs: int, batch_size: int, seed: int, trained_tokens: int) -> Dataset:

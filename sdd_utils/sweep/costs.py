@@ -313,9 +313,9 @@ def quantization(costs: CostModel) -> Estimate:
 
 
 def embedding_similarity(costs: CostModel, *, block_size: int, data_set: str) -> Estimate:
-    """Greedy and sampled answers of every arm, decoded together, each as long as may be."""
+    """Greedy and sampled answers of every arm and of the pruned model, decoded together, each as long as may be."""
     answers, new, batch = 2 * costs.study.answer_prompts, costs.study.answer_tokens, costs.study.generation_batch
-    context, answering = set_lengths(data_set)["prompt"], [block_size] * len(costs.study.arms)
+    context, answering = set_lengths(data_set)["prompt"], [block_size] * (len(costs.study.arms) + 1)
     decoding = sum(decode_seconds(costs, n, rows=answers, context=context, new=new, batch=batch) for n in answering)
     return Estimate(
         read=len(answering) * answers * context,

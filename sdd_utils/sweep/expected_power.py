@@ -24,12 +24,14 @@ _COMPARED = ("sft", "self_data_ft")
 _ALSO = ("recovers_more", "recovers_more_probability")  # claims that are shown beside the primary ones
 
 
-def report(study, *, name: str, results: Path = RESULTS, style: str = "simple") -> str:
+def report(study, *, name: str, seeds_of: str = "", results: Path = RESULTS, style: str = "simple") -> str:
     """The detectable difference of every primary comparison and of recovery, as text; or why it is not known.
 
     Args:
         study: its keys.
         name: that of its folder under `results`.
+        seeds_of: the study under `results` whose seeds vary as those that were not measured; by default the first one
+            of the same model.
         style: of the table, see tabulate.
     """
     source = next((own for own in (name, f"{name}-pilot") if _record(results, own).is_file()), ELSE)
@@ -39,39 +41,41 @@ def report(study, *, name: str, results: Path = RESULTS, style: str = "simple") 
         record = read_record(_record(results, source))
     except (FileNotFoundError, ValueError) as error:
         return f"detectable differences: unknown, as results/{source} holds no variances: {error}"
-    entries, seeds_of = _with_seeds(record["metrics"]["power"], study.model, results=results)
+    folders = [results / seeds_of] if seeds_of else sorted(results.iterdir())
+    entries, seeds_of = _with_seeds(record["metrics"]["power"], study.model, folders=folders)
     lines = [_line(study, entry, record) for entry in entries if _is_shown(entry)]
     if not lines:
         return f"detectable differences: unknown, as results/{source} measured none of the comparisons"
     table = tabulate.tabulate(lines, headers="keys", tablefmt=style, disable_numparse=True, colalign=_ALIGN)
     basis = f"results/{source}" + (f", of seeds those of results/{seeds_of}" if seeds_of else "")
-    basis += ", another study, so this is a guess" if source == ELSE != name else ""
+    basis += ", another study" if source == ELSE != name else ""
+    basis += ", so this is a guess" if source != name else ""
     return f"{_heading(study, basis)}\n\n{table}"
 
 
 _ALIGN = ("left", "right", "left")
 
 
-def _record(results: Path, study: str, name: str = "results") -> Path:
-    return results / study / "records" / f"{name}.json"
+def _record(results: Path, study: str) -> Path:
+    return results / study / "records" / "results.json"
 
 
-def _with_seeds(entries: list[dict], model: str, *, results: Path) -> tuple[list[dict], str]:
+def _with_seeds(entries: list[dict], model: str, *, folders: list[Path]) -> tuple[list[dict], str]:
     """The comparisons, those of one seed with the seeds' variances of another study of the model; and its name."""
     lacking = [entry for entry in entries if entry["seeds"] < FEWEST_SEEDS]
-    for folder in sorted(results.iterdir()) if lacking else ():
-        others = _comparisons(results, folder.name, model)
-        if lacking and all(entry["key"] in others for entry in lacking if _is_shown(entry)):
+    for folder in folders if lacking else ():
+        others = _comparisons(folder, model)
+        if all(entry["key"] in others for entry in lacking if _is_shown(entry)):
             return [_joined(entry, others.get(entry["key"], entry)) for entry in entries], folder.name
     return entries, ""
 
 
-def _comparisons(results: Path, study: str, model: str) -> dict[str, dict]:
+def _comparisons(folder: Path, model: str) -> dict[str, dict]:
     """A committed study's comparisons over several seeds, by key; none of another model or an older schema."""
-    paths = [_record(results, study, name) for name in ("pruning-n0", "results")]
-    if not all(path.is_file() for path in paths):
+    try:
+        original, made = (read_record(folder / "records" / f"{name}.json") for name in ("pruning-n0", "results"))
+    except (FileNotFoundError, ValueError):
         return {}
-    original, made = (read_record(path) for path in paths)
     entries = made["metrics"]["power"] if original["params"]["model"] == model else []
     return {entry["key"]: entry for entry in entries if entry["seeds"] >= FEWEST_SEEDS}
 
@@ -101,7 +105,8 @@ def _heading(study, basis: str) -> str:
 
 
 def _line(study, entry: dict, record: dict) -> dict:
-    more = _evened(_planned(study)) / _evened(_measured(record))
+    outside = entry["unit"] == "% of the loss"  # of tasks out of every domain
+    more = _evened(_planned(study, outside=outside)) / _evened(_measured(record, outside=outside))
     found = detectable(entry, seeds=_seeds(study), documents=more * entry["documents"], cells=_cells(study))
     unit = entry["unit"] + (", seeds apart: one was measured" if entry["seeds"] < FEWEST_SEEDS else "")
     return {"comparison": entry["what"], "detectable": amount(found, entry["unit"]).lstrip("+"), "unit": unit}
@@ -115,13 +120,21 @@ def _cells(study) -> int:
     return len(study.finetune_block_sizes) * len(study.data_sets)
 
 
-def _planned(study) -> list[int]:
-    return [token_lengths.documents_of(study, task) for task in study.tasks]
+def _planned(study, *, outside: bool = False) -> list[int]:
+    """Documents by task, of all tasks or of those that are of no domain."""
+    tasks = _chosen([*study.tasks], study.in_domain, outside=outside)
+    return [token_lengths.documents_of(study, task) for task in tasks]
 
 
-def _measured(record: dict) -> list[int]:
-    (original,) = (row for row in record["metrics"]["grid"] if row["arm"] == "original")
-    return [score["n"] for score in original["scores"].values()]
+def _measured(record: dict, *, outside: bool) -> list[int]:
+    (original,) = (row["scores"] for row in record["metrics"]["grid"] if row["arm"] == "original")
+    tasks = _chosen([*original], record["params"].get("in_domain", {}), outside=outside)
+    return [original[task]["n"] for task in tasks]
+
+
+def _chosen(tasks: list[str], in_domain: dict[str, list], *, outside: bool) -> list[str]:
+    own = {task for named in in_domain.values() for task in named}
+    return [task for task in tasks if not (outside and task in own)] or tasks
 
 
 def _evened(documents: list[int]) -> float:

@@ -1,8 +1,8 @@
 """Fill README and docs with tables and estimates that the code made: `make readme`.
 
 `<!-- table: results/embedded/tables/recovery -->…<!-- end -->` holds that Markdown file of the repository,
-`<!-- plan: study -->…` what a study costs, `<!-- power: study/other -->…` what it can detect by the variances of the
-other's results. What several studies say together, `results/models.md` among it, is made first.
+`<!-- plan: study -->…` what a study costs, `<!-- power: study/pilot/other -->…` what it can detect by the variances of
+its pilot's results, and of the seeds of another study. What several studies say together, `results/models.md` among it, is made first.
 """
 
 import re
@@ -30,9 +30,9 @@ def fill_page(page: str, *, root: Path = ROOT) -> str:
 
 
 def power(name: str) -> str:
-    """What a study can detect by the variances of another's results, with the names of both as "study/other"."""
-    study, other = name.split("/")
-    return f"\n{expected_power.report(load_study(study), name=other, style='pipe')}\n"
+    """What a study can detect, by names "study/pilot/other": its pilot's results, and the seeds of another study."""
+    study, pilot, other = name.split("/")
+    return f"\n{expected_power.report(load_study(study), name=pilot, seeds_of=other, style='pipe')}\n"
 
 
 def plan_in_brief(name: str) -> str:

@@ -59,4 +59,4 @@ def test_the_figure_has_a_mark_for_each_point_at_its_place():
     shown = {bars.get_label(): bars[0].get_xydata().tolist() for bars in axis.containers}
     assert shown["m, all attempts"] == [[pytest.approx(60), pytest.approx(10)], [pytest.approx(60), pytest.approx(50)]]
     assert shown["m, kept rows alone"] == [[pytest.approx(75), pytest.approx(-10)]]
-    assert [text.get_text() for text in axis.texts] == ["a, n = 4", "b, n = 6", "a, n = 4"]
+    assert [text.get_text() for text in axis.texts] == ["s: a, n = 4", "s: b, n = 6", "s: a, n = 4"]

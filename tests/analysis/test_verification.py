@@ -8,7 +8,7 @@ import pytest
 
 from sdd_utils import ROOT
 from sdd_utils.analysis import verification
-from sdd_utils.analysis.record_numbers import EXACT, PAIRED, ROUNDED, SAMPLED, numbers_of
+from sdd_utils.analysis.record_numbers import EXACT, FOLLOWING, PAIRED, ROUNDED, SAMPLED, numbers_of
 from sdd_utils.base.records import SCHEMA
 
 COMMITTED = {
@@ -298,6 +298,14 @@ def test_every_step_of_the_committed_records_has_numbers_of_its_kinds():
     assert {ROUNDED, SAMPLED, EXACT} <= by_step["distillation"]
     assert {SAMPLED, EXACT} <= by_step["finetuning"] & by_step["merging"] & by_step["embedding_similarity"]
     assert by_step["results"] == {SAMPLED}
+
+
+def test_rows_of_an_arm_that_leaves_some_out_follow_from_sampled_texts():
+    arms = {arm: {"training": {"rows": 8, "steps": 4}} for arm in ("sft", "kept_rows_ft")}
+    found = numbers_of({"step": "finetuning", "params": {}, "metrics": {"arms": arms}})
+    kinds = {name: number.kind for name, number in found.items()}
+    assert {kinds[f"arms.sft.training.{name}"] for name in ("rows", "steps")} == {EXACT}
+    assert {kinds[f"arms.kept_rows_ft.training.{name}"] for name in ("rows", "steps")} == {FOLLOWING}
 
 
 def test_acceptance_is_a_sample_of_answers_and_times_are_no_numbers():

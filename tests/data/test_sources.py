@@ -100,6 +100,7 @@ def test_a_stream_that_does_not_know_its_columns_is_asked_for_a_row(own_data, mo
             {"source": "studies/embedded.yaml"},
             r"source 'studies/embedded.yaml' is no hub id .*: write the rows as JSON",
         ),
+        ({"source": "mine.csv.gz"}, r"source 'mine.csv.gz' is no hub id .* no file whose name ends in .jsonl"),
         ({"sorce": "x"}, r"own_data 'mine' has the unknown key 'sorce': allowed are source"),
     ],
 )

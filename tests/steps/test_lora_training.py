@@ -172,10 +172,11 @@ def test_batches_without_padding_train_as_padded_ones_do(model_folder, data, tmp
     torch.testing.assert_close(weights(tmp_path / "free"), weights(tmp_path / "padded"), atol=1e-4, rtol=1e-3)
 
 
-def test_rows_that_are_read_in_several_passes_give_the_same_steps(model_folder, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_that_are_read_in_several_passes_give_the_same_steps(model_folder, data, tmp_path, monkeypatch, rows):
     whole = lora_training.train(job_of(model_folder, tmp_path / "whole"), data)
     longest = max(map(len, data["input_ids"]))
-    monkeypatch.setattr(training_rows, "TOKENS_AT_ONCE", 3 * longest)  # of 4 rows, 2 share them evenly
+    monkeypatch.setattr(training_rows, "TOKENS_AT_ONCE", (2 * rows - 1) * longest)  # 3 of 4 rows share them unevenly
     passes, plain = [], lora_training.Trainer.compute_loss
 
     def spy(self, model, inputs, *args, **kwargs):
@@ -184,7 +185,7 @@ def test_rows_that_are_read_in_several_passes_give_the_same_steps(model_folder, 
 
     monkeypatch.setattr(lora_training.Trainer, "compute_loss", spy)
     parts = lora_training.train(job_of(model_folder, tmp_path / "parts"), data)
-    assert passes == [2] * 2 * parts["steps"]
+    assert passes == [rows] * (4 // rows) * parts["steps"]
     torch.testing.assert_close(torch.tensor(parts["loss"]), torch.tensor(whole["loss"]), atol=1e-5, rtol=0)
     torch.testing.assert_close(weights(tmp_path / "parts"), weights(tmp_path / "whole"), atol=1e-4, rtol=1e-3)
 

@@ -11,7 +11,7 @@ from sdd_utils.sweep import expected_power
 
 STUDY = {
     "data_sets": {"gsm_symbolic": 48, "pydoc": 48}, "finetune_block_sizes": [4, 6], "seeds": [0, 1, 2],
-    "arms": ["sft", "self_data_ft"], "tasks": {"facts": 200, "gsm_symbolic_mc": 64}, "model": "m",
+    "arms": ["sft", "self_data_ft"], "tasks": {"facts": 200, "gsm_symbolic_mc": 64}, "model": "m", "in_domain": {},
 }  # fmt: skip
 
 
@@ -47,8 +47,9 @@ def commit(results, name, *, entries=None, model="m", **changes):
     )
 
 
-def lines(results, *, name="mine", **changes):
-    return expected_power.report(SimpleNamespace(**STUDY | changes), name=name, results=results).splitlines()
+def lines(results, *, name="mine", seeds_of="", **changes):
+    study = SimpleNamespace(**STUDY | changes)
+    return expected_power.report(study, name=name, seeds_of=seeds_of, results=results).splitlines()
 
 
 def shown(said):
@@ -77,10 +78,13 @@ def test_a_pilot_goes_before_the_embedded_study_and_its_lacking_seeds_are_those_
     one_seed = [one | {"df": {"seeds": 0.0, "documents": 131.0}, "documents": 132} for one in one_seed]
     commit(tmp_path, "embedded", model="another")
     commit(tmp_path, "mine-pilot", entries=one_seed)
-    assert lines(tmp_path)[0].endswith("variances of results/mine-pilot")
+    assert lines(tmp_path)[0].endswith("variances of results/mine-pilot, so this is a guess")
+    commit(tmp_path, "older", schema=3)
     commit(tmp_path, "same-model")
-    said = lines(tmp_path)
-    assert said[0].endswith("variances of results/mine-pilot, of seeds those of results/same-model")
+    commit(tmp_path, "same-model-2")
+    said, other = lines(tmp_path), lines(tmp_path, seeds_of="same-model-2")
+    basis = "variances of results/mine-pilot, of seeds those of results/same-model{}, so this is a guess"
+    assert [text[0].endswith(basis.format(end)) for text, end in ((said, ""), (other, "-2"))] == [True, True]
     interaction = 0.005**2 * 2  # at half the documents
     joined = one_seed[0] | {"seeds": 3, "cells": 4, "df": {"seeds": 8.0, "documents": 131.0}}
     joined |= {"interaction_se": interaction**0.5, "seed_se": (0.01**2 + 0.005**2) ** 0.5}
@@ -105,6 +109,16 @@ def test_more_documents_of_the_larger_task_alone_help_little(tmp_path):
         for changes in ({}, {"facts": 200 + 300}, {"gsm_symbolic_mc": 64 + 300})
     )
     assert before - large < 0.5 * (before - small)
+
+
+def test_a_healed_share_counts_documents_of_tasks_out_of_every_domain_alone(tmp_path):
+    shares = [one | {"unit": "% of the loss"} for one in ENTRIES]
+    commit(tmp_path, "embedded", entries=shares)
+    own = {"in_domain": {"pydoc": ["gsm_symbolic_mc"]}}
+    fewer = lines(tmp_path, **own, tasks=STUDY["tasks"] | {"gsm_symbolic_mc": 1000})
+    none_more = lines(tmp_path, **own)
+    assert shown(fewer) == shown(none_more)
+    assert shown(lines(tmp_path, **own, tasks=STUDY["tasks"] | {"facts": 400})) < shown(none_more)
 
 
 def test_fewer_seeds_than_claims_need_are_told(tmp_path):
