@@ -18,8 +18,8 @@ def acceptance_points(records: list[dict], in_domain: dict[str, list]) -> list[d
 
     Returns:
         {arm, block_size, data_set, own_words, lead, interval}: `own_words` is the share of the written rows, 0..1,
-        that are kept rewrites and no copies; `lead` the setting's minus SFT's healed share of bits per byte on tasks out of
-        the domain. Cells where it cannot be measured are left out.
+        that are kept rewrites and no copies; `lead` the setting's minus SFT's healed share of bits per byte on tasks
+        out of the domain. Cells where it cannot be measured are left out.
     """
     written = {r["params"]["data_set"]: r["metrics"]["sets"]["distilled"] for r in of_step(records, "distillation")}
     points = []

@@ -137,9 +137,8 @@ class Study(BaseModel, frozen=True):
         description="what is learnt. " + " ".join(f"`{name}`: {arm.__doc__}" for name, arm in ARMS.items())
     )
     equal_tokens: bool = Field(
-        description="true stops every arm at the trained tokens of the shortest one, in the same order of rows, but for an arm "
-        "that leaves rows out; "
-        "false trains all on all rows"
+        description="true stops every arm at the trained tokens of the shortest one, in the same order of rows, but "
+        "for an arm that leaves rows out; false trains all on all rows"
     )
     seeds: Some[Seed] = Field(
         description="one fine-tuning of each arm per seed; with fewer than three, claims about training stay "

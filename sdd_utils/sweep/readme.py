@@ -2,7 +2,8 @@
 
 `<!-- table: results/embedded/tables/recovery -->…<!-- end -->` holds that Markdown file of the repository,
 `<!-- plan: study -->…` what a study costs, `<!-- power: study/pilot/other -->…` what it can detect by the variances of
-its pilot's results, and of the seeds of another study. What several studies say together, `results/models.md` among it, is made first.
+its pilot's results, and of the seeds of another study. What several studies say together, `results/models.md` among it,
+is made first.
 """
 
 import re
