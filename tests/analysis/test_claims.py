@@ -149,7 +149,8 @@ def test_an_open_claim_says_what_would_settle_it():
     measured |= {"df": {"seeds": 2.0, "documents": 99.0}, "cells": 1, "documents": 100, "size": None, "side": 1}
     measured["detectable"] = power.detectable(measured, seeds=3, documents=100)
     why = verdicts._why(measured, "points", "inconclusive")
-    seeds, documents = map(int, re.search(r"takes (?:.* or )?(\d+) seeds and (\d+) documents, before that correction\.$", why).groups())
+    found = re.search(r"takes (?:.* or )?(\d+) seeds and (\d+) documents, before that correction\.$", why)
+    seeds, documents = map(int, found.groups())
     assert power.detectable(measured, seeds=seeds, documents=documents) <= 0.02
     assert power.detectable(measured, seeds=seeds - 1, documents=documents - 34) > 0.02
     assert "out of reach" in verdicts._why(measured | {"estimate": 1e-6}, "points", "inconclusive")
