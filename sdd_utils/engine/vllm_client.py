@@ -161,9 +161,8 @@ def _wait(job: Path, *, log: Path, out: Path, rows: int) -> int:
         log.open("wb") as file,
         tqdm(total=rows, desc="generation by vLLM", unit="row", disable=None if rows else True) as bar,
     ):
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=ROOT, start_new_session=True
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
+        process = subprocess.Popen(command, cwd=ROOT, env=_environment(), start_new_session=True, **streams)
         try:
             while process.poll() is None:
                 time.sleep(0.2)
@@ -172,6 +171,11 @@ def _wait(job: Path, *, log: Path, out: Path, rows: int) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     return process.returncode
+
+
+def _environment() -> dict[str, str]:
+    """This process's variables but a notebook's way to draw, which the other environment does not know."""
+    return {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
 
 
 def _lines(path: Path) -> int:

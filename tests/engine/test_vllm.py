@@ -234,6 +234,15 @@ def test_rows_of_a_broken_off_set_are_not_asked_again(fake, tmp_path):
     assert [path.name for path in tmp_path.glob("set*")] == ["set.jsonl"]
 
 
+def test_a_notebooks_way_to_draw_does_not_go_to_vllm(fake, tmp_path, monkeypatch):
+    """The other environment has no such backend, and lm-eval imports matplotlib there."""
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setenv("SDD_DTYPE", "float32")
+    model = fake('import os\nassert "MPLBACKEND" not in os.environ and os.environ["SDD_DTYPE"] == "float32"\n' + ANSWER)
+    rows = generation.generate_file(model, {"a": "x"}, path=tmp_path / "set.jsonl", max_new_tokens=1, batch_size=2)
+    assert [row["text"] for row in rows] == ["X"]
+
+
 def test_a_prompt_longer_than_the_context_does_not_go_to_vllm(fake, tmp_path):
     model = fake('assert list(job["prompts"]) == ["a"]\n' + ANSWER)
     prompts = {"long": "x" * 3000, "a": "x"}
