@@ -49,6 +49,18 @@ OURS = "this project's own question"
 _ABSTRACT, TUNED, LEAD = "arXiv 2410.09982, abstract or summary", ("finetuning", "pruning"), "Self-Data FT - SFT"
 
 
+def merge_parts(merge: str, **which) -> tuple[Part, ...]:
+    """A merge's recovery minus that of each parent; `which` merge is `comparisons.merge_over_parent`'s to know."""
+    return tuple(
+        Part(
+            what=f"recovery of {merge} - of its parent at t = {parent:g}",
+            side=1,
+            measure=partial(comparisons.merge_over_parent, parent=parent, **which),
+        )
+        for parent in (0.0, 1.0)
+    )
+
+
 def claims(in_domain: dict[str, list]) -> tuple[Claim, ...]:
     """Those that every study is asked, its data sets having these tasks of their own domain; our questions first.
 
@@ -193,14 +205,7 @@ def claims(in_domain: dict[str, list]) -> tuple[Claim, ...]:
             source=_ABSTRACT,
             unit="points",
             steps=("merging", "pruning"),
-            parts=tuple(
-                Part(
-                    what=f"recovery of the SLERP - of its parent at t = {parent:g}",
-                    side=1,
-                    measure=partial(comparisons.merge_over_parent, parent=parent),
-                )
-                for parent in (0.0, 1.0)
-            ),
+            parts=merge_parts("the SLERP"),
         ),
         Claim(
             key="gsm8k",

@@ -23,6 +23,11 @@ def parted(tasks: list[str], data_set: str, in_domain: dict[str, list[str]]) -> 
     return inside, [task for task in tasks if task not in inside]
 
 
+def tasks_of_domains(in_domain: dict[str, list[str]]) -> set[str]:
+    """The tasks that are of the domain of any data set."""
+    return {task for tasks in in_domain.values() for task in tasks}
+
+
 def with_domains(rows: list[dict], original: dict[str, dict], in_domain: dict[str, list[str]]) -> list[dict]:
     """The rows of `model_grid.model_grid`, those of fine-tuned models with five keys more.
 

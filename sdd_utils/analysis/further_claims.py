@@ -4,7 +4,8 @@ from collections.abc import Callable
 from functools import partial
 
 from sdd_utils.analysis import comparisons, layer_damage, speculation
-from sdd_utils.analysis.claims import LEAD, OURS, TUNED, Claim, Part
+from sdd_utils.analysis.claims import LEAD, OURS, TUNED, Claim, Part, merge_parts
+from sdd_utils.analysis.forgetting import tasks_of_domains
 from sdd_utils.base.strategies import PAPERS
 
 
@@ -36,7 +37,7 @@ def _of_distillation(in_domain: dict[str, list]) -> tuple[Claim, ...]:
     """What is asked of arms that learn by a divergence from the original."""
     lead = partial(comparisons.retention_lead, domains=in_domain)
     # Its text may be of any set of the study, so no domain that is named is out of its own.
-    named = sorted({task for tasks in in_domain.values() for task in tasks})
+    named = sorted(tasks_of_domains(in_domain))
     own = partial(comparisons.healed, arm="text_kd", domains=dict.fromkeys(in_domain, named))
     return (
         _heals_more("beats_logit_kd", "Self-Data FT", "logit KD", ("self_data_ft", "logit_kd"), OURS, lead),
@@ -78,14 +79,7 @@ def _of_task_vectors() -> Claim:
         unit="points",
         steps=("merging", "pruning"),
         needs=("merging", "task_vectors"),
-        parts=tuple(
-            Part(
-                what=f"recovery of the SLERP of task vectors - of its parent at t = {parent:g}",
-                side=1,
-                measure=partial(comparisons.merge_over_parent, parent=parent, task_vectors=True),
-            )
-            for parent in (0.0, 1.0)
-        ),
+        parts=merge_parts("the SLERP of task vectors", task_vectors=True),
     )
 
 

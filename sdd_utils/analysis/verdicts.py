@@ -12,6 +12,7 @@ not of the paper's.
 
 from sdd_utils.analysis.claims import Claim, Part, claims
 from sdd_utils.analysis.comparisons import Missing
+from sdd_utils.analysis.forgetting import tasks_of_domains
 from sdd_utils.analysis.further_claims import further_claims
 from sdd_utils.analysis.power import sizes_for
 from sdd_utils.analysis.statistics import holm
@@ -48,7 +49,7 @@ def judge_claims(records: dict[str, dict], *, in_domain: dict[str, list]) -> lis
 def _what_is_there(records: list[dict], in_domain: dict[str, list]) -> set[str]:
     """What claims may need, see `Claim.needs`: arms, steps, merges of task vectors, accuracy on in-domain tasks."""
     tuned = [model for record in of_step(records, "finetuning") for model in record["metrics"]["arms"].items()]
-    own = {task for tasks in in_domain.values() for task in tasks}
+    own = tasks_of_domains(in_domain)
     answered = any("accuracy" in score for _, model in tuned for task, score in model["scores"].items() if task in own)
     merges = of_step(records, "merging")
     vectors = bool(merges) and all("task_vectors" in merge["metrics"] for merge in merges)

@@ -13,6 +13,7 @@ from pathlib import Path
 import tabulate
 
 from sdd_utils import ROOT
+from sdd_utils.analysis.forgetting import tasks_of_domains
 from sdd_utils.analysis.power import FEWEST_SEEDS, detectable
 from sdd_utils.analysis.verdicts import SEEDS_NEEDED
 from sdd_utils.base.number_format import amount
@@ -133,7 +134,7 @@ def _measured(record: dict, *, outside: bool) -> list[int]:
 
 
 def _chosen(tasks: list[str], in_domain: dict[str, list], *, outside: bool) -> list[str]:
-    own = {task for named in in_domain.values() for task in named}
+    own = tasks_of_domains(in_domain)
     return [task for task in tasks if not (outside and task in own)] or tasks
 
 
