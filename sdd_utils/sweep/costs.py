@@ -250,9 +250,8 @@ def merging(costs: CostModel, *, block_size: int, data_sets: tuple[str, str]) ->
     """
     between, scored = sum(0 < t < 1 for t in costs.study.slerp_t), evaluation(costs, block_size)
     points = between + 1
-    passes = (
-        4 + 3 * between + points
-    )  # read and write each parent; per point read two and write one; load what is scored
+    # Read and write each parent; per point between them read two and write one; load what is scored.
+    passes = 4 + 3 * between + points
     mixed = _mixture(costs, block_size, data_sets) if costs.study.train_on_mixture else Estimate()
     return Estimate(
         read=points * scored.read + mixed.read,
