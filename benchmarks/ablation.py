@@ -100,13 +100,13 @@ STAGES = [
         distillation,
         "distillation",
         DECODING,
-        full={"rows": 24, "max_new_tokens": 48, "batch_size": 24},
-        large={"rows": 16, "max_new_tokens": 24},
+        full={"rows": 24, "max_new_tokens": 32, "batch_size": 24},  # more than a block of slots
+        large={"max_new_tokens": 16},
         prepare=_texts,
         same=distillation_engines.same,
         amount=distillation.amount,
     ),
-    _stage(finetuning, "fine-tuning", TRAINING, full={"rows": 16}, large={"rows": 8}),
+    _stage(finetuning, "fine-tuning", TRAINING, full={}, large={"rows": 8}),
     _stage(
         multiple_choice,
         "multiple choice",

@@ -1,4 +1,4 @@
-"""Our way and a peer's to do the same work: timed side by side in one process, peak memory of each in its own process.
+"""Our way and a peer's to do the same work: timed side by side in one process, peak memory in another.
 
 A stage is a module with
 
@@ -57,8 +57,8 @@ def compare(stage: ModuleType, *, size: dict, model: str = MODEL, memory: bool =
     del state
     give_memory_back()  # so that there is room for the processes in which peaks are read
     changed = getattr(stage, "MEMORY", {})
-    peaks = _peaks(stage, size=size | changed, model=model) if memory and changed is not None else {}
-    added, whole = ({side: peak[i] for side, peak in peaks.items()} for i in (0, 1))
+    found = _peaks(stage, size=size | changed, model=model) if memory and changed is not None else {}
+    added, whole = ({side: peak[i] for side, peak in found.items()} for i in (0, 1))
     return [
         {
             "stage": stage.NAME,
@@ -120,17 +120,19 @@ def _ratio(peer: int, ours: int) -> float | None:
 
 
 def _peaks(stage: ModuleType, *, size: dict, model: str) -> dict[str, tuple[int, int]]:
-    """`peak` of our side, and of the peers that are run more than once: a slower one is not run again for this."""
+    """`peaks` of our side, and of the peers that are run more than once: a slower one is not run again for this."""
     repeated = [name for name, (_, repetitions) in stage.PEERS.items() if repetitions > 1 and not name.endswith(LIMIT)]
-    sides = [*repeated, "ours"]
-    return {side: peak(stage, side, size=size, model=model) for side in sides}
+    return peaks(stage, ["ours", *repeated], size=size, model=model)
 
 
-def peak(stage: ModuleType, side: str, *, size: dict, model: str = MODEL) -> tuple[int, int]:
-    """Bytes that one side adds to the resident memory of a fresh process at its peak, and all that it holds then."""
+def peaks(stage: ModuleType, sides: list[str], *, size: dict, model: str = MODEL) -> dict[str, tuple[int, int]]:
+    """Bytes that each side adds to the resident memory of a fresh process at its peak, and all that it holds then.
+
+    The sides are run one after the other; what one has freed is handed back before the next begins.
+    """
     context = multiprocessing.get_context("spawn")  # a forked process would share our pages
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_added, stage.__name__, side, size, model).result()
+        return {side: pool.submit(_added, stage.__name__, side, size, model).result() for side in sides}
 
 
 def _added(module: str, side: str, size: dict, model: str) -> tuple[int, int]:

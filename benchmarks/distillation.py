@@ -12,8 +12,8 @@ from sdd_utils.models import chat_format, store
 from sdd_utils.steps import distillation
 
 NAME = "distillation"
-FULL = {"rows": 64, "max_new_tokens": 64, "batch_size": 64, "padded": 32, "every": 16, "every_batch": 2}
-LARGE = {"rows": 16, "max_new_tokens": 48, "padded": 16}
+FULL = {"rows": 64, "max_new_tokens": 48, "batch_size": 64, "padded": 32, "every": 16, "every_batch": 2}
+LARGE = {"rows": 16, "max_new_tokens": 32, "padded": 16}
 MEMORY = {"max_new_tokens": 16}
 DTYPE = "float32"  # in bfloat16 many texts part at ties, and their likelihoods with them
 SMALL = {"rows": 6, "max_new_tokens": 6, "batch_size": 4, "padded": 3, "every": 2, "every_batch": 2}

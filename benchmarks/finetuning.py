@@ -14,9 +14,7 @@ from sdd_utils.models import store
 from sdd_utils.steps import finetuning, lora_training
 
 NAME = "fine-tuning"
-FULL = {"rows": 24, "batch_size": 8}  # as many rows a step as TRL's default
-LARGE = {"rows": 16}
-MEMORY = {"rows": 16}
+FULL = {"rows": 16, "batch_size": 8}  # as many rows a step as TRL's default
 SMALL = {"rows": 6, "batch_size": 2}
 DTYPE = "float32"  # so that the losses can be compared closely
 ALLOWED = {"float32": 1e-3, "bfloat16": 0.05}  # difference of a loss

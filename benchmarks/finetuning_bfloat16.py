@@ -3,7 +3,7 @@
 from benchmarks import finetuning
 
 NAME = "fine-tuning in bfloat16"
-FULL, LARGE, MEMORY, SMALL = finetuning.FULL, finetuning.LARGE, finetuning.MEMORY, finetuning.SMALL
+FULL, SMALL = finetuning.FULL, finetuning.SMALL
 DTYPE = "bfloat16"
 prepare, ours, PEERS = finetuning.prepare, finetuning.ours, finetuning.PEERS
 least_seconds, same = finetuning.least_seconds, finetuning.same

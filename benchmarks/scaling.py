@@ -55,7 +55,13 @@ WORDS = {"rows": "rows", "tokens": "tokens per row", "layers": "layers", "batch"
 WORDS |= {"block_sizes": "block sizes"}
 TURNS = 5  # the shortest counts
 MEGABYTE = 2**20  # less than this is not told from the allocator's noise
-SMALL = BASE | {"stage": "similarity", "layers": 2, "rows": 2, "tokens": 8, "block_sizes": 1}  # warms `compare.peak` up
+SMALL = BASE | {
+    "stage": "similarity",
+    "layers": 2,
+    "rows": 2,
+    "tokens": 8,
+    "block_sizes": 1,
+}  # warms `peaks` up
 
 
 def prepare(model, *, scratch, stage: str, layers: int, rows: int, tokens: int, batch: int, block_sizes: int) -> dict:
@@ -129,7 +135,7 @@ def _measured(model: str, **size) -> tuple[float, int]:
             start = time.perf_counter()
             ours(state)
             seconds.append(time.perf_counter() - start)
-    added, _ = compare.peak(module, "ours", size=size, model=model)
+    added, _ = compare.peaks(module, ["ours"], size=size, model=model)["ours"]
     return round(min(seconds), 4), max(added, MEGABYTE)
 
 
