@@ -3,4 +3,6 @@
 from pathlib import Path
 
 __version__ = "0.1.0"
-ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent
+# Where relative paths start and caches lie: the repository, or the working folder of a package that stands alone.
+ROOT = PACKAGE.parent if (PACKAGE.parent / "Snakefile").is_file() else Path.cwd()

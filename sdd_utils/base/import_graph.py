@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grimp
 
-from sdd_utils import ROOT
+from sdd_utils import PACKAGE, ROOT
 
 # The rooms whose code makes numbers. Of `base` only precision and the measures of choices count.
 NUMBERS = ("base.precision", "base.choices", "data", "tasks", "models", "engine", "steps", "analysis")
@@ -45,9 +45,9 @@ def _lies_in(name: str, room: str) -> bool:
 
 def files_behind(names: Iterable[str], *, rooms: tuple[str, ...] = NUMBERS) -> list[Path]:
     """The files of `modules_behind`, and what lies beside them that is no code: names, task files."""
-    modules = [ROOT.joinpath(*name.split(".")) for name in modules_behind(names, rooms=rooms)]
+    modules = [PACKAGE.parent.joinpath(*name.split(".")) for name in modules_behind(names, rooms=rooms)]
     code = {path.with_suffix(".py") for path in modules if path.with_suffix(".py").is_file()}
-    folders = {path.parent for path in code} & {ROOT / "sdd_utils" / room for room in ("data", "tasks")}
+    folders = {path.parent for path in code} & {PACKAGE / room for room in ("data", "tasks")}
     beside = {path for folder in folders for path in folder.iterdir() if path.suffix in (".yaml", ".txt")}
     return sorted(code | beside)
 
@@ -59,7 +59,7 @@ def modules_of_notebook(cells: list[str]) -> set[str]:
         if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("sdd_utils."):
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     # `from sdd_utils.steps import pruning` names the room as well, which is not all that is in it.
-    return {name for name in names if (ROOT.joinpath(*name.split("."))).with_suffix(".py").is_file()}
+    return {name for name in names if (PACKAGE.parent.joinpath(*name.split("."))).with_suffix(".py").is_file()}
 
 
 def code_digest(names: Iterable[str], *, rooms: tuple[str, ...] = NUMBERS) -> str:
