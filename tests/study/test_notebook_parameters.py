@@ -3,6 +3,7 @@
 import nbformat
 import pytest
 
+from sdd_utils.base.records import NOTEBOOKS
 from sdd_utils.study import notebook_parameters
 from sdd_utils.study.schema import load_study
 from sdd_utils.sweep import run_notebook
@@ -10,7 +11,7 @@ from sdd_utils.sweep import run_notebook
 NAMES = sorted(path.stem for path in notebook_parameters.NOTEBOOKS.glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(NOTEBOOKS.values()))
 def test_notebook_defaults_are_the_embedded_study(name):
     values, defaults = (
         notebook_parameters.parameters_of(load_study("embedded"), notebook=name),

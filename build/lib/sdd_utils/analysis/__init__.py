@@ -1,0 +1,1 @@
+"""What the records say: statistics, comparisons, claims. No model is loaded here."""

@@ -1,0 +1,1 @@
+"""What every room needs: files, records, provenance, precision, numbers as text."""

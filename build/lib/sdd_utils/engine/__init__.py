@@ -1,0 +1,1 @@
+"""What makes it fast: decoding, scoring, packed weights, streamed tensors, vLLM."""

@@ -1,0 +1,1 @@
+"""One module per step of a study, in the order of the notebooks."""

@@ -1,0 +1,1 @@
+"""What a study says, whether it may, which jobs it has and where their files lie."""

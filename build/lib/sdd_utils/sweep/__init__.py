@@ -1,0 +1,1 @@
+"""Run a study: plan, prefetch, jobs, publishing."""
