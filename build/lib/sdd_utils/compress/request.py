@@ -54,13 +54,13 @@ def layers_to_cut(cut: str, config) -> int:
     fit in, at `BYTES_PER_PARAMETER`.
 
     Args:
-        cut: "4" layers, "16%" of the parameters, or "6GB" (10^9 bytes) that the weights may have.
+        cut: "4" layers (or the number), "16%" of the parameters, or "6GB" (10^9 bytes) that the weights may have.
         config: of the model.
 
     Raises:
         ValueError: none of these, or the model cannot be cut so; in one sentence.
     """
-    read = _CUT.fullmatch(cut.strip())
+    read = _CUT.fullmatch(str(cut).strip())
     if not read or not float(read[1]):
         raise ValueError(f"cut {cut!r} cannot be read: use {_ALLOWED}")
     amount, unit = float(read[1]) * _UNITS[read[2].upper()], read[2].upper()
@@ -68,7 +68,7 @@ def layers_to_cut(cut: str, config) -> int:
     if len(layers) < 2:
         raise ValueError(f"cut {cut!r} is impossible: the model has one layer")
     if unit:
-        return (_by_share if unit == "%" else _by_size)(cut, amount, layers, whole)
+        return _by_share(cut, amount, layers, whole) if unit == "%" else _by_size(cut, round(amount), layers, whole)
     if amount != int(amount) or not 1 <= amount < len(layers):
         raise ValueError(f"cut {cut!r} is impossible: a model of {len(layers)} layers allows 1 to {len(layers) - 1}")
     return int(amount)
@@ -83,7 +83,7 @@ def _by_share(cut: str, share: float, layers: list[int], whole: int) -> int:
     return wanted
 
 
-def _by_size(cut: str, size: float, layers: list[int], whole: int) -> int:
+def _by_size(cut: str, size: int, layers: list[int], whole: int) -> int:
     """The smallest block size whose smallest block is large enough, as layers may differ in size."""
     least = [min(sum(layers[start : start + n]) for start in range(len(layers) - n + 1)) for n in range(len(layers))]
     sizes = [BYTES_PER_PARAMETER * (whole - removed) for removed in least]
@@ -117,10 +117,10 @@ def data_set_of(request: Request) -> tuple[str, dict]:
     Raises:
         ValueError, FileNotFoundError: no such data, or columns that cannot be guessed; in one sentence.
     """
-    if request.data in data_set_names() and not Path(request.data).exists():
-        return request.data, {}
     if request.data == "c4":
         raise ValueError("data 'c4' is running text, and nobody asked for it: use questions with their answers")
+    if request.data in data_set_names() and not Path(request.data).exists():
+        return request.data, {}
     path = Path(request.data).expanduser()
     source = str(path.absolute()) if path.exists() else request.data
     found = sources.own_source(OWN, {"source": source})
