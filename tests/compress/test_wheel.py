@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -19,7 +20,11 @@ from sdd_utils import ROOT
 def python(tmp_path_factory) -> Path:
     """An interpreter that has the wheel, and this environment's libraries but for the package itself."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(ROOT)]
+    source = folder / "source"  # a copy, for a build leaves files behind
+    shutil.copytree(ROOT / "sdd_utils", source / "sdd_utils", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(source)]
     subprocess.run(build, check=True, cwd=folder)
     (wheel,) = folder.glob("sdd_utils-*.whl")
     venv.create(folder / "venv", with_pip=False)

@@ -1,1 +1,0 @@
-"""What the records say: statistics, comparisons, claims. No model is loaded here."""

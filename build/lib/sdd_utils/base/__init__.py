@@ -1,1 +1,0 @@
-"""What every room needs: files, records, provenance, precision, numbers as text."""

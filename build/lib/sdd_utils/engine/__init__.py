@@ -1,1 +1,0 @@
-"""What makes it fast: decoding, scoring, packed weights, streamed tensors, vLLM."""

@@ -1,1 +1,0 @@
-"""Find, load, save and count models."""

@@ -1,1 +1,0 @@
-"""Run a study: plan, prefetch, jobs, publishing."""
