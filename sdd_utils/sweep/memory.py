@@ -151,10 +151,14 @@ def _drafting(costs: CostModel) -> float:
 
 
 def _merging(costs: CostModel, n: int) -> float:
-    """Bytes of a parent in float32 beside what is read back of it, then of scoring what is between two of them."""
+    """Bytes of a parent in float32 beside what is read back of it, then of scoring what is between two of them.
+
+    That is an adapter beside the pruned model; a SLERP of whole weights that is not LERP, which fine-tunes of one model
+    hardly have, is scored in float32 and takes more.
+    """
     precise = replace(costs, machine=SimpleNamespace(**vars(costs.machine) | {"weight_bytes": 4}))
     mixed = _training(costs, n) if costs.study.train_on_mixture else 0
-    return _heap(costs, max(2 * weights(precise, n), scoring(precise, n), mixed))
+    return _heap(costs, max(2 * weights(precise, n), scoring(costs, n), mixed))
 
 
 def _at_once(costs: CostModel, row: float) -> float:

@@ -95,7 +95,9 @@ def test_the_page_says_what_the_study_can_see(folder):
 def test_every_claim_has_its_card_and_text_is_escaped(folder):
     first = {"verdict": "holds", "why": "<script>alert(1)</script>"}
     html, found = build(folder, first=first, second={"verdict": "does not hold"})
-    assert found.tags.count("article") == len(claims.claims({}))
+    asked = json.loads((STUDY / "claims.json").read_text())
+    assert len(asked) > len(claims.claims({}))  # task vectors are asked about where they were merged
+    assert found.tags.count("article") == len(asked)
     assert ("✓ holds" in html, "✗ does not hold" in html) == (True, True)
     assert "script" not in found.tags
 
