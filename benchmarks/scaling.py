@@ -55,13 +55,8 @@ WORDS = {"rows": "rows", "tokens": "tokens per row", "layers": "layers", "batch"
 WORDS |= {"block_sizes": "block sizes"}
 TURNS = 5  # the shortest counts
 MEGABYTE = 2**20  # less than this is not told from the allocator's noise
-SMALL = BASE | {
-    "stage": "similarity",
-    "layers": 2,
-    "rows": 2,
-    "tokens": 8,
-    "block_sizes": 1,
-}  # warms `peaks` up
+# What warms `peaks` up.
+SMALL = BASE | {"stage": "similarity", "layers": 2, "rows": 2, "tokens": 8, "block_sizes": 1}
 
 
 def prepare(model, *, scratch, stage: str, layers: int, rows: int, tokens: int, batch: int, block_sizes: int) -> dict:

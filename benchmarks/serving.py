@@ -23,9 +23,9 @@ from benchmarks.run import keep
 from sdd_utils import ROOT
 from sdd_utils.base.provenance import cpu_name
 from sdd_utils.models import store
+from tests.compatibility.check import install_version_4
 
 OUT = Path(__file__).with_suffix(".json")
-VERSION_4 = ["transformers>=4.57,<5", "tokenizers>=0.22,<0.23", "huggingface-hub>=0.34,<1"]
 # Mean absolute difference per token, in nats, that an engine may have: of float32, and of bfloat16 by other kernels.
 ALLOWED = {"float32": 1e-4, "bfloat16": 0.05}
 PLAIN = """
@@ -54,8 +54,7 @@ def engines(folder: Path, pairs: list) -> Iterator[tuple[str, str, list[float]]]
     this = asked_in(sys.executable, "-c", PLAIN, asked=asked)
     yield f"transformers {this['version']}", "float32", this["nats"]
     with tempfile.TemporaryDirectory() as packages:
-        install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", packages, *VERSION_4]
-        subprocess.run(install, check=True, stderr=subprocess.DEVNULL)
+        install_version_4(packages)
         former = asked_in(sys.executable, "-c", PLAIN, asked=asked, environment={"PYTHONPATH": packages})
     yield f"transformers {former['version']}", "float32", former["nats"]
     vllm, llama = (ROOT / name / "bin" / "python" for name in (".venv-vllm", ".venv-bench-llama_cpp"))

@@ -45,11 +45,15 @@ def _lies_in(name: str, room: str) -> bool:
 
 def files_behind(names: Iterable[str], *, rooms: tuple[str, ...] = NUMBERS) -> list[Path]:
     """The files of `modules_behind`, and what lies beside them that is no code: names, task files."""
-    modules = [PACKAGE.parent.joinpath(*name.split(".")) for name in modules_behind(names, rooms=rooms)]
-    code = {path.with_suffix(".py") for path in modules if path.with_suffix(".py").is_file()}
+    code = {path for path in map(_file_of, modules_behind(names, rooms=rooms)) if path.is_file()}
     folders = {path.parent for path in code} & {PACKAGE / room for room in ("data", "tasks")}
     beside = {path for folder in folders for path in folder.iterdir() if path.suffix in (".yaml", ".txt")}
     return sorted(code | beside)
+
+
+def _file_of(name: str) -> Path:
+    """Where a module's code lies, if it is no package."""
+    return PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py")
 
 
 def modules_of_notebook(cells: list[str]) -> set[str]:
@@ -59,7 +63,7 @@ def modules_of_notebook(cells: list[str]) -> set[str]:
         if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("sdd_utils."):
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     # `from sdd_utils.steps import pruning` names the room as well, which is not all that is in it.
-    return {name for name in names if (PACKAGE.parent.joinpath(*name.split("."))).with_suffix(".py").is_file()}
+    return {name for name in names if _file_of(name).is_file()}
 
 
 def code_digest(names: Iterable[str], *, rooms: tuple[str, ...] = NUMBERS) -> str:

@@ -1,5 +1,6 @@
 """The folder's own papers: a model card with the hub's metadata, a recipe that makes it again, figures."""
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -108,6 +109,13 @@ def write_result(folder: Path, result: Result, *, seconds: dict[str, float]) -> 
         "similarity_of_answers": {name: bootstrap_mean(values) for name, values in result.similarities.items()},
     }  # fmt: skip
     return write_json(folder / RESULT, content)
+
+
+def files_of(folder: Path) -> list[str]:
+    """The files that a compression wrote into a folder. Raises FileNotFoundError, in one sentence, for another one."""
+    if not (folder / RESULT).is_file():
+        raise FileNotFoundError(f"{folder} is no compressed model: make it by 'make compress'")
+    return json.loads((folder / RESULT).read_text())["files"]
 
 
 def _measures(score: dict) -> dict:

@@ -3,7 +3,6 @@
 Beside the folder that is asked for lies one for work, `<out>.work`, with checkpoints, texts, adapter and scores.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +39,7 @@ def check_out(out: Path, request: Request | None = None) -> None:
     fix = "name another folder by OUT=…, or remove it"
     if not (out / card.RESULT).is_file():
         raise FileExistsError(f"{out} exists and is no compressed model: {fix}")
-    known = json.loads((out / card.RESULT).read_text())["files"]
+    known = card.files_of(out)
     here = (path.relative_to(out).as_posix() for path in sorted(out.rglob("*")) if path.is_file())
     if foreign := [name for name in here if name not in known]:
         raise FileExistsError(f"{out} holds {foreign[0]}, which this command did not write: move it, or {fix}")
@@ -203,11 +202,11 @@ def read_recipe(path: Path, *, model: str = "", data: str = "") -> tuple[Request
         content = yaml.safe_load(path.read_text("utf-8"))
         named = {name: value for name, value in (("model", model), ("data", data)) if value}
         request, made = Request(**content["request"] | named), content["made"]
-        known = made["weights"], made["data"], made["block"]["start"], made["block"]["block_size"]
+        weights, data_then, _ = made["weights"], made["data"], made["block"]
         settings = Settings(**content["settings"], model=model_of(request), own_data=data_set_of(request)[1])
     except (yaml.YAMLError, UnicodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no recipe of a compression: take it from a compressed folder") from error
-    _check_recipe(settings, weights=known[0], data=known[1])
+    _check_recipe(settings, weights=weights, data=data_then)
     return request, settings, made
 
 

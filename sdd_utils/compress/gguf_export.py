@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from sdd_utils.base import disk
-from sdd_utils.compress.card import RESULT
+from sdd_utils.compress.card import files_of
 from sdd_utils.models import checkpoints, gguf_files, store
 
 SCRIPT = "convert_hf_to_gguf.py"
@@ -31,8 +31,7 @@ def export(folder: Path, *, source: Path) -> Path:
         RuntimeError: the converter does not know the model or its tokenizer.
         ValueError: read back, the file is another model than the folder's.
     """
-    if not (folder / RESULT).is_file():
-        raise FileNotFoundError(f"{folder} is no compressed model: make it by 'make compress'")
+    files_of(folder)  # one from elsewhere is told before any work
     folder = folder.absolute()
     out = folder.with_name(f"{folder.name}.gguf")
     part = out.with_name(f".{out.stem}-unfinished.gguf")

@@ -78,9 +78,7 @@ def _learn_lengths(settings: Settings) -> None:
     rows = load_rows(name, split="train", rows=settings.data_sets[name], own_data=settings.own_data)
     prompt, response = (sum(len(text.encode()) for text in texts) / len(rows) / BYTES_PER_TOKEN
                         for texts in (map(question_of, rows), (row["response"] for row in rows)))  # fmt: skip
-    like = token_lengths.set_lengths(name)
-    known = {"prompt": prompt, "response": response, "rewrite_prompt": prompt + response, "rows": len(rows)}
-    token_lengths.lengths()["data_sets"][name] = like | known
+    token_lengths.learn(name, prompt=prompt, response=response, rewrite_prompt=prompt + response, rows=len(rows))
 
 
 def table(stages: dict[str, Stage]) -> str:
@@ -88,17 +86,14 @@ def table(stages: dict[str, Stage]) -> str:
 
     Minutes are those of the machine that `cost_model` names; this one may take several times as long.
     """
+    every = [*stages.values()]
+    seconds, disk = (sum(getattr(stage, name) for stage in every) for name in ("seconds", "disk"))
+    whole = Stage(what="", seconds=seconds, memory=max(stage.memory for stage in every), disk=disk)
     lines = [
         {"stage": name, "what": stage.what, "minutes": f"{stage.seconds / MINUTE:.1f}",
          "memory, GB": f"{stage.memory / GB:.1f}", "disk, GB": f"{stage.disk / GB:.1f}" if stage.disk else "-"}
-        for name, stage in stages.items()
+        for name, stage in {**stages, "all": whole}.items()
     ]  # fmt: skip
-    whole = [*stages.values()]
-    lines.append(
-        {"stage": "all", "what": "", "minutes": f"{sum(stage.seconds for stage in whole) / MINUTE:.1f}",
-         "memory, GB": f"{max(stage.memory for stage in whole) / GB:.1f}",
-         "disk, GB": f"{sum(stage.disk for stage in whole) / GB:.1f}"}
-    )  # fmt: skip
     return tabulate.tabulate(lines, headers="keys", tablefmt="simple", disable_numparse=True)
 
 

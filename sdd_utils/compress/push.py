@@ -1,7 +1,6 @@
 """Upload a compressed folder to the hub: `HF_TOKEN=… make push OUT=compressed REPO=me/name`."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import httpx2
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-from sdd_utils.compress.card import RESULT
+from sdd_utils.compress.card import files_of
 
 
 def push(folder: Path, repo: str) -> tuple[str, bool]:
@@ -23,11 +22,10 @@ def push(folder: Path, repo: str) -> tuple[str, bool]:
     Raises:
         ValueError, FileNotFoundError, OSError: no such folder or token, or the hub refuses; in one sentence.
     """
-    if not (folder / RESULT).is_file():
-        raise FileNotFoundError(f"{folder} is no compressed model: make it by 'make compress'")
+    names = files_of(folder)
     if not get_token():
         raise ValueError(f"no token says who uploads to {repo!r}: set HF_TOKEN to one that may write")
-    api, names = HfApi(), json.loads((folder / RESULT).read_text())["files"]
+    api = HfApi()
     try:
         api.create_repo(repo, private=True, exist_ok=True)
         commit = api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=names, commit_message="Compressed")

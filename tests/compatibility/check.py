@@ -54,6 +54,12 @@ for folder in folders:
 TEXT = "The cat sat on the mat, and then it went away: 1, 2, 3 and 40 times over the wall, as cats do.\n" * 3
 
 
+def install_version_4(packages: str) -> None:
+    """Install transformers 4, and what it needs in other versions, into a folder for PYTHONPATH."""
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", packages, *VERSION_4]
+    subprocess.run(install, check=True, stderr=subprocess.DEVNULL)
+
+
 def measure(folders: list[Path], *, packages: str) -> list[dict]:
     """NLL and tokens of the text by each model, in a process that takes transformers from `packages` first."""
     command, environment = [sys.executable, "-c", NLL, TEXT, *map(str, folders)], os.environ | {"PYTHONPATH": packages}
@@ -81,8 +87,7 @@ def main() -> None:
     """Save, read with both versions, compare; ends with status 1 at the first difference."""
     with tempfile.TemporaryDirectory() as scratch:
         packages = str(Path(scratch) / "transformers4")
-        install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", packages, *VERSION_4]
-        subprocess.run(install, check=True, stderr=subprocess.DEVNULL)
+        install_version_4(packages)
         saved = [
             store.save_model(
                 pruning.remove_block(model, start=2, block_size=2),

@@ -28,7 +28,7 @@ def place(request, tmp_path):
     read, tokenizer, _ = gguf_files.dequantise(str(file), check=store.check_decoder)
     read.save_pretrained(tmp_path / "out")
     tokenizer.save_pretrained(tmp_path / "out")
-    (tmp_path / "out" / "result.json").write_text("{}")
+    (tmp_path / "out" / "result.json").write_text('{"files": []}')
     return tmp_path
 
 
