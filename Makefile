@@ -37,6 +37,14 @@ work/llama.cpp/.downloaded: requirements-gguf.txt | $(VENV)/.installed
 	$(PY) -m pip download -q --no-deps --no-binary llama-cpp-python --require-hashes -r $< -d $(@D)
 	touch $@
 
+# llama.cpp's own tool that cuts layers, for benchmarks/serving.py; building it takes minutes.
+work/llama.cpp/llama-quantize: work/llama.cpp/.downloaded
+	rm -rf $(@D)/source && mkdir $(@D)/source && tar -xzf $(@D)/*.tar.gz -C $(@D)/source --strip-components 1
+	cmake -S $(@D)/source/vendor/llama.cpp -B $(@D)/build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
+	  -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF
+	cmake --build $(@D)/build --target llama-quantize --parallel 2
+	cp $(@D)/build/bin/llama-quantize $@
+
 # Compares a run with the committed results again; with JOBS=2, runs two random jobs again and compares these.
 verify: install
 	$(PY) -m sdd_utils.sweep.verify "$(STUDY)" $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(ARGS)

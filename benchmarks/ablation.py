@@ -19,7 +19,6 @@ from sdd_utils.steps import lora_training
 
 PREFIX = "ablation: "
 CONTROL = "ours once more"  # how far its ratio is from 1 is how much the others say
-TURNS = 2
 Switch = Callable[[], object]  # makes a context in which a path is off
 
 
@@ -87,8 +86,8 @@ def _stage(stage: ModuleType, name: str, switches: dict[str, Switch], *, full: d
         return run
 
     own = {name: value for name, value in vars(stage).items() if name in ("prepare", "ours", "same")}
-    peers = {CONTROL: (without(nullcontext), TURNS)}
-    peers |= {f"without: {path}": (without(switch), TURNS) for path, switch in switches.items()}
+    peers = {CONTROL: (without(nullcontext), 2)}
+    peers |= {f"without: {path}": (without(switch), 1) for path, switch in switches.items()}
     sizes = {"FULL": stage.FULL | full, "LARGE": large, "SMALL": stage.SMALL, "MEMORY": None}
     return SimpleNamespace(NAME=PREFIX + name, PEERS=peers, **own | sizes | changes)
 
@@ -113,5 +112,13 @@ STAGES = [
         SCORING,
         full={"shots": ASKED, "documents": 8, "batch_size": 8},
         large={},
+    ),
+    _stage(  # a processor without bfloat16 packs the weights for other reasons
+        multiple_choice,
+        "multiple choice in float32",
+        {"packed weights": UNPACKED},
+        full={"shots": ASKED, "documents": 4, "batch_size": 4},
+        large={"documents": 2},
+        DTYPE="float32",
     ),
 ]

@@ -24,8 +24,8 @@ from sdd_utils.base import precision
 from sdd_utils.models import chat_format, store
 
 NAME = "distillation, other engines"
-FULL = {"rows": 48, "max_new_tokens": 48, "batch_size": 64, "every": 6}
-LARGE = {"rows": 24, "max_new_tokens": 32}
+FULL = {"rows": 40, "max_new_tokens": 48, "batch_size": 64, "every": 5}
+LARGE = {"rows": 16, "max_new_tokens": 32, "every": 4}
 SMALL = {"rows": 4, "max_new_tokens": 4, "batch_size": 4, "every": 1}
 MEMORY = None  # what an engine holds is not this process's
 

@@ -15,7 +15,8 @@ from sdd_utils.steps import finetuning, lora_training
 
 NAME = "fine-tuning"
 FULL = {"rows": 16, "batch_size": 8}  # as many rows a step as TRL's default
-SMALL = {"rows": 6, "batch_size": 2}
+MEMORY = {"rows": 8}
+SMALL = {"rows": 4, "batch_size": 2}
 DTYPE = "float32"  # so that the losses can be compared closely
 ALLOWED = {"float32": 1e-3, "bfloat16": 0.05}  # difference of a loss
 SETTINGS = {"lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_targets": "all-linear"}

@@ -4,6 +4,7 @@
 
 The folder is what `make compress` made, with its GGUF file from `make gguf`. transformers reads it in this version, and
 in the one before, which is installed into a folder for it. vLLM and llama.cpp do where `make bench-engines` put them.
+llama.cpp can cut layers itself: where its tool was built, both cuts are compared (`llama_cpp_pruning`).
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from benchmarks import llama_cpp_pruning
 from benchmarks.gguf_likelihoods import difference, llama_cpp, ours, pairs_of
 from benchmarks.run import keep
 from sdd_utils import ROOT
@@ -26,8 +28,11 @@ from sdd_utils.models import store
 from tests.compatibility.check import install_version_4
 
 OUT = Path(__file__).with_suffix(".json")
-# Mean absolute difference per token, in nats, that an engine may have: of float32, and of bfloat16 by other kernels.
-ALLOWED = {"float32": 1e-4, "bfloat16": 0.05}
+VLLM, LLAMA = (ROOT / name / "bin" / "python" for name in (".venv-vllm", ".venv-bench-llama_cpp"))
+SAME = "bfloat16, same engine"
+# Mean absolute difference per token, in nats, that an engine may have: of float32, of bfloat16 by other kernels, and of
+# one engine with two files.
+ALLOWED = {"float32": 1e-4, "bfloat16": 0.05, SAME: 1e-6}
 PLAIN = """
 import json, sys, torch, transformers
 asked = json.load(sys.stdin)
@@ -57,29 +62,43 @@ def engines(folder: Path, pairs: list) -> Iterator[tuple[str, str, list[float]]]
         install_version_4(packages)
         former = asked_in(sys.executable, "-c", PLAIN, asked=asked, environment={"PYTHONPATH": packages})
     yield f"transformers {former['version']}", "float32", former["nats"]
-    vllm, llama = (ROOT / name / "bin" / "python" for name in (".venv-vllm", ".venv-bench-llama_cpp"))
-    if vllm.is_file():
-        found = asked_in(vllm, str(Path(__file__).parent / "engines" / "vllm_likelihoods.py"), asked=asked)
+    if VLLM.is_file():
+        found = asked_in(VLLM, str(Path(__file__).parent / "engines" / "vllm_likelihoods.py"), asked=asked)
         yield f"vLLM {found['version']}", "bfloat16", found["nats"]
     file = folder.with_name(f"{folder.name}.gguf")
-    if llama.is_file() and file.is_file():
-        found = llama_cpp(str(llama), file=str(file), threads=asked["threads"], texts=[], pairs=pairs)
+    if LLAMA.is_file() and file.is_file():
+        found = by_llama_cpp(file, pairs)
         yield f"llama.cpp (xllamacpp {found['version']}), {file.name}", "bfloat16", found["nats"]
+
+
+def by_llama_cpp(file: Path, pairs: list) -> dict:
+    """{version, nats} of a GGUF file."""
+    return llama_cpp(str(LLAMA), file=str(file), threads=torch.get_num_threads(), texts=[], pairs=pairs)
+
+
+def own_cut(folder: Path, pairs: list) -> Iterator[tuple[list[float], list[float]]]:
+    """Log-likelihoods of llama.cpp's own cut of the uncut model and of ours, both by llama.cpp, if it can be asked."""
+    if LLAMA.is_file() and llama_cpp_pruning.TOOL.is_file():
+        with tempfile.TemporaryDirectory() as scratch:
+            files = llama_cpp_pruning.cut_twice(folder, Path(scratch))
+            yield tuple(by_llama_cpp(file, pairs)["nats"] for file in files.values())
 
 
 def measure(folder: Path, *, name: str) -> list[dict]:
     """An entry per engine: how far it is from plain passes of ours in its precision."""
     tokenizer = store.load_tokenizer(folder)
     pairs = [[tokenizer(part, add_special_tokens=False)["input_ids"] for part in pair] for pair in pairs_of(tokenizer)]
-    own = {}
-    for dtype in ALLOWED:
-        model, _ = store.load_model(folder, dtype=getattr(torch, dtype))
-        own[dtype] = ours(model, pairs)
+    own = {
+        dtype: ours(store.load_model(folder, dtype=getattr(torch, dtype))[0], pairs)
+        for dtype in ("float32", "bfloat16")
+    }
+    compared = [(engine, dtype, nats, own[dtype]) for engine, dtype, nats in engines(folder, pairs)]
+    compared += [("llama.cpp's own cut, beside ours", SAME, *cuts) for cuts in own_cut(folder, pairs)]
     return [
         {"model": name, "engine": engine, "precision": dtype, "prompts": len(pairs)}
         | {"tokens": sum(len(continuation) for _, continuation in pairs), "processor": cpu_name()}
-        | difference(nats, own[dtype], pairs)
-        for engine, dtype, nats in engines(folder, pairs)
+        | difference(nats, reference, pairs)
+        for engine, dtype, nats, reference in compared
     ]
 
 

@@ -37,7 +37,7 @@ def export(folder: Path, *, source: Path) -> Path:
     part = out.with_name(f".{out.stem}-unfinished.gguf")
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            _convert(folder, part, script=unpacked(source, Path(scratch)))
+            convert(folder, part, script=unpacked(source, Path(scratch)))
         check(folder, part)
         return part.rename(out)
     finally:
@@ -53,12 +53,18 @@ def unpacked(source: Path, folder: Path) -> Path:
     return folder / SCRIPT
 
 
-def _convert(folder: Path, out: Path, *, script: Path) -> None:
+def convert(folder: Path, out: Path, *, script: Path) -> Path:
+    """Write a folder of safetensors as a GGUF file, by the script that `unpacked` returned.
+
+    Raises:
+        RuntimeError: the converter does not know the model or its tokenizer.
+    """
     command = [sys.executable, str(script), str(folder), "--outfile", str(out), "--outtype", PRECISION]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not out.is_file():
         last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
         raise RuntimeError(f"llama.cpp's converter cannot write this model ({last[:150]})")
+    return out
 
 
 def check(folder: Path, file: Path) -> None:
