@@ -99,13 +99,13 @@ STAGES = [
         distillation,
         "distillation",
         DECODING,
-        full={"rows": 24, "max_new_tokens": 32, "batch_size": 24},  # more than a block of slots
-        large={"max_new_tokens": 16},
+        full={"rows": 24, "max_new_tokens": 20, "batch_size": 24},  # more than a block of slots
+        large={"rows": 20, "max_new_tokens": 16},
         prepare=_texts,
         same=distillation_engines.same,
         amount=distillation.amount,
     ),
-    _stage(finetuning, "fine-tuning", TRAINING, full={}, large={"rows": 8}),
+    _stage(finetuning, "fine-tuning", TRAINING, full={"rows": 8}, large={}),
     _stage(
         multiple_choice,
         "multiple choice",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from benchmarks.compare import model_name
 from benchmarks.run import PAGE, as_markdown
 from sdd_utils.analysis.statistics import BITS
 from sdd_utils.compress.card import CARD, RECIPE, RESULT
@@ -36,7 +37,8 @@ def keep(folder: Path, name: str) -> None:
 
 def table() -> pd.DataFrame:
     """A line per compression that is kept: what was cut, how long it took, and what came back."""
-    return pd.DataFrame(_line(place.parent) for place in sorted(KEPT.glob(f"*/{RESULT}")))
+    lines = [_line(place.parent) for place in KEPT.glob(f"*/{RESULT}")]
+    return pd.DataFrame(sorted(lines, key=lambda line: int(line["parameters, million"].split()[0])))
 
 
 def _line(folder: Path) -> dict:
@@ -46,16 +48,16 @@ def _line(folder: Path) -> dict:
     similar = {name: found["similarity_of_answers"][name]["mean"] for name in ("no_ft", healed)}
     kept = 1 - found["rewrites"]["distilled"]["fallback_rate"]
     return {
-        "compression": folder.name,
+        "model": model_name(recipe["request"]["model"]),
         "CUT": recipe["request"]["cut"],
         "layers cut": found["block"]["block_size"],
         "parameters, million": f"{sizes['original'] / 1e6:.0f} to {sizes['compressed'] / 1e6:.0f}",
         "rows": found["training"]["rows"],
         "rewrites kept": f"{kept:.0%}",
-        "bits per byte, held out: original, pruned, healed": " ".join(
+        "bits per byte, held out: original, pruned, healed": ", ".join(
             f"{bits[name]:.3f}" for name in ("original", "no_ft", healed)
         ),
-        "similarity of answers: pruned, healed": " ".join(f"{similar[name]:.2f}" for name in ("no_ft", healed)),
+        "similarity of answers: pruned, healed": ", ".join(f"{similar[name]:.2f}" for name in ("no_ft", healed)),
         "minutes": f"{sum(found['seconds'].values()) / MINUTE:.0f}",
         "processor": recipe["made"]["processor"],
     }

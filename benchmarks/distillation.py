@@ -12,7 +12,7 @@ from sdd_utils.models import chat_format, store
 from sdd_utils.steps import distillation
 
 NAME = "distillation"
-FULL = {"rows": 64, "max_new_tokens": 48, "batch_size": 64, "padded": 32, "every": 16, "every_batch": 2}
+FULL = {"rows": 48, "max_new_tokens": 48, "batch_size": 64, "padded": 24, "every": 16, "every_batch": 2}
 LARGE = {"rows": 16, "max_new_tokens": 32, "padded": 16}
 MEMORY = {"max_new_tokens": 16}
 DTYPE = "float32"  # in bfloat16 many texts part at ties, and their likelihoods with them

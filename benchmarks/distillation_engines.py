@@ -24,14 +24,13 @@ from sdd_utils.base import precision
 from sdd_utils.models import chat_format, store
 
 NAME = "distillation, other engines"
-FULL = {"rows": 40, "max_new_tokens": 48, "batch_size": 64, "every": 5}
-LARGE = {"rows": 16, "max_new_tokens": 32, "every": 4}
+FULL = {"rows": 32, "max_new_tokens": 48, "batch_size": 64, "every": 4}
+LARGE = {"rows": 12, "max_new_tokens": 32, "every": 3}
 SMALL = {"rows": 4, "max_new_tokens": 4, "batch_size": 4, "every": 1}
 MEMORY = None  # what an engine holds is not this process's
 
 # How far below the likeliest token, on average, a greedy text of bfloat16 may lie, in nats.
 ROUNDING = 0.01
-TURNS, SLOW = 2, ("transformers generate_batch", "llama.cpp")  # a slow one has one turn
 WORK = ROOT / "work" / "engines"
 Ask = Callable[[list[list[int]], int], list[list[int]]]  # as `engines.exchange.Decode`
 ours, amount = distillation.ours, distillation.amount
@@ -136,7 +135,7 @@ def _by(state, name: str) -> dict[str, list[int]]:
 
 
 def _peer(name: str) -> tuple[Callable, int]:
-    return functools.partial(_by, name=name), 1 if name in SLOW else TURNS
+    return functools.partial(_by, name=name), 1
 
 
 PEERS = {name: _peer(name) for name, (_, environment) in ENGINES.items() if _python(environment).is_file()}

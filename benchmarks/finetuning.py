@@ -15,7 +15,7 @@ from sdd_utils.steps import finetuning, lora_training
 
 NAME = "fine-tuning"
 FULL = {"rows": 16, "batch_size": 8}  # as many rows a step as TRL's default
-MEMORY = {"rows": 8}
+LARGE = MEMORY = {"rows": 8}
 SMALL = {"rows": 4, "batch_size": 2}
 DTYPE = "float32"  # so that the losses can be compared closely
 ALLOWED = {"float32": 1e-3, "bfloat16": 0.05}  # difference of a loss

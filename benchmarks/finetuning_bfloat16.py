@@ -3,8 +3,8 @@
 from benchmarks import finetuning
 
 NAME = "fine-tuning in bfloat16"
-FULL, LARGE, SMALL = finetuning.FULL, {"rows": 8}, finetuning.SMALL
-MEMORY = finetuning.MEMORY
+FULL, SMALL = finetuning.FULL, finetuning.SMALL
+LARGE = MEMORY = finetuning.MEMORY
 DTYPE = "bfloat16"
 prepare, ours, PEERS = finetuning.prepare, finetuning.ours, finetuning.PEERS
 least_seconds, same = finetuning.least_seconds, finetuning.same

@@ -11,7 +11,7 @@ from sdd_utils.steps import evaluation
 
 NAME = "generation tasks"
 TASKS = {"gsm8k": 5} if some_rows.HUB else {"gsm_symbolic": 5}
-FULL = {"tasks": TASKS, "limit": 3, "batch_size": 8, "new_tokens": 256}  # lm-eval's own limit
+FULL = {"tasks": TASKS, "limit": 2, "batch_size": 8, "new_tokens": 256}  # lm-eval's own limit
 LARGE = {"limit": 1}
 MEMORY = {"limit": 1}
 SMALL = {"tasks": {"gsm_symbolic": 1}, "limit": 3, "batch_size": 2, "new_tokens": 32}

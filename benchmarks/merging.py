@@ -74,8 +74,8 @@ def copied(state):
 
 
 PEERS = {
-    "mergekit 0.1.5 SLERP": (mergekit, 3),  # many: the disk writes back when it likes
-    "reading both, hashing and writing one, on one core (the limit)": (copied, 3),
+    "mergekit 0.1.5 SLERP": (mergekit, 2),  # many: the disk writes back when it likes
+    "reading both, hashing and writing one, on one core (the limit)": (copied, 2),
 }
 
 

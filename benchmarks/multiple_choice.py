@@ -16,9 +16,8 @@ from sdd_utils.steps import evaluation
 NAME = "multiple choice"
 FACTS = {"facts": 25}
 ASKED = {"arc_challenge": 25, "hellaswag": 10} if some_rows.HUB else FACTS
-FULL = {"shots": ASKED, "documents": 2, "batch_size": 4}
-LARGE = {"shots": dict.fromkeys([*ASKED][:1], 10), "documents": 1}
-MEMORY = {"documents": 1}
+FULL = {"shots": ASKED, "documents": 1, "batch_size": 4}
+LARGE = {"shots": dict.fromkeys([*ASKED][:1], 10)}
 DTYPE = "float32"  # so that the answers can be compared closely
 SMALL = {"shots": {"facts": 2}, "documents": 3, "batch_size": 2}
 MEASURES = ("accuracy", "choice_probability", "gold_bits_per_byte", "margin")

@@ -13,7 +13,7 @@ from sdd_utils.engine import decoding
 from sdd_utils.models import store
 
 NAME = "reading"
-FULL = {"rows": 64, "batch_size": 32}
+FULL = {"rows": 32, "batch_size": 32}
 LARGE = {"rows": 16, "batch_size": 16}
 SMALL = {"rows": 5, "batch_size": 2}
 

@@ -165,12 +165,15 @@ def healed_share(result: Result, arm: str) -> dict | None:
 
 
 def summary(result: Result, arm: str) -> str:
-    """One sentence: what the cut cost on the user's own rows, and what healing won back."""
+    """What the cut cost on the user's own rows, and what healing won back."""
     original, pruned, healed = (result.scores[name][HELD_OUT][BITS]["value"] for name in ("original", "no_ft", arm))
-    said = f"On held-out rows the original needs {original:.3f} bits per byte, pruned {pruned:.3f}, healed {healed:.3f}"
+    rows, name = result.scores["original"][HELD_OUT]["n"], figures.NAMES[arm]
+    said = f"On {rows} held-out rows of the data the original needs {original:.3f} bits per byte, "
+    said += f"the pruned model (No FT) {pruned:.3f}, the healed one ({name}) {healed:.3f}."
     share = healed_share(result, arm)
-    won = f": {share['estimate']:.0%} of the loss is won back {_interval(share['interval'], '.0%')}" if share else ""
-    return f"{said}{won}."
+    if not share:
+        return said
+    return f"{said} {share['estimate']:.0%} of the loss on such rows is won back {_interval(share['interval'], '.0%')}."
 
 
 def draw(folder: Path, result: Result) -> list[str]:
@@ -207,6 +210,7 @@ def write_card(folder: Path, *, request: Request, settings: Settings, result: Re
         "lost": result.lost,
         "data": shown(request.data),
         "held_out": settings.held_out,
+        "answered": len(result.answers["original"]),
         "scores": score_table(result).to_markdown(index=False, disable_numparse=True),
     }
     path = folder / CARD

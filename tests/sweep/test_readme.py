@@ -27,7 +27,11 @@ TABLES = {
         f"benchmarks/{name}" for name in ("results", "ablation", "breakdown", "evaluation_cost", "scaling")
     },
     "laptop-design.md": {f"results/laptop-pilot/tables/{name}" for name in _PILOT},
-    "own-model.md": {"benchmarks/rewrite_wordings", "benchmarks/text_start", "results/models"},
+    "own-model.md": {
+        *(f"benchmarks/{name}" for name in ("rewrite_wordings", "text_start", "compressed", "serving")),
+        *(f"benchmarks/compressed/{name}/answers" for name in ("smollm2", "gemma3", "qwen")),
+        "results/models",
+    },
 }
 
 
