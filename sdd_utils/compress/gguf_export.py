@@ -70,7 +70,11 @@ def convert(folder: Path, out: Path, *, script: Path) -> Path:
 def check(folder: Path, file: Path) -> None:
     """Raise ValueError, in one sentence, unless a file computes the logits of the folder that it was made of."""
     wanted = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    written, *_ = gguf_files.dequantise(str(file), check=store.check_decoder)
+    try:
+        written, *_ = gguf_files.dequantise(str(file), check=store.check_decoder)
+    except ValueError as error:
+        why = str(error).removeprefix(f"model '{file}': ").removesuffix(": use its safetensors")
+        raise ValueError(f"llama.cpp's converter writes another model than {folder.name} ({why}): use it") from None
     gap = checkpoints.largest_gap(*(checkpoints.some_logits(model.eval()) for model in (wanted, written)))
     if gap > checkpoints.LARGEST_GAP:
         raise ValueError(f"{file.name} computes other logits than {folder.name}: use the folder")

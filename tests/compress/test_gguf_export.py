@@ -18,6 +18,13 @@ from sdd_utils.models import gguf_files, store
 COPIES = (
     "import shutil, sys\nfrom conversion import MADE\nshutil.copy(MADE, sys.argv[sys.argv.index('--outfile') + 1])\n"
 )
+# As the converter does with a tokenizer that it takes for another model's.
+SPLITS_OTHERWISE = (
+    "import sys\nfrom conversion import MADE\nout = sys.argv[sys.argv.index('--outfile') + 1]\n"
+    "made = open(MADE, 'rb').read()\nassert b'qwen2' in made\n"
+    "head, tail = made.split(b'tokenizer.ggml.pre')\n"
+    "open(out, 'wb').write(head + b'tokenizer.ggml.pre' + tail.replace(b'qwen2', b'other', 1))\n"
+)
 
 
 @pytest.fixture(params=["llama", "qwen2"])
@@ -69,6 +76,11 @@ def test_the_file_lies_beside_the_folder_and_holds_its_model(place):
         ),
         ("pass", RuntimeError, "cannot write this model (it says nothing)"),
         (COPIES, ValueError, "computes other logits than out"),
+        (
+            SPLITS_OTHERWISE,
+            ValueError,
+            "writes another model than out (transformers cannot split words as this GGUF does",
+        ),
     ],
 )
 def test_what_is_not_the_model_is_told_and_not_kept(script, error, said, place):
