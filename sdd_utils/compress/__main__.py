@@ -6,10 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdd_utils.base import disk, precision
-from sdd_utils.compress.request import Request
-
 if TYPE_CHECKING:
+    from sdd_utils.compress.request import Request
     from sdd_utils.compress.settings import Settings
 
 COLUMNS = ("instruction", "context", "response", "answer")
@@ -19,9 +17,18 @@ NAMES = ("model", "data", "cut", "arm", "rows", "seed")  # of a request, beside 
 def main() -> int:
     """Parse the command line and compress; exit status 2 and one sentence on wrong input, 130 when interrupted."""
     arguments = _parser().parse_args()
-    try:
-        with disk.told():
-            _compress(arguments)
+    try:  # imports take seconds, in which one may interrupt as well
+        from safetensors import SafetensorError
+
+        from sdd_utils.base import disk
+
+        try:
+            with disk.told():
+                _compress(arguments)
+        except SafetensorError as error:
+            raise ValueError(
+                f"a file of weights is damaged ({error}): remove {arguments.out}.work, or get the model anew"
+            ) from None
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -32,11 +39,13 @@ def main() -> int:
 
 
 def _compress(arguments: argparse.Namespace) -> None:
+    from sdd_utils.base import precision
+
     precision.wanted_dtype()
     from sdd_utils.compress import card, chain, plan  # here, for torch's import takes seconds
 
     request, wanted, block = _asked(arguments)
-    chain.check_out(out := Path(arguments.out).absolute(), request)
+    chain.check_out(out := Path(arguments.out).absolute(), chain.asked_of(request, wanted))
     print(_told(request, wanted), flush=True)
     if arguments.dry_run:
         print(plan.table(plan.stages_of(wanted)))
@@ -47,11 +56,13 @@ def _compress(arguments: argparse.Namespace) -> None:
     print(f"{out} holds the model, {work / chain.ANSWERS} the answers; {work} serves only to try another arm or seed")
 
 
-def _asked(arguments: argparse.Namespace) -> tuple[Request, "Settings", dict | None]:
+def _asked(arguments: argparse.Namespace) -> tuple["Request", "Settings", dict | None]:
     """The request with its settings; of a recipe also the block that it cut."""
     from sdd_utils.compress import chain, settings
+    from sdd_utils.compress.request import Request
 
     given = {name: getattr(arguments, name) for name in NAMES if getattr(arguments, name) is not None}
+    given |= {name: _number(name, given[name]) for name in ("rows", "seed") if name in given}
     columns = {name: getattr(arguments, name) for name in COLUMNS if getattr(arguments, name)}
     if not arguments.recipe:
         for name in ("model", "data"):
@@ -66,7 +77,13 @@ def _asked(arguments: argparse.Namespace) -> tuple[Request, "Settings", dict | N
     return request, wanted, made["block"]
 
 
-def _told(request: Request, wanted: "Settings") -> str:
+def _number(name: str, text: str) -> int:
+    if not text.strip().lstrip("-").isdecimal():
+        raise ValueError(f"{name} {text!r} is no whole number: say, as an example, {name.upper()}=100")
+    return int(text)
+
+
+def _told(request: "Request", wanted: "Settings") -> str:
     own, rows = wanted.own_data.get(wanted.data_set, {}), wanted.data_sets[wanted.data_set]
     columns = "".join(f"; {key} is its column {own[key]!r}" for key in COLUMNS if key in own)
     return "\n".join(
@@ -83,11 +100,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="hub id org/name[@revision], folder, .gguf file or catalogue name")
     parser.add_argument("--data", help="JSON lines, JSON, CSV or Parquet file, hub data set, or a known set's name")
     cut = "layers (4), parameters (16%%) or weights in memory (6GB)"
-    parser.add_argument("--cut", help=f"{cut}; default {Request.cut.replace('%', '%%')}")
+    parser.add_argument("--cut", help=f"{cut}; default 16%%")
     parser.add_argument("--out", default="compressed", help="the folder to make; default %(default)s")
-    parser.add_argument("--arm", help=f"how the pruned model is healed; default {Request.arm}")
-    parser.add_argument("--rows", type=int, help="training rows, 0 for all; default 800, or all if there are fewer")
-    parser.add_argument("--seed", type=int, help=f"of sampling and training; default {Request.seed}")
+    parser.add_argument("--arm", help="how the pruned model is healed; default self_data_ft")
+    parser.add_argument("--rows", help="training rows, 0 for all; default 800, or all if there are fewer")
+    parser.add_argument("--seed", help="of sampling and training; default 0")
     for name in COLUMNS:
         parser.add_argument(f"--{name}", help=f"the column with the {name}, if its name does not say so; - for none")
     parser.add_argument("--recipe", help="the recipe.yaml of a compressed folder, in place of all other options")

@@ -115,7 +115,12 @@ def files_of(folder: Path) -> list[str]:
     """The files that a compression wrote into a folder. Raises FileNotFoundError, in one sentence, for another one."""
     if not (folder / RESULT).is_file():
         raise FileNotFoundError(f"{folder} is no compressed model: make it by 'make compress'")
-    return json.loads((folder / RESULT).read_text())["files"]
+    try:
+        return json.loads((folder / RESULT).read_text())["files"]
+    except (ValueError, KeyError, TypeError):
+        raise FileNotFoundError(
+            f"{folder / RESULT} is damaged: remove {folder}, and 'make compress' makes it"
+        ) from None
 
 
 def _measures(score: dict) -> dict:

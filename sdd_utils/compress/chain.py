@@ -3,6 +3,7 @@
 Beside the folder that is asked for lies one for work, `<out>.work`, with checkpoints, texts, adapter and scores.
 """
 
+import glob
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +15,14 @@ import yaml
 from sdd_utils.base.files import remove_unfinished, whole_folder, write_text
 from sdd_utils.compress import card, plan, stages
 from sdd_utils.compress.request import Request, data_set_of, model_of
-from sdd_utils.compress.settings import Settings
+from sdd_utils.compress.settings import Settings, check_recipe
 from sdd_utils.models import architecture, store
 from sdd_utils.study.paths import Run
 from sdd_utils.sweep.reproduce import locked
 
 ANSWERS = "answers.md"  # in the work: the models' answers to held-out questions
 _OURS = "manifest.json"  # says where checkpoints of the work lie, so it stays behind
+_GUESSED = ("columns",)  # of a request; a recipe names what was guessed, and the rows tell them apart
 
 
 def work_folder(out: Path) -> Path:
@@ -28,33 +30,45 @@ def work_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.work")
 
 
-def check_out(out: Path, request: Request | None = None) -> None:
+def check_out(out: Path, asked: dict | None = None) -> None:
     """Raise FileExistsError, in one sentence, where a folder holds what this request did not make.
 
     Args:
-        request: what the folder is asked for; None looks at foreign files only.
+        asked: what the folder is asked for, see `asked_of`; None looks at foreign files only.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     fix = "name another folder by OUT=…, or remove it"
     if not (out / card.RESULT).is_file():
-        raise FileExistsError(f"{out} exists and is no compressed model: {fix}")
+        raise FileExistsError(f"{out} exists and is no compressed model: name another folder by OUT=…")
     known = card.files_of(out)
     here = (path.relative_to(out).as_posix() for path in sorted(out.rglob("*")) if path.is_file())
     if foreign := [name for name in here if name not in known]:
         raise FileExistsError(f"{out} holds {foreign[0]}, which this command did not write: move it, or {fix}")
-    if request and _asked(out) != _comparable(request):
+    if asked and any(_answered(out).get(name) != value for name, value in asked.items()):
         raise FileExistsError(f"{out} holds the answer to another request: {fix}")
 
 
-def _asked(out: Path) -> dict:
-    return _comparable(Request(**yaml.safe_load((out / card.RECIPE).read_text("utf-8"))["request"]))
+def _answered(out: Path) -> dict:
+    """What a finished folder was asked for, by its recipe, as `asked_of` says it."""
+    try:
+        recipe = yaml.safe_load((out / card.RECIPE).read_text("utf-8"))
+        named = {name: value for name, value in recipe["request"].items() if name not in _GUESSED}
+        return {"request": named, "settings": recipe["settings"]} | recipe["made"]
+    except (OSError, yaml.YAMLError, UnicodeError, KeyError, TypeError, AttributeError):
+        raise FileExistsError(f"{out / card.RECIPE} is damaged: remove {out}, and the same command makes it") from None
 
 
-def _comparable(request: Request) -> dict:
-    """What a request asks for, columns apart, which a recipe names although they were guessed."""
+def asked_of(request: Request, settings: Settings, **digests: str) -> dict:
+    """What a folder is asked for: the request, all settings, and the rows.
+
+    Args:
+        digests: `weights` of the model, where they are here.
+    """
     names = {"model": card.shown(request.model), "data": card.shown(request.data)}
-    return {name: value for name, value in vars(request).items() if name != "columns"} | names
+    named = {name: value for name, value in vars(request).items() if name not in _GUESSED} | names
+    kept = {name: value for name, value in vars(settings).items() if name not in card.OF_REQUEST}
+    return {"request": named, "settings": kept, "data": stages.data_fingerprint(settings)} | digests
 
 
 def compress(
@@ -77,10 +91,11 @@ def compress(
     files = Run(work_folder(out))
     with locked(files.folder):
         _clear(out, files)
-        check_out(out, request)
+        asked = asked_of(request, settings, weights=store.weights_digest(settings.model))
+        check_out(out, asked)
         with timed(plan.announce(plan.stages_of(settings), say)) as (begin, seconds):
             result, model = run(settings, files, begin=begin, block=block)
-        check_out(out, request)  # hours later
+        check_out(out, asked)  # hours later
         write_folder(out, request=request, settings=settings, result=result, model=model, seconds=seconds)
     return result
 
@@ -88,7 +103,7 @@ def compress(
 def _clear(out: Path, files: Run) -> None:
     """Take away what killed processes were writing; a folder that was just being replaced comes back."""
     remove_unfinished(files.folder)
-    for path in sorted(out.parent.glob(f".{out.name}.unfinished-*"), reverse=True):
+    for path in sorted(out.parent.glob(f".{glob.escape(out.name)}.unfinished-*"), reverse=True):
         if path.name.endswith("-former") and not out.exists():
             path.rename(out)
         else:
@@ -202,9 +217,11 @@ def read_recipe(path: Path, *, model: str = "", data: str = "") -> tuple[Request
         content = yaml.safe_load(path.read_text("utf-8"))
         named = {name: value for name, value in (("model", model), ("data", data)) if value}
         request, made = Request(**content["request"] | named), content["made"]
-        weights, data_then, _ = made["weights"], made["data"], made["block"]
+        weights, data_then = made["weights"], made["data"]
+        check_recipe(content["settings"], where=str(path))
         settings = Settings(**content["settings"], model=model_of(request), own_data=data_set_of(request)[1])
-    except (yaml.YAMLError, UnicodeError, KeyError, TypeError) as error:
+        _ = [int(made["block"][name]) for name in ("start", "block_size")]
+    except (yaml.YAMLError, UnicodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no recipe of a compression: take it from a compressed folder") from error
     _check_recipe(settings, weights=weights, data=data_then)
     return request, settings, made

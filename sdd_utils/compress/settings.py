@@ -5,16 +5,20 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError, create_model
 
-from sdd_utils.compress.request import MOST_ROWS, Request, data_set_of, layers_to_cut, model_of
+from sdd_utils.compress.request import MOST_ROWS, OWN, Request, data_set_of, layers_to_cut, model_of
 from sdd_utils.data.arms import ARMS, sft
 from sdd_utils.data.rows import load_rows
 from sdd_utils.models import architecture, hub, store
 from sdd_utils.steps import training_rows
+from sdd_utils.study import rules
+from sdd_utils.study.schema import STRICT, Positive, Seed, Study
 
 LEARNING_RATES = {0.3e9: 5e-4, 3e9: 3e-4}  # by the largest number of parameters: as in the studies of such models
 SMALLEST_RATE = 1e-4  # of all larger models, as in the parent method
 MOST_HELD_OUT, MOST_ANSWERED = 100, 16  # held-out rows that are scored, and questions that are answered
+LARGEST_SEED = 2**32 - 1  # what numpy takes
 REWRITE_TOKENS, ROW_TOKENS = (48, 512), (128, 2048)  # the least and the most that limits are set to
 MEASURED, SPARE = 400, 4 / 3  # rows whose lengths set the limits, and how much longer than most of them is allowed
 _TOKENIZER_FILES = ["*.json", "*.jinja", "tokenizer.model", "*.txt"]
@@ -98,6 +102,22 @@ class Settings:
         return named | {"batch_size": self.evaluation_batch}
 
 
+def check_recipe(settings: dict, *, where: str) -> None:
+    """Raise ValueError, in one sentence, unless settings of a recipe have types and ranges as study keys have them."""
+    keys = {name: (key.annotation, key) for name, key in Study.model_fields.items() if name in settings}
+    keys |= {"seed": (Seed, ...), "held_out": (Positive, ...)}
+    model = create_model("Recipe", __config__=STRICT, **keys)
+    values = {name: settings.get(name) for name in keys}
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        said = rules.first_sentence(error, values=values, schema=model.model_json_schema(), where=where)
+        raise ValueError(said) from None
+    for name in ("data_sets", "block_sizes", "arms"):
+        if len(values[name]) != 1:
+            raise ValueError(f"{where}: {name} names {len(values[name])}, and a compression takes one")
+
+
 def settings_of(request: Request) -> Settings:
     """Settings that suit a model and a data set.
 
@@ -107,11 +127,16 @@ def settings_of(request: Request) -> Settings:
     """
     if request.arm not in ARMS:
         raise ValueError(f"arm {request.arm!r} is unknown: use one of {', '.join(ARMS)}")
+    if not 0 <= request.seed <= LARGEST_SEED:
+        raise ValueError(f"seed {request.seed} is impossible: use 0 to {LARGEST_SEED}")
     name, own_data = data_set_of(request)
-    train, test = (load_rows(name, split=split, rows=0, own_data=own_data) for split in ("train", "test"))
+    train, test = (_rows_of(request, name, split=split, own_data=own_data) for split in ("train", "test"))
     rows = min(MOST_ROWS, len(train)) if request.rows is None else request.rows or len(train)
-    if not 0 < rows <= len(train):
-        raise ValueError(f"{rows} rows of {request.data} cannot be had: ask for 1 to {len(train)}, or 0 for all")
+    fewest = Settings.batch_size + 1  # one step has a learning rate of 0, and heals nothing
+    if len(train) < fewest:
+        raise ValueError(f"{request.data} has {len(train)} training rows, and healing needs {fewest}: add some")
+    if not fewest <= rows <= len(train):
+        raise ValueError(f"{rows} rows of {request.data} cannot be had: ask for {fewest} to {len(train)}, or 0 for all")
     config = store.load_config(model := model_of(request))
     return Settings(
         model=model,
@@ -127,6 +152,13 @@ def settings_of(request: Request) -> Settings:
         answer_prompts=min(MOST_ANSWERED, len(test)),
         **token_limits(tokenizer_of(model), train[:rows], context=architecture.context_length(config)),
     )
+
+
+def _rows_of(request: Request, name: str, **which) -> list[dict]:
+    try:
+        return load_rows(name, rows=0, **which)
+    except ValueError as error:  # it speaks of the name that the set has in a study
+        raise ValueError(f"data {request.data!r}: {str(error).removeprefix(f'{OWN} ')}") from None
 
 
 def tokenizer_of(model: str):

@@ -86,11 +86,21 @@ def prune(settings: Settings, files: Run, *, start: int) -> Path:
     weights, kept = store.weights_digest(settings.model), architecture.kept_layers(**block, depth=depth)
     recipe = {"prune": "block", "original": weights, **block, "kept_layers": kept, "made_of": made_of(settings.model)}
     folder = files.checkpoint(settings.block_size)
-    if store.read_manifest(folder).get("recipe") != recipe:
+    if _made_by(folder) != recipe:
         model, tokenizer = store.load_model(settings.model)
         model = pruning.remove_block(model, **block)
         store.save_model(model, tokenizer, folder=folder, parent=settings.model, recipe=recipe)
     return folder
+
+
+def _made_by(folder: Path) -> dict:
+    """The recipe of a checkpoint whose weights are those that were written, else nothing."""
+    try:
+        manifest = store.read_manifest(folder)
+        whole = all(file_sha256(folder / name) == value for name, value in manifest.get("sha256", {}).items())
+    except (ValueError, OSError):
+        return {}
+    return manifest.get("recipe", {}) if whole else {}
 
 
 def rewrite(settings: Settings, files: Run) -> Rewritten:
@@ -130,7 +140,7 @@ def merge(files: Run, *, checkpoint: Path, adapter: Path) -> tuple[Path, float]:
     """The folder of the pruned model with its adapter merged in, and the share of the update that rounding lost."""
     folder = files.folder / "checkpoints" / adapter.name
     made = {"adapter": file_sha256(adapter / ADAPTER_WEIGHTS), "pruned": made_of(checkpoint)}
-    known = store.read_manifest(folder).get("recipe", {})
+    known = _made_by(folder)
     if {name: known.get(name) for name in made} != made:
         model, tokenizer, lost = store.load_merged(checkpoint, adapter=adapter, dtype=torch.bfloat16)
         known = store.read_manifest(checkpoint)["recipe"] | made | {"merge_rounding": lost}

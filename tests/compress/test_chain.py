@@ -199,6 +199,66 @@ def test_another_request_does_not_replace_a_folder(made):
     assert store.load_config(out).num_hidden_layers == 3
 
 
+def test_other_settings_or_weights_of_the_same_name_do_not_replace_a_folder(made, tmp_path):
+    out, _ = made
+    settings = small(REQUEST)
+    changed = settings.__class__(**vars(settings) | {"epochs": 2})
+    with pytest.raises(FileExistsError, match="holds the answer to another request"):
+        chain.compress(REQUEST, changed, out=out, say=quiet)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    model.model.norm.weight.data *= 2
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(FileExistsError, match="holds the answer to another request"):
+        chain.compress(REQUEST, settings, out=out, say=quiet)
+
+
+@pytest.mark.parametrize("checkpoint", ["n2", "n2-self_data_ft"])
+def test_a_damaged_checkpoint_is_made_again(checkpoint, made, tmp_path):
+    out, _ = made
+    before = (out / "model.safetensors").read_bytes()
+    shutil.rmtree(out)
+    weights = chain.work_folder(out) / "checkpoints" / checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + b"damaged!")
+    chain.compress(REQUEST, small(REQUEST), out=out, say=quiet)
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "result.json"])
+@pytest.mark.parametrize("content", ["", "{}", "{", "[1]", "a: 1"])
+def test_damaged_papers_of_a_folder_are_told(name, content, made):
+    out, _ = made
+    (out / name).write_text(content)
+    with pytest.raises(OSError, match=f"{name} is damaged: remove "):
+        chain.compress(REQUEST, small(REQUEST), out=out, say=quiet)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("settings", {"epochs": 0}, "epochs"),
+        ("settings", {"arms": []}, "arms"),
+        ("settings", {"arms": ["magic"]}, "arms"),
+        ("settings", {"block_sizes": ["x"]}, "block_sizes"),
+        ("settings", {"block_sizes": [2, 3]}, "block_sizes names 2, and a compression takes one"),
+        ("settings", {"data_sets": {"own": "many"}}, "data_sets"),
+        ("settings", {"learning_rate": "fast"}, "learning_rate"),
+        ("settings", {"max_length": -5}, "max_length"),
+        ("settings", {"held_out": 0}, "held_out"),
+        ("settings", {"seed": "x"}, "seed"),
+        ("request", {"columns": "x"}, "no recipe of a compression"),
+        ("made", {"block": 5}, "no recipe of a compression"),
+    ],
+)
+def test_a_recipe_that_was_edited_to_nonsense_is_refused_before_any_work(part, change, said, made):
+    out, _ = made
+    recipe = yaml.safe_load((out / "recipe.yaml").read_text())
+    recipe[part] |= change
+    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(ValueError, match=said) as told:
+        chain.read_recipe(out)
+    assert len(str(told.value).splitlines()) == 1
+
+
 def test_a_folder_that_was_being_replaced_comes_back(made, tmp_path):
     """As a kill between the two renames of `whole_folder` leaves it."""
     out, _ = made
@@ -265,7 +325,13 @@ def _kill_when(place, reached) -> None:
         (["--model", ""], "no model is named: say MODEL=…"),
         (["--data", ""], "no data is named: say DATA=…"),
         (["--arm", "magic"], "arm 'magic' is unknown: use one of sft, self_data_ft"),
-        (["--rows", "99"], "99 rows of mine.jsonl cannot be had: ask for 1 to 38, or 0 for all"),
+        (["--rows", "99"], "99 rows of mine.jsonl cannot be had: ask for 9 to 38, or 0 for all"),
+        (["--rows", "8"], "8 rows of mine.jsonl cannot be had: ask for 9 to 38"),
+        (["--rows", "many"], "rows 'many' is no whole number: say, as an example, ROWS=100"),
+        (["--rows", ""], "rows '' is no whole number"),
+        (["--seed", "-1"], "seed -1 is impossible: use 0 to 4294967295"),
+        (["--data", "few.jsonl"], "few.jsonl has 5 training rows, and healing needs 9: add some"),
+        (["--data", "one.jsonl"], "data 'one.jsonl': has no test rows"),
         (["--rows", "-1"], "-1 rows of mine.jsonl cannot be had"),
         (["--cut", "5"], "a model of 5 layers allows 1 to 4"),
         (["--data", "nowhere.csv"], "the file 'nowhere.csv' does not exist"),
@@ -277,6 +343,9 @@ def _kill_when(place, reached) -> None:
     ],
 )
 def test_wrong_input_is_one_sentence(changed, said, place, monkeypatch, capsys):
+    lines = (place / "mine.jsonl").read_text().splitlines(keepends=True)
+    for name, count in {"few.jsonl": 6, "one.jsonl": 1}.items():
+        (place / name).write_text("".join(lines[:count]))
     given = ["--model", "model", "--data", "mine.jsonl", "--dry-run", *changed]
     monkeypatch.setattr(sys, "argv", ["compress", *given])
     assert command.main() == 2
