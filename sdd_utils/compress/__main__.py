@@ -30,7 +30,7 @@ def main() -> int:
                 f"a file of weights is damaged ({error}): remove {arguments.out}.work, or get the model anew"
             ) from None
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # libraries say it in many lines
         return 2
     except KeyboardInterrupt:
         print("interrupted: what is done is kept, the same command goes on from there", file=sys.stderr)
@@ -40,8 +40,10 @@ def main() -> int:
 
 def _compress(arguments: argparse.Namespace) -> None:
     from sdd_utils.base import precision
+    from sdd_utils.engine import vllm_installed
 
-    precision.wanted_dtype()
+    precision.wanted_dtype()  # wrong environment variables are told before any work
+    vllm_installed.engine()
     from sdd_utils.compress import card, chain, plan  # here, for torch's import takes seconds
 
     request, wanted, block = _asked(arguments)

@@ -4,6 +4,7 @@ Beside the folder that is asked for lies one for work, `<out>.work`, with checkp
 """
 
 import glob
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -31,11 +32,12 @@ def work_folder(out: Path) -> Path:
 
 
 def check_out(out: Path, asked: dict | None = None) -> None:
-    """Raise FileExistsError, in one sentence, where a folder holds what this request did not make.
+    """Raise OSError, in one sentence, where a folder cannot be made, or holds what this request did not make.
 
     Args:
         asked: what the folder is asked for, see `asked_of`; None looks at foreign files only.
     """
+    _check_place(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     fix = "name another folder by OUT=…, or remove it"
@@ -47,6 +49,14 @@ def check_out(out: Path, asked: dict | None = None) -> None:
         raise FileExistsError(f"{out} holds {foreign[0]}, which this command did not write: move it, or {fix}")
     if asked and any(_answered(out).get(name) != value for name, value in asked.items()):
         raise FileExistsError(f"{out} holds the answer to another request: {fix}")
+
+
+def _check_place(out: Path) -> None:
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise PermissionError(f"{out} cannot be made, as nothing can be written to {place}: name another one by OUT=…")
+    if (work := work_folder(out)).exists() and not work.is_dir():
+        raise FileExistsError(f"{work} is a file, where the work on {out.name} belongs: move it, or name another OUT")
 
 
 def _answered(out: Path) -> dict:

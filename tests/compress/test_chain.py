@@ -320,6 +320,27 @@ def _kill_when(place, reached) -> None:
 
 
 @pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("mine.jsonl/out", "nothing can be written to .*mine.jsonl: name another one by OUT="),
+        ("taken", "taken.work is a file, where the work on taken belongs"),
+        ("model", "is no compressed model: name another folder by OUT=…$"),  # not to be removed
+    ],
+)
+def test_a_place_where_no_folder_can_be_made_is_told_at_once(out, said, place):
+    (place / "taken.work").write_text("")
+    with pytest.raises(OSError, match=said):
+        chain.check_out(place / out)
+
+
+def test_a_wrong_engine_is_told_before_any_work(place, monkeypatch, capsys):
+    monkeypatch.setenv("SDD_ENGINE", "zz")
+    monkeypatch.setattr(sys, "argv", ["compress", "--model", "model", "--data", "mine.jsonl", "--dry-run"])
+    assert command.main() == 2
+    assert "SDD_ENGINE is 'zz': set it to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("changed", "said"),
     [
         (["--model", ""], "no model is named: say MODEL=…"),
