@@ -54,7 +54,7 @@ def test_the_wheel_runs_the_notebook_in_an_empty_folder(python, tokenizer, tmp_p
     tokenizer.save_pretrained(tmp_path / "model")
     rows = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}."} for i in range(24)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = {"model": "model", "data": "mine.jsonl", "cut": "2", "rows": 8}
+    given = {"model": "model", "data": "mine.jsonl", "cut": "2", "rows": 12}
     run = [python, "-m", "papermill", str(ROOT / "notebooks" / "00_compress_your_model.ipynb"), "done.ipynb"]
     run += [word for name, value in given.items() for word in ("-p", name, str(value))]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
