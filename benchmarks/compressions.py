@@ -37,12 +37,13 @@ def keep(folder: Path, name: str) -> None:
 
 def table() -> pd.DataFrame:
     """A line per compression that is kept: what was cut, how long it took, and what came back."""
-    lines = [_line(place.parent) for place in KEPT.glob(f"*/{RESULT}")]
-    return pd.DataFrame(sorted(lines, key=lambda line: int(line["parameters, million"].split()[0])))
+    results = {place.parent: json.loads(place.read_text()) for place in KEPT.glob(f"*/{RESULT}")}
+    by_size = sorted(results.items(), key=lambda kept: kept[1]["parameters"]["original"])
+    return pd.DataFrame(_line(folder, found) for folder, found in by_size)
 
 
-def _line(folder: Path) -> dict:
-    found, recipe = json.loads((folder / RESULT).read_text()), yaml.safe_load((folder / RECIPE).read_text())
+def _line(folder: Path, found: dict) -> dict:
+    recipe = yaml.safe_load((folder / RECIPE).read_text())
     sizes, healed = found["parameters"], recipe["request"]["arm"]
     bits = {name: scores[HELD_OUT][BITS]["value"] for name, scores in found["scores"].items()}
     similar = {name: found["similarity_of_answers"][name]["mean"] for name in ("no_ft", healed)}

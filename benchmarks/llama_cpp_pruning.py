@@ -1,10 +1,11 @@
 """The same layers cut out by llama.cpp and by us, both read by llama.cpp; for `serving`.
 
-make work/llama.cpp/llama-quantize      # builds llama.cpp's own tool from the source that `make gguf` keeps
+    make work/llama.cpp/llama-quantize
+
+builds llama.cpp's own tool from the source that `make gguf` keeps.
 """
 
 import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
@@ -28,18 +29,17 @@ def cut_twice(folder: Path, scratch: Path) -> dict[str, Path]:
     made = yaml.safe_load((folder / RECIPE).read_text())
     model, tokenizer = store.load_model(made["request"]["model"], dtype=torch.bfloat16)
     block = {name: made["made"]["block"][name] for name in ("start", "block_size")}
-    uncut = _as_gguf(model, tokenizer, scratch / "uncut")
+    (archive,) = PLACE.glob("*.tar.gz")
+    script = gguf_export.unpacked(archive, scratch)
+    uncut = _as_gguf(model, tokenizer, scratch / "uncut", script=script)
     files = {"llama.cpp": scratch / "by_llama_cpp.gguf"}
     layers = range(block["start"], block["start"] + block["block_size"])
     asked = ["--prune-layers", ",".join(map(str, layers)), str(uncut), str(files["llama.cpp"]), "COPY"]
     subprocess.run([TOOL, *asked], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return files | {"ours": _as_gguf(pruning.remove_block(model, **block), tokenizer, scratch / "ours")}
+    return files | {"ours": _as_gguf(pruning.remove_block(model, **block), tokenizer, scratch / "ours", script=script)}
 
 
-def _as_gguf(model, tokenizer, folder: Path) -> Path:
+def _as_gguf(model, tokenizer, folder: Path, *, script: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (archive,) = PLACE.glob("*.tar.gz")
-    with tempfile.TemporaryDirectory() as scratch:
-        script = gguf_export.unpacked(archive, Path(scratch))
-        return gguf_export.convert(folder, folder.with_suffix(".gguf"), script=script)
+    return gguf_export.convert(folder, folder.with_suffix(".gguf"), script=script)

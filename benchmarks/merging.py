@@ -74,7 +74,7 @@ def copied(state):
 
 
 PEERS = {
-    "mergekit 0.1.5 SLERP": (mergekit, 2),  # many: the disk writes back when it likes
+    "mergekit 0.1.5 SLERP": (mergekit, 2),  # the disk writes back when it likes, so more than one
     "reading both, hashing and writing one, on one core (the limit)": (copied, 2),
 }
 

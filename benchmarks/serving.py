@@ -76,12 +76,11 @@ def by_llama_cpp(file: Path, pairs: list) -> dict:
     return llama_cpp(str(LLAMA), file=str(file), threads=torch.get_num_threads(), texts=[], pairs=pairs)
 
 
-def own_cut(folder: Path, pairs: list) -> Iterator[tuple[list[float], list[float]]]:
-    """Log-likelihoods of llama.cpp's own cut of the uncut model and of ours, both by llama.cpp, if it can be asked."""
-    if LLAMA.is_file() and llama_cpp_pruning.TOOL.is_file():
-        with tempfile.TemporaryDirectory() as scratch:
-            files = llama_cpp_pruning.cut_twice(folder, Path(scratch))
-            yield tuple(by_llama_cpp(file, pairs)["nats"] for file in files.values())
+def both_cuts(folder: Path, pairs: list) -> list[list[float]]:
+    """Log-likelihoods of llama.cpp's own cut of the uncut model and of ours, both by llama.cpp."""
+    with tempfile.TemporaryDirectory() as scratch:
+        files = llama_cpp_pruning.cut_twice(folder, Path(scratch))
+        return [by_llama_cpp(file, pairs)["nats"] for file in files.values()]
 
 
 def measure(folder: Path, *, name: str) -> list[dict]:
@@ -93,7 +92,8 @@ def measure(folder: Path, *, name: str) -> list[dict]:
         for dtype in ("float32", "bfloat16")
     }
     compared = [(engine, dtype, nats, own[dtype]) for engine, dtype, nats in engines(folder, pairs)]
-    compared += [("llama.cpp's own cut, beside ours", SAME, *cuts) for cuts in own_cut(folder, pairs)]
+    if LLAMA.is_file() and llama_cpp_pruning.TOOL.is_file():
+        compared.append(("llama.cpp's own cut, beside ours", SAME, *both_cuts(folder, pairs)))
     return [
         {"model": name, "engine": engine, "precision": dtype, "prompts": len(pairs)}
         | {"tokens": sum(len(continuation) for _, continuation in pairs), "processor": cpu_name()}

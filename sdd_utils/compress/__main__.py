@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,19 +18,12 @@ NAMES = ("model", "data", "cut", "arm", "rows", "seed")  # of a request, beside 
 
 def main() -> int:
     """Parse the command line and compress; exit status 2 and one sentence on wrong input, 130 when interrupted."""
-    arguments = _parser().parse_args()
     try:  # imports take seconds, in which one may interrupt as well
-        from safetensors import SafetensorError
-
         from sdd_utils.base import disk
 
-        try:
-            with disk.told():
-                _compress(arguments)
-        except SafetensorError as error:
-            raise ValueError(
-                f"a file of weights is damaged ({error}): remove {arguments.out}.work, or get the model anew"
-            ) from None
+        arguments = _parser().parse_args()
+        with disk.told(), _damage_told(arguments.out):
+            _compress(arguments)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # libraries say it in many lines
         return 2
@@ -36,6 +31,17 @@ def main() -> int:
         print("interrupted: what is done is kept, the same command goes on from there", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _damage_told(out: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        said = f"a file of weights is damaged ({error}): remove {out}.work, or get the model anew"
+        raise ValueError(said) from None
 
 
 def _compress(arguments: argparse.Namespace) -> None:
@@ -80,9 +86,10 @@ def _asked(arguments: argparse.Namespace) -> tuple["Request", "Settings", dict |
 
 
 def _number(name: str, text: str) -> int:
-    if not text.strip().lstrip("-").isdecimal():
-        raise ValueError(f"{name} {text!r} is no whole number: say, as an example, {name.upper()}=100")
-    return int(text)
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name} {text!r} is no whole number: say, as an example, {name.upper()}=100") from None
 
 
 def _told(request: "Request", wanted: "Settings") -> str:
@@ -98,15 +105,17 @@ def _told(request: "Request", wanted: "Settings") -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from sdd_utils.compress.request import Request
+
     parser = argparse.ArgumentParser(prog="sdd_utils.compress", description=__doc__)
     parser.add_argument("--model", help="hub id org/name[@revision], folder, .gguf file or catalogue name")
     parser.add_argument("--data", help="JSON lines, JSON, CSV or Parquet file, hub data set, or a known set's name")
     cut = "layers (4), parameters (16%%) or weights in memory (6GB)"
-    parser.add_argument("--cut", help=f"{cut}; default 16%%")
+    parser.add_argument("--cut", help=f"{cut}; default {Request.cut.replace('%', '%%')}")
     parser.add_argument("--out", default="compressed", help="the folder to make; default %(default)s")
-    parser.add_argument("--arm", help="how the pruned model is healed; default self_data_ft")
+    parser.add_argument("--arm", help=f"how the pruned model is healed; default {Request.arm}")
     parser.add_argument("--rows", help="training rows, 0 for all; default 800, or all if there are fewer")
-    parser.add_argument("--seed", help="of sampling and training; default 0")
+    parser.add_argument("--seed", help=f"of sampling and training; default {Request.seed}")
     for name in COLUMNS:
         parser.add_argument(f"--{name}", help=f"the column with the {name}, if its name does not say so; - for none")
     parser.add_argument("--recipe", help="the recipe.yaml of a compressed folder, in place of all other options")

@@ -69,18 +69,25 @@ def shown(name: str) -> str:
     return path.name if path.exists() else name
 
 
-def recipe(request: Request, settings: Settings, result: Result) -> dict:
-    """What was asked for, all settings, and what they were applied to: enough to make the folder again.
+def asked(request: Request, settings: Settings) -> dict:
+    """{request, settings}: what is asked for, as a recipe says it.
 
     Of a model or data here only the name is said, not where this machine keeps them.
     """
     columns = {key: name for key, name in settings.own_data.get(settings.data_set, {}).items() if key != "source"}
-    asked = asdict(request) | {"model": shown(request.model), "data": shown(request.data), "columns": columns}
-    kept = {name: value for name, value in asdict(settings).items() if name not in OF_REQUEST}
+    named = asdict(request) | {"model": shown(request.model), "data": shown(request.data), "columns": columns}
+    return {
+        "request": named,
+        "settings": {name: value for name, value in asdict(settings).items() if name not in OF_REQUEST},
+    }
+
+
+def recipe(request: Request, settings: Settings, result: Result) -> dict:
+    """What was asked for, and what it was applied to: enough to make the folder again."""
     block = {name: result.similarity["block"][name] for name in ("start", "block_size")}
     made = {"weights": result.weights, "data": result.data, "block": block, "dtype": precision.dtype_name()}
     made |= {"processor": cpu_name(), "versions": versions()}
-    return {"request": asked, "settings": kept, "made": made}
+    return asked(request, settings) | {"made": made}
 
 
 def write_recipe(folder: Path, content: dict) -> Path:

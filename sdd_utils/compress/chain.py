@@ -16,14 +16,13 @@ import yaml
 from sdd_utils.base.files import remove_unfinished, whole_folder, write_text
 from sdd_utils.compress import card, plan, stages
 from sdd_utils.compress.request import Request, data_set_of, model_of
-from sdd_utils.compress.settings import Settings, check_recipe
+from sdd_utils.compress.settings import Settings, check_settings
 from sdd_utils.models import architecture, store
 from sdd_utils.study.paths import Run
 from sdd_utils.sweep.reproduce import locked
 
 ANSWERS = "answers.md"  # in the work: the models' answers to held-out questions
 _OURS = "manifest.json"  # says where checkpoints of the work lie, so it stays behind
-_GUESSED = ("columns",)  # of a request; a recipe names what was guessed, and the rows tell them apart
 
 
 def work_folder(out: Path) -> Path:
@@ -47,7 +46,8 @@ def check_out(out: Path, asked: dict | None = None) -> None:
     here = (path.relative_to(out).as_posix() for path in sorted(out.rglob("*")) if path.is_file())
     if foreign := [name for name in here if name not in known]:
         raise FileExistsError(f"{out} holds {foreign[0]}, which this command did not write: move it, or {fix}")
-    if asked and any(_answered(out).get(name) != value for name, value in asked.items()):
+    answered = _answered(out) if asked else {}
+    if asked and {name: answered.get(name) for name in asked} != asked:
         raise FileExistsError(f"{out} holds the answer to another request: {fix}")
 
 
@@ -63,9 +63,8 @@ def _answered(out: Path) -> dict:
     """What a finished folder was asked for, by its recipe, as `asked_of` says it."""
     try:
         recipe = yaml.safe_load((out / card.RECIPE).read_text("utf-8"))
-        named = {name: value for name, value in recipe["request"].items() if name not in _GUESSED}
-        return {"request": named, "settings": recipe["settings"]} | recipe["made"]
-    except (OSError, yaml.YAMLError, UnicodeError, KeyError, TypeError, AttributeError):
+        return {name: recipe[name] for name in ("request", "settings")} | recipe["made"]
+    except (OSError, yaml.YAMLError, UnicodeError, KeyError, TypeError):
         raise FileExistsError(f"{out / card.RECIPE} is damaged: remove {out}, and the same command makes it") from None
 
 
@@ -75,10 +74,7 @@ def asked_of(request: Request, settings: Settings, **digests: str) -> dict:
     Args:
         digests: `weights` of the model, where they are here.
     """
-    names = {"model": card.shown(request.model), "data": card.shown(request.data)}
-    named = {name: value for name, value in vars(request).items() if name not in _GUESSED} | names
-    kept = {name: value for name, value in vars(settings).items() if name not in card.OF_REQUEST}
-    return {"request": named, "settings": kept, "data": stages.data_fingerprint(settings)} | digests
+    return card.asked(request, settings) | {"data": stages.data_fingerprint(settings)} | digests
 
 
 def compress(
@@ -228,9 +224,9 @@ def read_recipe(path: Path, *, model: str = "", data: str = "") -> tuple[Request
         named = {name: value for name, value in (("model", model), ("data", data)) if value}
         request, made = Request(**content["request"] | named), content["made"]
         weights, data_then = made["weights"], made["data"]
-        check_recipe(content["settings"], where=str(path))
+        made["block"] = {name: int(made["block"][name]) for name in ("start", "block_size")}
+        check_settings(content["settings"], where=str(path))
         settings = Settings(**content["settings"], model=model_of(request), own_data=data_set_of(request)[1])
-        _ = [int(made["block"][name]) for name in ("start", "block_size")]
     except (yaml.YAMLError, UnicodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no recipe of a compression: take it from a compressed folder") from error
     _check_recipe(settings, weights=weights, data=data_then)

@@ -13,12 +13,11 @@ from sdd_utils.data.rows import load_rows
 from sdd_utils.models import architecture, hub, store
 from sdd_utils.steps import training_rows
 from sdd_utils.study import rules
-from sdd_utils.study.schema import STRICT, Positive, Seed, Study
+from sdd_utils.study.schema import LARGEST_SEED, STRICT, Positive, Seed, Study
 
 LEARNING_RATES = {0.3e9: 5e-4, 3e9: 3e-4}  # by the largest number of parameters: as in the studies of such models
 SMALLEST_RATE = 1e-4  # of all larger models, as in the parent method
 MOST_HELD_OUT, MOST_ANSWERED = 100, 16  # held-out rows that are scored, and questions that are answered
-LARGEST_SEED = 2**32 - 1  # what numpy takes
 REWRITE_TOKENS, ROW_TOKENS = (48, 512), (128, 2048)  # the least and the most that limits are set to
 MEASURED, SPARE = 400, 4 / 3  # rows whose lengths set the limits, and how much longer than most of them is allowed
 _TOKENIZER_FILES = ["*.json", "*.jinja", "tokenizer.model", "*.txt"]
@@ -102,7 +101,7 @@ class Settings:
         return named | {"batch_size": self.evaluation_batch}
 
 
-def check_recipe(settings: dict, *, where: str) -> None:
+def check_settings(settings: dict, *, where: str) -> None:
     """Raise ValueError, in one sentence, unless settings of a recipe have types and ranges as study keys have them."""
     keys = {name: (key.annotation, key) for name, key in Study.model_fields.items() if name in settings}
     keys |= {"seed": (Seed, ...), "held_out": (Positive, ...)}

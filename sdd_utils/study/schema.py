@@ -34,7 +34,8 @@ Value = TypeVar("Value")
 Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what numpy takes
+LARGEST_SEED = 2**32 - 1  # what numpy takes
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Distinct = Annotated[list[Value], AfterValidator(rules.distinct)]  # a list that names nothing twice
 Some = Annotated[Distinct[Value], Field(min_length=1)]  # the same, and not empty
 OrEmpty = Annotated[Value, WrapValidator(lambda value, check: value if value == {} else check(value))]
